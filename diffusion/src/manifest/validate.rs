@@ -1,0 +1,246 @@
+//! Is a manifest true to itself? Every rule that can be checked without opening another file; each error says
+//! the dotted path of the value, what it is and what is accepted.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::guidance;
+use crate::prediction::Variance;
+use crate::solver::SolverConfig;
+use crate::window::Plan;
+
+use super::{
+    Dim, Dtype, FORMAT_VERSION, GOLDEN_FILE, Graph, GraphDevice, MANIFEST_FILE, Manifest, Role, TensorSpec,
+    TensorType, WEIGHTS_FILE, fold,
+};
+
+/// Longest name of a model, file or golden case.
+const MAX_NAME: usize = 64;
+
+/// All rules, in the order of the fields.
+pub(super) fn check(manifest: &Manifest) -> Result<()> {
+    version(manifest.format_version)?;
+    plain_name("name", &manifest.name)?;
+    manifest.config.validate()?;
+    manifest.schedule.build()?;
+    variance(manifest)?;
+    if manifest.value_range != [-1.0, 1.0] {
+        return bad("value_range", format!("{:?}", manifest.value_range), "[-1, 1]");
+    }
+    classes(manifest)?;
+    defaults(manifest)?;
+    files(manifest)?;
+    graphs(manifest)?;
+    lineage(manifest)?;
+    not_blank("licence", &manifest.licence)
+}
+
+/// Only the version that this code writes is read.
+pub(super) fn version(version: u32) -> Result<()> {
+    if version == FORMAT_VERSION {
+        Ok(())
+    } else {
+        bad("format_version", version, format!("{FORMAT_VERSION}, the only version this program reads"))
+    }
+}
+
+fn bad<T>(field: impl Into<String>, got: impl std::fmt::Display, expected: impl Into<String>) -> Result<T> {
+    Err(Error::bad_value(field, got, expected))
+}
+
+fn not_blank(field: &str, text: &str) -> Result<()> {
+    if text.trim().is_empty() { bad(field, "blank", "a text") } else { Ok(()) }
+}
+
+/// A name that is a file's or a folder's on any system, and never a path.
+fn plain_name(field: &str, name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=MAX_NAME).contains(&name.len())
+        && name.chars().all(plain)
+        && !name.starts_with('.')
+        && !name.contains("..")
+    {
+        Ok(())
+    } else {
+        let expected = format!(
+            "1 to {MAX_NAME} of the characters A-Z a-z 0-9 . _ -, not beginning with a dot and without two dots in a row"
+        );
+        bad(field, format!("{name:?}"), expected)
+    }
+}
+
+fn sha256(field: String, digest: &str) -> Result<()> {
+    if digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        Ok(())
+    } else {
+        bad(field, format!("{digest:?}"), "64 lower-case hexadecimal digits")
+    }
+}
+
+fn variance(manifest: &Manifest) -> Result<()> {
+    let learned = manifest.variance == Variance::LearnedRange;
+    if learned == manifest.config.learn_sigma {
+        return Ok(());
+    }
+    let expected = if learned {
+        "fixed_small or fixed_large, since config.learn_sigma is false"
+    } else {
+        "learned_range, since config.learn_sigma is true"
+    };
+    bad("variance", manifest.variance, expected)
+}
+
+fn classes(manifest: &Manifest) -> Result<()> {
+    let (names, count) = (manifest.classes.len(), manifest.config.classes);
+    if names != count {
+        return bad("classes", format!("{names} classes"), format!("{count}, as config.classes says"));
+    }
+    let mut seen: HashMap<String, String> = HashMap::new();
+    for (i, class) in manifest.classes.iter().enumerate() {
+        let name = std::iter::once((format!("classes[{i}].name"), &class.name));
+        let aliases =
+            class.aliases.iter().enumerate().map(|(j, alias)| (format!("classes[{i}].aliases[{j}]"), alias));
+        for (field, word) in name.chain(aliases) {
+            not_blank(&field, word)?;
+            if let Some(other) = seen.insert(fold(word), field.clone()) {
+                return bad(field, format!("{word:?}"), format!("a word that {other} does not mean"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn defaults(manifest: &Manifest) -> Result<()> {
+    let defaults = &manifest.defaults;
+    let solver = SolverConfig {
+        sampler: defaults.sampler,
+        grid: defaults.grid,
+        steps: defaults.steps,
+        eta: defaults.eta,
+        clip_x0: defaults.clip_x0,
+        prediction: manifest.prediction,
+        variance: manifest.variance,
+    };
+    let schedule = manifest.schedule.build()?;
+    solver.build(&schedule).map_err(|error| error.within("defaults"))?;
+    guidance::check_scale(defaults.guidance_scale).map_err(|error| error.within("defaults"))?;
+    if manifest.config.classes == 0 && guidance::needs_unconditional(defaults.guidance_scale) {
+        return bad("defaults.guidance_scale", defaults.guidance_scale, "1, since the model has no classes");
+    }
+    Ok(())
+}
+
+fn files(manifest: &Manifest) -> Result<()> {
+    for (name, file) in &manifest.files {
+        plain_name("files", name)?;
+        if name == MANIFEST_FILE {
+            return bad("files", format!("{name:?}"), "every file but the manifest itself");
+        }
+        sha256(format!("files[{name:?}].sha256"), &file.sha256)?;
+        if file.size == 0 {
+            return bad(format!("files[{name:?}].size"), 0, "at least 1 byte");
+        }
+    }
+    for name in [WEIGHTS_FILE, GOLDEN_FILE] {
+        if !manifest.files.contains_key(name) {
+            return bad("files", format!("without {name:?}"), "a digest of every file of the package");
+        }
+    }
+    Ok(())
+}
+
+fn graphs(manifest: &Manifest) -> Result<()> {
+    let mut seen = HashSet::new();
+    for (i, graph) in manifest.graphs.iter().enumerate() {
+        graph_rules(manifest, graph).map_err(|error| error.within(&format!("graphs[{i}]")))?;
+        if !seen.insert((graph.role, graph.device, graph.dtype)) {
+            let got = format!("a second {:?} of {:?} on {:?}", graph.role, graph.dtype, graph.device);
+            return bad(format!("graphs[{i}]"), got.to_lowercase(), "one graph per role, device and dtype");
+        }
+    }
+    if !seen.contains(&(Role::Denoiser, GraphDevice::Any, Dtype::F32)) {
+        return bad("graphs", "without a denoiser for any device in f32", "one, which every package has");
+    }
+    Ok(())
+}
+
+fn graph_rules(manifest: &Manifest, graph: &Graph) -> Result<()> {
+    plain_name("file", &graph.file)?;
+    if !manifest.files.contains_key(&graph.file) {
+        return bad("file", format!("{:?}", graph.file), "a file that `files` lists");
+    }
+    let (plans, depth) = (graph.plan.len(), manifest.config.depth);
+    if plans != depth {
+        return bad("plan", format!("{plans} plans"), format!("one for each of the {depth} blocks"));
+    }
+    let grid = manifest.config.grid();
+    let widest = grid.height.max(grid.width);
+    for (i, plan) in graph.plan.iter().enumerate() {
+        if let Plan::Tiles { side } = *plan
+            && !(1..=widest).contains(&side)
+        {
+            return bad(format!("plan[{i}].tiles.side"), side, format!("1 to {widest}"));
+        }
+    }
+    if !(graph.tolerance > 0.0 && graph.tolerance < 1.0) {
+        return bad("tolerance", graph.tolerance, "a relative error between 0 and 1");
+    }
+    let mut cases = HashSet::new();
+    for (i, case) in graph.golden.iter().enumerate() {
+        plain_name(&format!("golden[{i}]"), case)?;
+        if !cases.insert(case) {
+            return bad(format!("golden[{i}]"), format!("{case:?}"), "every case once");
+        }
+    }
+    if cases.is_empty() {
+        return bad("golden", "empty", "at least one case: a graph without proof is not served");
+    }
+    tensors(manifest, graph)
+}
+
+/// A denoiser has exactly these tensors; the other roles have more behind them.
+fn tensors(manifest: &Manifest, graph: &Graph) -> Result<()> {
+    let config = &manifest.config;
+    let image = |channels| {
+        let fixed = [channels, config.height, config.width].map(Dim::Fixed);
+        std::iter::once(Dim::batch()).chain(fixed).collect::<Vec<_>>()
+    };
+    let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
+    let inputs = [
+        spec("x", TensorType::F32, image(config.channels)),
+        spec("t", TensorType::F32, vec![Dim::batch()]),
+        spec("y", TensorType::I64, vec![Dim::batch()]),
+    ];
+    let outputs = [spec("prediction", TensorType::F32, image(config.out_channels()))];
+    begins_with("inputs", &graph.inputs, &inputs, graph.role == Role::Denoiser)?;
+    if matches!(graph.role, Role::Denoiser | Role::Attention) {
+        begins_with("outputs", &graph.outputs, &outputs, graph.role == Role::Denoiser)?;
+    }
+    Ok(())
+}
+
+fn begins_with(field: &str, got: &[TensorSpec], expected: &[TensorSpec], exactly: bool) -> Result<()> {
+    for (i, expected) in expected.iter().enumerate() {
+        match got.get(i) {
+            Some(got) if got == expected => {}
+            Some(got) => return bad(format!("{field}[{i}]"), got, expected.to_string()),
+            None => return bad(format!("{field}[{i}]"), "missing", expected.to_string()),
+        }
+    }
+    match got.get(expected.len()) {
+        Some(extra) if exactly => bad(format!("{field}[{}]", expected.len()), extra, "no further tensor"),
+        _ => Ok(()),
+    }
+}
+
+fn lineage(manifest: &Manifest) -> Result<()> {
+    let lineage = &manifest.lineage;
+    not_blank("lineage.data", &lineage.data)?;
+    sha256("lineage.data_sha256".to_owned(), &lineage.data_sha256)?;
+    for (name, value) in &lineage.metrics {
+        if !value.is_finite() {
+            return bad(format!("lineage.metrics[{name:?}]"), value, "a finite number");
+        }
+    }
+    Ok(())
+}
