@@ -1,0 +1,18 @@
+//! `cargo xtask openapi`: the suite's own test writes the document that it otherwise compares, so there is
+//! one way to make it.
+
+use anyhow::Result;
+
+use crate::setup::{self, Need};
+use crate::{paths, process};
+
+pub(crate) fn run() -> Result<()> {
+    let environment = setup::ensure(&[Need::Ort])?;
+    let mut command = process::cargo(["test", "--package", "suite", "--test", "suite", "openapi"]);
+    process::run(environment.apply(command.env("UPDATE_OPENAPI", "1")))?;
+    eprintln!(
+        "wrote {}; read its diff before committing",
+        paths::root().join("openapi/openapi.json").display()
+    );
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask serve`: ONNX Runtime into the cache, the server built for release, and this process becomes
+//! the server, so that signals and the exit status are its own.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Need};
+use crate::{paths, process};
+
+pub(crate) fn run(args: &[OsString]) -> Result<()> {
+    let environment = setup::ensure(&[need(args, setup::has_ort_cuda()?)])?;
+    let here = std::env::current_dir().context("the current folder is gone")?;
+    let mut command =
+        process::cargo(["run", "--release", "--package", "windowpane-server", "--bin", "windowpane"]);
+    command.arg("--manifest-path").arg(paths::root().join("Cargo.toml")).arg("--");
+    // Relative paths among the arguments are meant from where they were typed.
+    command.current_dir(&here).args(default_models(args, &here, paths::root())).args(args);
+    process::become_it(environment.apply(&mut command))
+}
+
+/// Which build of ONNX Runtime the arguments ask for. `auto` takes the CUDA build where `setup --cuda`
+/// brought it; a download of 247 MB is not begun for a maybe.
+fn need(args: &[OsString], has_cuda: bool) -> Need {
+    match value_of("--device", args) {
+        Some("cuda") => Need::OrtCuda,
+        Some("auto") if has_cuda => Need::OrtCuda,
+        _ => Need::Ort,
+    }
+}
+
+/// The server's default folder is `models` in the current folder; from elsewhere in the repository, it is
+/// said where that is.
+fn default_models(args: &[OsString], here: &Path, root: &Path) -> Vec<OsString> {
+    if here == root || here.join("models").is_dir() || value_of("--models", args).is_some() {
+        return Vec::new();
+    }
+    vec!["--models".into(), root.join("models").into()]
+}
+
+/// The value of a flag, given as `--flag value` or `--flag=value`; the last one counts.
+fn value_of<'a>(flag: &str, args: &'a [OsString]) -> Option<&'a str> {
+    let words: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap_or("")).collect();
+    let mut value = None;
+    for (i, word) in words.iter().enumerate() {
+        match word.strip_prefix(flag) {
+            Some("") => value = words.get(i + 1).copied(),
+            Some(rest) if rest.starts_with('=') => value = Some(&rest[1..]),
+            _ => {}
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_device_chooses_the_library() {
+        for (args, has_cuda, expected) in [
+            ("", true, Need::Ort),
+            ("--device cpu", true, Need::Ort),
+            ("--port 1 --device cuda", false, Need::OrtCuda),
+            ("--device=cuda", false, Need::OrtCuda),
+            ("--device auto", false, Need::Ort),
+            ("--device auto", true, Need::OrtCuda),
+            ("--device cuda --device cpu", true, Need::Ort),
+            ("--device", true, Need::Ort),
+            ("--devices cuda", false, Need::Ort),
+        ] {
+            assert_eq!(need(&words(args), has_cuda), expected, "{args}");
+        }
+    }
+
+    #[test]
+    fn models_are_the_repositorys_unless_told() {
+        let root = tempfile::tempdir().unwrap();
+        let below = root.path().join("trainer");
+        std::fs::create_dir_all(root.path().join("models")).unwrap();
+        std::fs::create_dir_all(&below).unwrap();
+        let expected = vec![OsString::from("--models"), root.path().join("models").into()];
+        assert_eq!(default_models(&[], &below, root.path()), expected);
+        assert!(default_models(&[], root.path(), root.path()).is_empty());
+        assert!(default_models(&words("--models /m"), &below, root.path()).is_empty());
+        assert!(default_models(&words("--models=/m"), &below, root.path()).is_empty());
+        std::fs::create_dir_all(below.join("models")).unwrap();
+        assert!(default_models(&[], &below, root.path()).is_empty());
+    }
+}

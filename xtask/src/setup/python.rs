@@ -1,0 +1,114 @@
+//! The Python that runs pip. Nothing of ours is Python; it is how the wheels come, and what the suite's
+//! foreign clients are.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// A Python that was seen to run.
+#[derive(Debug)]
+pub(crate) struct Python {
+    program: OsString,
+    /// As `sys.version` says it, in one line: tells one installation from another.
+    pub version: String,
+}
+
+impl Python {
+    pub(crate) fn find() -> Result<Self> {
+        Self::at(OsStr::new("python3"))
+    }
+
+    fn at(program: &OsStr) -> Result<Self> {
+        const MISSING: &str = "python3 is needed to download libraries; on Debian and Ubuntu: \
+                               apt-get install python3 python3-pip";
+        let mut command = Command::new(program);
+        command
+            .args(["-c", "import sys; print(sys.version.replace('\\n', ' '), sys.base_prefix)"])
+            .stdin(Stdio::null());
+        let output = command.output().with_context(|| MISSING)?;
+        if !output.status.success() {
+            bail!(
+                "{MISSING} (`python3` is there, but ends with {}: {})",
+                output.status,
+                last_line(&output.stderr)
+            );
+        }
+        Ok(Self {
+            program: program.to_owned(),
+            version: String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        })
+    }
+
+    /// Makes sure that it has pip.
+    pub(crate) fn check_pip(&self) -> Result<()> {
+        let output = self.command(["-m", "pip", "--version"]).output().context("cannot start python3")?;
+        if !output.status.success() {
+            bail!(
+                "pip is needed to download libraries, but `python3 -m pip --version` says: {}; \
+                 on Debian and Ubuntu: apt-get install python3-pip",
+                last_line(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+
+    /// pip, quiet and without questions, its settings (index, proxy, certificates) being the user's own. Its
+    /// temporary files go to `scratch`, on the file system whose space was looked at. It keeps no cache:
+    /// half a gigabyte twice is enough.
+    pub(crate) fn pip<'a>(&self, args: impl IntoIterator<Item = &'a str>, scratch: &Path) -> Command {
+        let mut command = self.command(["-m", "pip"]);
+        command.args(args).env("TMPDIR", scratch);
+        command.args([
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-cache-dir",
+            "--progress-bar",
+            "off",
+        ]);
+        command
+    }
+
+    pub(crate) fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).stdin(Stdio::null()).env_remove("PYTHONPATH").env_remove("PYTHONHOME");
+        command
+    }
+}
+
+fn last_line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("nothing")
+        .trim()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_python_is_said_with_its_remedy() {
+        let error = Python::at(OsStr::new("windowpane-no-python")).unwrap_err();
+        assert!(format!("{error:#}").contains("apt-get install python3 python3-pip"), "{error:#}");
+        let error = Python::at(OsStr::new("false")).unwrap_err();
+        assert!(format!("{error:#}").contains("is there, but ends with"), "{error:#}");
+    }
+
+    #[test]
+    fn no_pip_is_said_with_its_remedy() {
+        let python = Python { program: "false".into(), version: String::new() };
+        let error = python.check_pip().unwrap_err().to_string();
+        assert!(error.contains("apt-get install python3-pip"), "{error}");
+    }
+
+    #[test]
+    fn the_last_line_with_words_is_the_one_that_counts() {
+        assert_eq!(last_line(b"Traceback\n  ModuleNotFoundError: pip\n\n"), "ModuleNotFoundError: pip");
+        assert_eq!(last_line(b""), "nothing");
+    }
+}
