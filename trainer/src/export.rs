@@ -1,0 +1,390 @@
+//! From a checkpoint to a model package: a graph per device, the weights once, a golden, a card and a manifest.
+//!
+//! `dit` mirrors the network as a `graph` of `ops`, with `attention`'s windows realised as `plan` says; `lower`
+//! turns it into `onnx`, with `weights` beside it; `golden` is the proof, computed by the network itself. `eval`
+//! interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+use windowpane_diffusion::manifest::{
+    self, FileDigest, GraphDevice, Lineage, MANIFEST_FILE, Manifest, Role, SampleDefaults, TensorSpec,
+    TensorType,
+};
+use windowpane_diffusion::{ModelConfig, Plan};
+
+use crate::checkpoint::Meta;
+use crate::config::{ExportTable, StoredWeights};
+use crate::model::position_table;
+use crate::params::Layout;
+
+pub mod attention;
+mod card;
+pub mod dit;
+pub mod error;
+pub mod eval;
+pub mod golden;
+pub mod graph;
+pub mod lower;
+pub mod onnx;
+pub mod ops;
+pub mod plan;
+pub mod shape;
+pub mod single;
+pub mod weights;
+
+pub use error::ExportError;
+use graph::Graph;
+use shape::Dtype;
+use weights::WeightFile;
+
+/// Largest relative error at which an f32 graph matches its golden: a few roundings, summed over a network.
+const TOLERANCE_F32: f64 = 1e-4;
+
+/// The same for f16, whose unit of rounding is 8,192 times as large.
+const TOLERANCE_F16: f64 = 3e-2;
+
+/// All that a package is made of.
+#[derive(Debug)]
+pub struct ExportRequest<'a> {
+    /// Name under which the model will be served.
+    pub name: String,
+    /// A sentence for people.
+    pub description: String,
+    /// Licence of weights and data.
+    pub licence: String,
+    /// The network, its noise, prediction and classes.
+    pub meta: &'a Meta,
+    /// The parameters to ship (the moving average, as a rule), `[parameters]` f32.
+    pub flat: &'a Tensor,
+    /// How to sample where a request does not say.
+    pub defaults: SampleDefaults,
+    /// Where the weights came from.
+    pub lineage: Lineage,
+    /// How weights are stored, and whether there is a graph for CUDA.
+    pub table: ExportTable,
+    /// Further files by name, such as `samples.png`.
+    pub extra: Vec<(String, Vec<u8>)>,
+    /// The package's folder.
+    pub out: PathBuf,
+    /// Whether a folder that exists is replaced.
+    pub force: bool,
+}
+
+/// Writes the package: into a folder beside `out`, which takes its name when everything is there. Errors: `out`
+/// exists, weights that cannot be stored, a manifest that contradicts itself, a full disk.
+pub fn export(request: &ExportRequest<'_>) -> Result<Manifest, ExportError> {
+    if request.out.exists() && !request.force {
+        return Err(ExportError::Exists { path: request.out.clone() });
+    }
+    request.meta.config.validate()?;
+    let parent = match request.out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(ExportError::io(parent))?;
+    let partial = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
+    let partial = partial.map_err(ExportError::io(parent))?;
+    let manifest = write_files(request, partial.path())?;
+    replace(&partial.keep(), &request.out)?;
+    Ok(manifest)
+}
+
+/// The weights of a package, rounded as they are stored. The position table stays f32: the model computes it, so
+/// rounding it would make another model.
+pub fn stored_weights(
+    config: &ModelConfig,
+    flat: &Tensor,
+    stored: StoredWeights,
+) -> Result<WeightFile, ExportError> {
+    let dtype = match stored {
+        StoredWeights::F32 => Dtype::F32,
+        StoredWeights::F16 => Dtype::F16,
+    };
+    let layout = Layout::of(config);
+    let views = layout.views(&flat.f_to_kind(Kind::Float)?);
+    let mut weights = WeightFile::new();
+    for entry in &layout.entries {
+        weights.add(&entry.name, &views[&entry.name], dtype)?;
+    }
+    let table = Tensor::from_slice(&position_table(config.grid(), config.hidden));
+    let table = table.f_reshape([1, config.grid().tokens() as i64, config.hidden as i64])?;
+    weights.add("pos_embed", &table, Dtype::F32)?;
+    Ok(weights)
+}
+
+fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, ExportError> {
+    let config = &request.meta.config;
+    let weights = stored_weights(config, request.flat, request.table.weights)?;
+    let plans = plan::plans(config);
+    let cases = golden::cases(config, request.meta.schedule.steps, &rounded(config, &weights)?)?;
+    let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
+
+    let mut graphs = Vec::new();
+    let mut add = |device, dtype: Dtype, tolerance| -> Result<(), ExportError> {
+        let graph = dit::denoiser(config, &plans, dtype)?;
+        let file = format!("denoiser.{dtype}.onnx");
+        let doc = format!("{}: {} (computes in {dtype})", request.name, request.description);
+        write(dir, &file, &lower::lower(&graph, &weights, &request.name, &doc)?.encode_to_vec())?;
+        graphs.push(described(&graph, file, device, dtype, &plans, tolerance, &names));
+        Ok(())
+    };
+    add(GraphDevice::Any, Dtype::F32, TOLERANCE_F32)?;
+    if request.table.cuda {
+        add(GraphDevice::Cuda, Dtype::F16, TOLERANCE_F16)?;
+    }
+
+    let path = dir.join(manifest::WEIGHTS_FILE);
+    let mut file = BufWriter::new(File::create(&path).map_err(ExportError::io(&path))?);
+    weights.write(&mut file).and_then(|()| file.flush()).map_err(ExportError::io(&path))?;
+    golden::write(&dir.join(manifest::GOLDEN_FILE), &cases)?;
+    for (name, bytes) in &request.extra {
+        write(dir, name, bytes)?;
+    }
+    write(dir, card::CARD_FILE, card::text(request, &plans).as_bytes())?;
+
+    let manifest = Manifest {
+        format_version: manifest::FORMAT_VERSION,
+        name: request.name.clone(),
+        description: request.description.clone(),
+        config: config.clone(),
+        schedule: request.meta.schedule,
+        prediction: request.meta.prediction,
+        variance: request.meta.variance,
+        value_range: [-1.0, 1.0],
+        classes: request.meta.classes.clone(),
+        defaults: request.defaults,
+        graphs,
+        files: digests(dir)?,
+        lineage: request.lineage.clone(),
+        licence: request.licence.clone(),
+    };
+    manifest.validate()?;
+    write(dir, MANIFEST_FILE, manifest.to_json().as_bytes())?;
+    Ok(manifest)
+}
+
+/// The rounded parameters as the flat buffer that the network binds to. `[parameters]`
+fn rounded(config: &ModelConfig, weights: &WeightFile) -> Result<Tensor, ExportError> {
+    let layout = Layout::of(config);
+    let parts = layout.entries.iter().map(|entry| Ok(weights.get(&entry.name)?.values.as_slice()));
+    let parts = parts.collect::<Result<Vec<_>, ExportError>>()?;
+    Ok(Tensor::from_slice(&parts.concat()))
+}
+
+/// What the manifest says of a graph.
+fn described(
+    graph: &Graph,
+    file: String,
+    device: GraphDevice,
+    dtype: Dtype,
+    plans: &[Plan],
+    tolerance: f64,
+    golden: &[String],
+) -> manifest::Graph {
+    let spec = |value: &graph::Value| TensorSpec {
+        name: value.name.clone(),
+        dtype: match value.ty.dtype {
+            Dtype::F32 => TensorType::F32,
+            Dtype::F16 => TensorType::F16,
+            Dtype::I64 => TensorType::I64,
+        },
+        shape: value
+            .ty
+            .shape
+            .dims()
+            .iter()
+            .map(|dim| match dim {
+                shape::Dim::Fixed(n) => manifest::Dim::Fixed(*n),
+                shape::Dim::Batch(_) => manifest::Dim::Named(dim.to_string()),
+            })
+            .collect(),
+    };
+    manifest::Graph {
+        role: Role::Denoiser,
+        device,
+        dtype: if dtype == Dtype::F16 { manifest::Dtype::F16 } else { manifest::Dtype::F32 },
+        file,
+        plan: plans.to_vec(),
+        tolerance,
+        golden: golden.to_vec(),
+        inputs: graph.inputs().map(spec).collect(),
+        outputs: graph.outputs().iter().map(|&id| spec(graph.value(id))).collect(),
+    }
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), ExportError> {
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).map_err(ExportError::io(&path))
+}
+
+/// Digest and size of every file in `dir`.
+fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>, ExportError> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(ExportError::io(dir))? {
+        let path = entry.map_err(ExportError::io(dir))?.path();
+        let bytes = std::fs::read(&path).map_err(ExportError::io(&path))?;
+        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        files.insert(name, FileDigest { sha256, size: bytes.len() as u64 });
+    }
+    Ok(files)
+}
+
+/// Gives the finished folder its name; what had it before is removed only after that.
+fn replace(finished: &Path, out: &Path) -> Result<(), ExportError> {
+    use std::os::unix::fs::PermissionsExt;
+    // Temporary folders are private; a package is for whoever may read its surroundings.
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(finished, open).map_err(ExportError::io(finished))?;
+    let old = finished.with_extension("old");
+    if out.exists() {
+        std::fs::rename(out, &old).map_err(ExportError::io(out))?;
+    }
+    std::fs::rename(finished, out).map_err(ExportError::io(out))?;
+    if old.exists() {
+        std::fs::remove_dir_all(&old).map_err(ExportError::io(&old))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use windowpane_diffusion::manifest::Class;
+    use windowpane_diffusion::solver::{Sampler, TimeGrid};
+    use windowpane_diffusion::{Prediction, ScheduleConfig, ScheduleKind, Variance, Window};
+
+    use super::*;
+
+    fn meta() -> Meta {
+        let config = ModelConfig {
+            channels: 1,
+            height: 8,
+            width: 6,
+            patch: 1,
+            hidden: 8,
+            depth: 2,
+            heads: 2,
+            mlp_ratio: 2,
+            classes: 1,
+            learn_sigma: false,
+            windows: vec![Window::local(3).unwrap(), Window::Global],
+        };
+        Meta {
+            config,
+            schedule: ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000 },
+            prediction: Prediction::Eps,
+            variance: Variance::FixedSmall,
+            classes: vec![Class { name: "thing".into(), aliases: Vec::new() }],
+            step: 7,
+        }
+    }
+
+    fn request<'a>(meta: &'a Meta, flat: &'a Tensor, out: PathBuf) -> ExportRequest<'a> {
+        ExportRequest {
+            name: "small".into(),
+            description: "A network of a few hundred weights".into(),
+            licence: "none".into(),
+            meta,
+            flat,
+            defaults: SampleDefaults {
+                sampler: Sampler::Ddim,
+                grid: TimeGrid::Uniform,
+                steps: 10,
+                guidance_scale: 1.0,
+                eta: 0.0,
+                clip_x0: true,
+            },
+            lineage: Lineage {
+                data: "none".into(),
+                data_sha256: "0".repeat(64),
+                images: 1,
+                seed: 1,
+                steps: 7,
+                trainer: "test".into(),
+                metrics: BTreeMap::from([("loss".into(), 0.5)]),
+            },
+            table: ExportTable { weights: StoredWeights::F16, cuda: true },
+            extra: vec![("samples.png".into(), vec![1, 2, 3])],
+            out,
+            force: false,
+        }
+    }
+
+    #[test]
+    fn a_package_is_whole_and_says_so() {
+        let (meta, dir) = (meta(), tempfile::tempdir().unwrap());
+        let flat = dit::tests::parameters(&meta.config);
+        let out = dir.path().join("models/small");
+        let mut wanted = request(&meta, &flat, out.clone());
+        let manifest = export(&wanted).unwrap();
+        let text = std::fs::read_to_string(out.join(MANIFEST_FILE)).unwrap();
+        assert_eq!(Manifest::from_json(&text).unwrap(), manifest);
+        let mut on_disk = digests(&out).unwrap();
+        on_disk.remove(MANIFEST_FILE).unwrap();
+        assert_eq!(on_disk, manifest.files);
+        let names: Vec<_> = manifest.files.keys().map(String::as_str).collect();
+        let graphs = ["denoiser.f16.onnx", "denoiser.f32.onnx"];
+        let expected =
+            [&["CARD.md"][..], &graphs, &["golden.safetensors", "samples.png", "weights.bin"]].concat();
+        assert_eq!(names, expected);
+        let card = std::fs::read_to_string(out.join("CARD.md")).unwrap();
+        assert!(
+            card.contains("![Samples](samples.png)") && card.contains("| windows | 3×3, global |"),
+            "{card}"
+        );
+
+        // A second export is refused, or replaces the first and leaves nothing else behind.
+        assert!(matches!(export(&wanted), Err(ExportError::Exists { .. })));
+        wanted.force = true;
+        wanted.extra.clear();
+        export(&wanted).unwrap();
+        assert!(!out.join("samples.png").exists());
+        assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_export_leaves_nothing() {
+        let (meta, dir) = (meta(), tempfile::tempdir().unwrap());
+        let flat = dit::tests::parameters(&meta.config) * 1e9;
+        let out = dir.path().join("small");
+        assert!(matches!(export(&request(&meta, &flat, out)), Err(ExportError::WeightValue { .. })));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn lowered_graphs_keep_the_checkpoints_names() {
+        let meta = meta();
+        let flat = dit::tests::parameters(&meta.config);
+        let weights = stored_weights(&meta.config, &flat, StoredWeights::F16).unwrap();
+        let plans = [Plan::Tiles { side: 2 }, Plan::Dense];
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let graph = dit::denoiser(&meta.config, &plans, dtype).unwrap();
+            let model = lower::lower(&graph, &weights, "small", "").unwrap();
+            let proto = onnx::ModelProto::decode(&model.encode_to_vec()[..]).unwrap().graph.unwrap();
+            for entry in &Layout::of(&meta.config).entries {
+                let found = proto.initializer.iter().find(|t| t.name.as_ref() == Some(&entry.name));
+                let dims = &found.expect("every parameter is there").dims;
+                assert_eq!(dims, &entry.shape, "{}", entry.name);
+            }
+            let count = |op: &str| proto.node.iter().filter(|n| n.op_type.as_deref() == Some(op)).count();
+            // Six parts of each block's modulation are one Split each, and the final layer's two.
+            assert_eq!((count("Split"), count("Slice")), (3, 0));
+            assert!(proto.node.iter().any(|n| n.name.as_deref() == Some("blocks.1.attn.softmax")));
+            // Every name that is read has been written before.
+            let mut known: std::collections::HashSet<&String> =
+                proto.initializer.iter().filter_map(|t| t.name.as_ref()).collect();
+            known.extend(proto.input.iter().filter_map(|v| v.name.as_ref()));
+            for node in &proto.node {
+                assert!(node.input.iter().all(|name| known.contains(name)), "{node:?}");
+                assert!(node.output.iter().all(|name| known.insert(name)), "{node:?}");
+            }
+            assert!(proto.output.iter().all(|v| known.contains(v.name.as_ref().unwrap())));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Windowed attention as a graph: the mirror of the trainer's `attention.rs`.
+//!
+//! Queries, keys and values of every tile are collected by one flat Gather each, straight out of the qkv product's
+//! rows; in ONNX Runtime that beats slices and two-step gathers, and it takes the place of the transposition that
+//! splits heads. A dense layer is the same with a single tile, which holds the whole grid.
+//!
+//! Both axes of a window are independent, so indices and biases are written as a part for rows and a part for
+//! columns, whose sum the runtime computes once, at load: a graph holds kilobytes of them, not megabytes.
+
+use windowpane_diffusion::{Grid, Plan, TilePlan, Window};
+
+use super::graph::{Graph, GraphError, ValueId};
+use super::ops::Op;
+use super::shape::{Dim, Dtype, Shape};
+
+/// What all attention layers of a network share.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// The token grid.
+    pub grid: Grid,
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Images at once.
+    pub batch: Dim,
+    /// Type that scores are computed in.
+    pub dtype: Dtype,
+}
+
+/// A window with its plan as values of a graph. Layers of one window share them.
+#[derive(Debug, Clone, Copy)]
+pub struct WindowValues {
+    tiles: usize,
+    queries: usize,
+    keys: usize,
+    /// Rows of `[tokens * 3 * heads, head_dim]` holding each query, `[heads, tiles, queries]`.
+    query_rows: ValueId,
+    /// Rows holding each key, `[heads, tiles, keys]`.
+    key_rows: ValueId,
+    /// Rows holding each value, `[heads, tiles, keys]`.
+    value_rows: ValueId,
+    /// Rows of `[heads * tiles * queries, head_dim]` holding each token's result, `[tokens, heads]`.
+    output_rows: ValueId,
+    /// 0 or hidden, `[tiles, queries, keys]`; none where no pair is hidden.
+    bias: Option<ValueId>,
+    /// `1 / sqrt(head_dim)`.
+    scale: ValueId,
+}
+
+/// A window's tiles along one axis of the grid.
+struct Axes {
+    rows: TilePlan,
+    cols: TilePlan,
+}
+
+// === impl Axes ===
+
+impl Axes {
+    fn new(window: Window, grid: Grid, plan: Plan) -> Self {
+        let side = match plan {
+            Plan::Dense => grid.height.max(grid.width),
+            Plan::Tiles { side } => side,
+        };
+        Self {
+            rows: window.tile_plan(Grid::new(grid.height, 1), side),
+            cols: window.tile_plan(Grid::new(1, grid.width), side),
+        }
+    }
+}
+
+// === impl WindowValues ===
+
+impl WindowValues {
+    /// Appends the constants of `window`, realised as `plan`, to the graph; `name` prefixes their names.
+    pub fn new(
+        graph: &mut Graph,
+        name: &str,
+        window: Window,
+        plan: Plan,
+        heads: &Heads,
+    ) -> Result<Self, GraphError> {
+        let Axes { rows, cols } = Axes::new(window, heads.grid, plan);
+        let (tiles, queries, keys) =
+            (rows.tiles * cols.tiles, rows.queries * cols.queries, rows.keys * cols.keys);
+        let mut sum = Sum { graph, name };
+        // Row of a token's query, key or value: (token * 3 + part) * heads + head.
+        let token = 3 * heads.heads;
+        let collected = |of: fn(&TilePlan) -> (&[usize], usize)| {
+            let ((ys, height), (xs, width)) = (of(&rows), of(&cols));
+            let y = (scaled(ys, heads.grid.width * token), [rows.tiles, 1, height, 1]);
+            let x = (scaled(xs, token), [1, cols.tiles, 1, width]);
+            (y, x)
+        };
+        let (y, x) = collected(|plan| (&plan.query_index, plan.queries));
+        let query = sum.indices("query_tokens", y, x, &[1, tiles, queries])?;
+        let (y, x) = collected(|plan| (&plan.key_index, plan.keys));
+        let key = sum.indices("key_tokens", y, x, &[1, tiles, keys])?;
+        let part = |sum: &mut Sum, name: &str, tokens: ValueId, part: usize| {
+            let offsets = (0..heads.heads).map(|head| (part * heads.heads + head) as i64).collect();
+            let offsets = sum.graph.indices(&sum.named(name, "heads"), &[heads.heads, 1, 1], offsets)?;
+            sum.graph.add(&sum.named(name, "rows"), Op::Add, &[tokens, offsets])
+        };
+        let query_rows = part(&mut sum, "query", query, 0)?;
+        let key_rows = part(&mut sum, "key", key, 1)?;
+        let value_rows = part(&mut sum, "value", key, 2)?;
+        let output_rows = sum.output_rows(&rows, &cols, heads)?;
+        let bias = if window.covers(heads.grid) {
+            None
+        } else {
+            Some(sum.bias(&rows, &cols, heads.dtype, [tiles, queries, keys])?)
+        };
+        let scale = 1.0 / (heads.head_dim as f32).sqrt();
+        let scale = sum.graph.floats(&sum.named("score", "scale"), heads.dtype, &[], vec![scale])?;
+        Ok(Self { tiles, queries, keys, query_rows, key_rows, value_rows, output_rows, bias, scale })
+    }
+
+    /// Appends `softmax(q kᵀ / sqrt(head_dim) + window) v`; `name` prefixes the nodes' names.
+    ///
+    /// # Shapes
+    /// `qkv` is `[n * tokens, 3 * heads * head_dim]`, the result `[n * tokens, heads * head_dim]`.
+    pub fn attend(
+        &self,
+        graph: &mut Graph,
+        name: &str,
+        qkv: ValueId,
+        heads: &Heads,
+    ) -> Result<ValueId, GraphError> {
+        let (tokens, dim, batch) = (heads.grid.tokens(), heads.head_dim, heads.batch);
+        let named = |what: &str| format!("{name}.{what}");
+        let flat = Shape::led_by(batch, &[tokens * 3 * heads.heads, dim]);
+        let flat = graph.add(&named("qkv.rows"), Op::Reshape(flat), &[qkv])?; // [n, tokens * 3 * heads, dim]
+        let rows = Op::Gather { axis: 1 };
+        let q = graph.add(&named("q"), rows.clone(), &[flat, self.query_rows])?; // [n, heads, tiles, queries, dim]
+        let k = graph.add(&named("k"), rows.clone(), &[flat, self.key_rows])?; // [n, heads, tiles, keys, dim]
+        let v = graph.add(&named("v"), rows.clone(), &[flat, self.value_rows])?; // [n, heads, tiles, keys, dim]
+        let q = graph.add(&named("q.scaled"), Op::Mul, &[q, self.scale])?;
+        let scores = Op::MatMul { transpose_a: false, transpose_b: true };
+        let mut scores = graph.add(&named("scores"), scores, &[q, k])?; // [n, heads, tiles, queries, keys]
+        if let Some(bias) = self.bias {
+            scores = graph.add(&named("window"), Op::Add, &[scores, bias])?;
+        }
+        let probabilities = graph.add(&named("softmax"), Op::Softmax, &[scores])?;
+        let product = Op::MatMul { transpose_a: false, transpose_b: false };
+        let out = graph.add(&named("values"), product, &[probabilities, v])?; // [n, heads, tiles, queries, dim]
+        let places = Shape::led_by(batch, &[heads.heads * self.tiles * self.queries, dim]);
+        let out = graph.add(&named("values.rows"), Op::Reshape(places), &[out])?;
+        let out = graph.add(&named("out"), rows, &[out, self.output_rows])?; // [n, tokens, heads, dim]
+        let joined = Shape::led_by(batch.times(tokens), &[heads.heads * dim]);
+        graph.add(&named("out.rows"), Op::Reshape(joined), &[out])
+    }
+
+    /// Queries and keys of a tile, and the number of tiles: the shape of the scores behind `[n, heads]`.
+    pub fn shape(&self) -> [usize; 3] {
+        [self.tiles, self.queries, self.keys]
+    }
+}
+
+/// Appends constants of the form (part for rows) + (part for columns).
+struct Sum<'a> {
+    graph: &'a mut Graph,
+    name: &'a str,
+}
+
+// === impl Sum ===
+
+impl Sum<'_> {
+    fn named(&self, what: &str, part: &str) -> String {
+        format!("{}.{what}.{part}", self.name)
+    }
+
+    fn indices<const R: usize>(
+        &mut self,
+        what: &str,
+        (rows, row_shape): (Vec<i64>, [usize; R]),
+        (cols, col_shape): (Vec<i64>, [usize; R]),
+        shape: &[usize],
+    ) -> Result<ValueId, GraphError> {
+        let rows = self.graph.indices(&self.named(what, "rows"), &row_shape, rows)?;
+        let cols = self.graph.indices(&self.named(what, "cols"), &col_shape, cols)?;
+        self.add(what, rows, cols, shape)
+    }
+
+    /// Place of token (y, x): tile (ty, tx) and query (qy, qx) within it, both told by the axes' own places.
+    fn output_rows(
+        &mut self,
+        rows: &TilePlan,
+        cols: &TilePlan,
+        heads: &Heads,
+    ) -> Result<ValueId, GraphError> {
+        let queries = rows.queries * cols.queries;
+        let per_head = rows.tiles * cols.tiles * queries;
+        let place = |plan: &TilePlan, tile: usize, query: usize| -> Vec<i64> {
+            let at = |&place: &usize| (place / plan.queries * tile + place % plan.queries * query) as i64;
+            plan.output_index.iter().map(at).collect()
+        };
+        let y = (place(rows, cols.tiles * queries, cols.queries), [heads.grid.height, 1]);
+        let x = (place(cols, queries, 1), [1, heads.grid.width]);
+        let tokens = self.indices("output_tokens", y, x, &[heads.grid.tokens(), 1])?;
+        let offsets = (0..heads.heads).map(|head| (head * per_head) as i64).collect();
+        let offsets = self.graph.indices(&self.named("output", "heads"), &[1, heads.heads], offsets)?;
+        self.graph.add(&self.named("output", "rows"), Op::Add, &[tokens, offsets])
+    }
+
+    /// A pair is hidden where either axis hides it; two hidden parts add up to something hidden all the same.
+    fn bias(
+        &mut self,
+        rows: &TilePlan,
+        cols: &TilePlan,
+        dtype: Dtype,
+        shape: [usize; 3],
+    ) -> Result<ValueId, GraphError> {
+        let row_shape = [rows.tiles, 1, rows.queries, 1, rows.keys, 1];
+        let col_shape = [1, cols.tiles, 1, cols.queries, 1, cols.keys];
+        let rows = self.graph.floats(&self.named("bias", "rows"), dtype, &row_shape, rows.bias())?;
+        let cols = self.graph.floats(&self.named("bias", "cols"), dtype, &col_shape, cols.bias())?;
+        self.add("bias", rows, cols, &shape)
+    }
+
+    fn add(
+        &mut self,
+        what: &str,
+        rows: ValueId,
+        cols: ValueId,
+        shape: &[usize],
+    ) -> Result<ValueId, GraphError> {
+        let sum = self.graph.add(&self.named(what, "sum"), Op::Add, &[rows, cols])?;
+        let shape = Shape::new(shape.iter().copied());
+        self.graph.add(&format!("{}.{what}", self.name), Op::Reshape(shape), &[sum])
+    }
+}
+
+fn scaled(index: &[usize], by: usize) -> Vec<i64> {
+    index.iter().map(|&i| (i * by) as i64).collect()
+}
