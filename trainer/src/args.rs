@@ -1,0 +1,185 @@
+//! What was typed. The commands stand in the order of a model's life; each one's help says what it reads and what
+//! it leaves behind.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+/// Trains diffusion transformers with windowed attention, and exports them as model packages.
+#[derive(Debug, Parser)]
+#[command(name = "windowpane-trainer", version, about, long_about = None, after_help = EXAMPLES)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+A first try, which needs no data and takes minutes:
+  cargo xtask train trainer/recipes/toy.toml
+  cargo xtask sample runs/toy --out toy.png
+
+On images of your own:
+  cargo xtask prepare trainer/recipes/fashion-dit.toml --data DIR
+  cargo xtask train trainer/recipes/fashion-dit.toml --data DIR
+  cargo xtask export runs/fashion-dit --out models/fashion-dit";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read a recipe's images: count them, check every one, and draw a contact sheet.
+    Prepare(Prepare),
+    /// Train a recipe into a run folder: checkpoints, logs and grids of samples.
+    Train(Train),
+    /// Draw a grid of samples from a run or a checkpoint.
+    Sample(Sample),
+    /// Measure a run: the PSNR gap between training and held-out images.
+    Eval(Eval),
+    /// Write a run as a model package that the server can load.
+    Export(Export),
+    /// Write one-operation attention graphs, to measure tiles against masks with.
+    ExportOps(ExportOps),
+}
+
+/// `prepare`.
+#[derive(Debug, ClapArgs)]
+pub struct Prepare {
+    /// The recipe (TOML).
+    pub recipe: PathBuf,
+    /// Where the images are, instead of the recipe's `data.path`.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Where to draw the contact sheet.
+    #[arg(long, value_name = "PNG", default_value = "contact-sheet.png")]
+    pub out: PathBuf,
+}
+
+/// Flags that several commands share.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Compute {
+    /// Device: `cpu`, `cuda`, `cuda:1`, or `auto` for the GPU where there is one.
+    #[arg(long, default_value = "auto", env = "WINDOWPANE_DEVICE")]
+    pub device: String,
+    /// CPU threads of libtorch; 0 for one a core.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// `train`.
+#[derive(Debug, ClapArgs)]
+pub struct Train {
+    /// The recipe (TOML).
+    pub recipe: PathBuf,
+    /// Where the images are, instead of the recipe's `data.path`.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// The run's folder. [default: runs/<name of the recipe>]
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the run.
+    #[arg(long)]
+    pub resume: bool,
+    /// Train this many steps instead of the recipe's.
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Use the first N images only.
+    #[arg(long, value_name = "N")]
+    pub images: Option<usize>,
+    /// Stop after this many minutes, with a checkpoint.
+    #[arg(long)]
+    pub minutes: Option<f64>,
+    /// Checkpoints kept.
+    #[arg(long, default_value_t = 2)]
+    pub keep: usize,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// `sample`.
+#[derive(Debug, ClapArgs)]
+pub struct Sample {
+    /// A run's folder (its newest checkpoint) or a `.safetensors` file of weights.
+    pub from: PathBuf,
+    /// Where to draw the grid.
+    #[arg(long, value_name = "PNG", default_value = "samples.png")]
+    pub out: PathBuf,
+    /// Images of every class (in all, for an unconditional model).
+    #[arg(long, default_value_t = 8)]
+    pub per_class: usize,
+    /// Seed of the first image; image i has seed + i.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Solver steps. [default: the recipe's]
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// Classifier-free guidance; 1 is none. [default: the recipe's]
+    #[arg(long)]
+    pub guidance: Option<f64>,
+    /// Use the raw weights instead of their moving average.
+    #[arg(long)]
+    pub raw: bool,
+    /// Also write every image by itself into this folder, as `<class>/<seed>.png`.
+    #[arg(long, value_name = "DIR")]
+    pub each: Option<PathBuf>,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// `eval`.
+#[derive(Debug, ClapArgs)]
+pub struct Eval {
+    /// A run's folder.
+    pub run: PathBuf,
+    /// Where the images are, instead of the recipe's `data.path`.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Images of each side, K in the paper.
+    #[arg(long, default_value_t = 300)]
+    pub images: usize,
+    /// Respaced timesteps.
+    #[arg(long, default_value_t = 50)]
+    pub timesteps: usize,
+    /// Use the raw weights instead of their moving average.
+    #[arg(long)]
+    pub raw: bool,
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// `export`.
+#[derive(Debug, ClapArgs)]
+pub struct Export {
+    /// A run's folder.
+    pub run: PathBuf,
+    /// The package's folder. [default: models/<name of the recipe>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Replace a package that is already there.
+    #[arg(long)]
+    pub force: bool,
+    /// Export the raw weights instead of their moving average.
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// `export-ops`.
+#[derive(Debug, ClapArgs)]
+pub struct ExportOps {
+    /// The folder to write into.
+    pub out: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+}

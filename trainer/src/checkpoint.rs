@@ -1,0 +1,300 @@
+//! Everything needed to go on: weights, moving average, moments, step. Written beside and then renamed, so that a
+//! checkpoint is whole or absent.
+//!
+//! A checkpoint is a folder `step-00001000/` of `model.safetensors` (raw weights), `ema.safetensors` (their
+//! moving average), `optimiser.safetensors` (both moments, flat) and `state.json`. The first two carry the parameter names
+//! of facebookresearch/DiT `models.py`, its frozen `pos_embed` included, so a PyTorch user can load them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use windowpane_diffusion::manifest::Class;
+use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
+
+use crate::error::{Error, Result};
+use crate::model::position_table;
+use crate::optim::Optimiser;
+use crate::params::Layout;
+
+/// What a file of weights says about itself, in the safetensors header under the key `windowpane`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    /// The network's shape.
+    pub config: ModelConfig,
+    /// The noise it was trained under.
+    pub schedule: ScheduleConfig,
+    /// What it predicts.
+    pub prediction: Prediction,
+    /// Which variance its reverse process has.
+    pub variance: Variance,
+    /// Its classes.
+    pub classes: Vec<Class>,
+    /// Steps trained.
+    pub step: u64,
+}
+
+/// `state.json`: where the run stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Digest of the training images; a run does not resume on others.
+    pub data_sha256: String,
+    /// Images seen.
+    pub images_seen: u64,
+    /// Seconds spent training, all sessions together.
+    pub seconds: f64,
+}
+
+
+/// Weights in memory: what they are, and the flat buffer `[parameters]`.
+#[derive(Debug)]
+pub struct Weights {
+    /// What the file says of itself.
+    pub meta: Meta,
+    /// The parameters.
+    pub flat: Tensor,
+}
+
+const META_KEY: &str = "windowpane";
+
+// === Writing ===
+
+/// Writes a checkpoint into `dir`, keeps the newest `keep` and returns its path.
+pub fn save(
+    dir: &Path,
+    meta: &Meta,
+    state: &State,
+    flat: &Tensor,
+    optimiser: &Optimiser,
+    keep: usize,
+) -> Result<PathBuf> {
+    let path = dir.join(format!("step-{:08}", state.step));
+    let partial = dir.join(format!(".step-{:08}.partial", state.step));
+    if partial.exists() {
+        std::fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
+    }
+    std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+    save_weights(&partial.join("model.safetensors"), meta, flat)?;
+    save_weights(&partial.join("ema.safetensors"), meta, &optimiser.ema)?;
+    let moments = [("m", to_bytes(&optimiser.m)?), ("v", to_bytes(&optimiser.v)?)];
+    let shape = vec![flat.size()[0] as usize];
+    write_safetensors(
+        &partial.join("optimiser.safetensors"),
+        moments.iter().map(|(name, bytes)| (name.to_string(), shape.clone(), bytes.as_slice())),
+        None,
+    )?;
+    let text = serde_json::to_string_pretty(state).expect("a state is plain data: this is a bug");
+    let state_path = partial.join("state.json");
+    std::fs::write(&state_path, text).map_err(Error::io(&state_path))?;
+    if path.exists() {
+        std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+    }
+    std::fs::rename(&partial, &path).map_err(Error::io(&path))?;
+    let all = list(dir)?;
+    for old in &all[..all.len().saturating_sub(keep.max(1))] {
+        std::fs::remove_dir_all(old).map_err(Error::io(old))?;
+    }
+    Ok(path)
+}
+
+/// Writes weights under DiT's names. `flat` is `[parameters]`.
+pub fn save_weights(path: &Path, meta: &Meta, flat: &Tensor) -> Result<()> {
+    let layout = Layout::of(&meta.config);
+    let bytes = to_bytes(flat)?;
+    let table = position_table(meta.config.grid(), meta.config.hidden);
+    let table: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut tensors =
+        vec![("pos_embed".to_owned(), vec![1, meta.config.grid().tokens(), meta.config.hidden], &table[..])];
+    let mut at = 0;
+    for entry in &layout.entries {
+        let shape = entry.shape.iter().map(|&n| n as usize).collect();
+        tensors.push((entry.name.clone(), shape, &bytes[at..at + 4 * entry.len()]));
+        at += 4 * entry.len();
+    }
+    let text = serde_json::to_string(meta).expect("a meta is plain data: this is a bug");
+    write_safetensors(path, tensors.into_iter(), Some(HashMap::from([(META_KEY.to_owned(), text)])))
+}
+
+fn write_safetensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [u8])>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    let views: std::result::Result<Vec<_>, _> = tensors
+        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape, bytes)?)))
+        .collect::<std::result::Result<_, safetensors::SafeTensorError>>();
+    let views = views.map_err(|e| Error::file(path, e))?;
+    safetensors::serialize_to_file(views, metadata, path).map_err(|e| Error::file(path, e))
+}
+
+/// The values of an f32 tensor as little-endian bytes.
+fn to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
+    let values = Vec::<f32>::try_from(&flat.view([-1]))?;
+    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+// === Reading ===
+
+/// The checkpoints in `dir`, oldest first. A missing folder has none.
+pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.strip_prefix("step-").is_some_and(|n| n.parse::<u64>().is_ok()) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.
+pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device) -> Result<(State, Tensor)> {
+    let state_path = path.join("state.json");
+    let text = std::fs::read_to_string(&state_path).map_err(Error::io(&state_path))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&state_path, e))?;
+    let model_path = path.join("model.safetensors");
+    let weights = load_weights(&model_path, device)?;
+    let same = Meta { step: meta.step, ..weights.meta.clone() };
+    if same != *meta {
+        return Err(Error::file(&model_path, "was trained from another recipe: model, schedule or classes differ"));
+    }
+    optimiser.ema = load_weights(&path.join("ema.safetensors"), device)?.flat;
+    let moments_path = path.join("optimiser.safetensors");
+    let bytes = std::fs::read(&moments_path).map_err(Error::io(&moments_path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&moments_path, e))?;
+    let total = Layout::of(&meta.config).total();
+    let moment = |name: &str| read_f32(&moments_path, &file, name, &[total]);
+    optimiser.m = Tensor::from_slice(&moment("m")?).to_device(device);
+    optimiser.v = Tensor::from_slice(&moment("v")?).to_device(device);
+    Ok((state, weights.flat))
+}
+
+/// Loads weights under DiT's names: a checkpoint's `model.safetensors` or `ema.safetensors`.
+pub fn load_weights(path: &Path, device: Device) -> Result<Weights> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::file(path, e))?;
+    let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY)).ok_or_else(|| {
+        Error::file(path, format!("its header has no `{META_KEY}` entry: not a checkpoint of this trainer"))
+    })?;
+    let meta: Meta =
+        serde_json::from_str(text).map_err(|e| Error::file(path, format!("header `{META_KEY}`: {e}")))?;
+    meta.config.validate()?;
+    let flat = read_flat(path, &bytes, &meta.config)?.to_device(device);
+    Ok(Weights { meta, flat })
+}
+
+/// Loads bare weights, such as a PyTorch DiT's state dict saved as safetensors, for a known configuration.
+pub fn load_foreign(path: &Path, config: &ModelConfig, device: Device) -> Result<Tensor> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    Ok(read_flat(path, &bytes, config)?.to_device(device))
+}
+
+fn read_flat(path: &Path, bytes: &[u8], config: &ModelConfig) -> Result<Tensor> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, e))?;
+    let layout = Layout::of(config);
+    let known = |name: &str| name == "pos_embed" || layout.entries.iter().any(|e| e.name == name);
+    if let Some(stranger) = file.names().into_iter().find(|name| !known(name)) {
+        return Err(Error::file(path, format!("holds `{stranger}`, which the model does not have")));
+    }
+    let mut flat = Vec::with_capacity(layout.total());
+    for entry in &layout.entries {
+        let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
+        flat.extend(read_f32(path, &file, &entry.name, &shape)?);
+    }
+    Ok(Tensor::from_slice(&flat))
+}
+
+fn read_f32(path: &Path, file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let view = file.tensor(name).map_err(|_| Error::file(path, format!("lacks the tensor `{name}`")))?;
+    if view.shape() != shape || view.dtype() != Dtype::F32 {
+        let got = format!("{:?} {:?}", view.dtype(), view.shape());
+        return Err(Error::file(path, format!("`{name}` is {got}, expected F32 {shape:?}")));
+    }
+    let values = view.data().chunks_exact(4);
+    Ok(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use windowpane_diffusion::ScheduleKind;
+
+    use super::*;
+    use crate::optim::OptimConfig;
+
+    pub(crate) fn small_meta() -> Meta {
+        Meta {
+            config: ModelConfig {
+                channels: 1,
+                height: 4,
+                width: 6,
+                patch: 2,
+                hidden: 8,
+                depth: 1,
+                heads: 2,
+                mlp_ratio: 4,
+                classes: 0,
+                learn_sigma: false,
+                windows: vec![windowpane_diffusion::Window::Global],
+            },
+            schedule: ScheduleConfig { kind: ScheduleKind::Linear, steps: 10 },
+            prediction: Prediction::Eps,
+            variance: Variance::FixedSmall,
+            classes: Vec::new(),
+            step: 0,
+        }
+    }
+
+    fn state(step: u64) -> State {
+        State { step, seed: 1, data_sha256: "d".into(), images_seen: 0, seconds: 0.0 }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_only_the_newest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = small_meta();
+        let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
+        let mut optimiser = Optimiser::new(OptimConfig::default(), &flat);
+        optimiser.m += 0.5;
+        for step in [1, 2, 30] {
+            save(dir.path(), &meta, &state(step), &flat, &optimiser, 2).unwrap();
+        }
+        let all = list(dir.path()).unwrap();
+        assert_eq!(all.len(), 2);
+        let mut fresh = Optimiser::new(OptimConfig::default(), &flat.zeros_like());
+        let (state, back) = load(&all[1], &meta, &mut fresh, Device::Cpu).unwrap();
+        assert_eq!((state.step, back.equal(&flat)), (30, true));
+        assert!(fresh.m.equal(&optimiser.m) && fresh.v.equal(&optimiser.v) && fresh.ema.equal(&flat));
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let mut meta = small_meta();
+        save_weights(&path, &meta, &Layout::of(&meta.config).initial_tensor(3, Device::Cpu)).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in [0, 7, 100, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            let message = load_weights(&path, Device::Cpu).unwrap_err().to_string();
+            assert!(message.contains("model.safetensors"), "{message}");
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        meta.config.hidden = 16;
+        let message = load_foreign(&path, &meta.config, Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("x_embedder.proj.weight"), "{message}");
+    }
+}

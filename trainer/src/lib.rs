@@ -1,0 +1,24 @@
+//! Trains diffusion transformers with windowed attention, and exports them as model packages.
+//!
+//! In the order of a model's life: `config` (a recipe and what it means), `data`, `model` with its `params` and
+//! `attention`, `loss`, `optim`, `train` with its `checkpoint` and `log`, `sample`, `eval`, `export`.
+
+pub mod args;
+pub mod attention;
+pub mod checkpoint;
+pub mod commands;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod export;
+pub mod log;
+pub mod loss;
+pub mod model;
+pub mod optim;
+pub mod params;
+pub mod picture;
+pub mod sample;
+pub mod train;
+
+pub use error::{Error, Result};

@@ -1,0 +1,170 @@
+//! What a run writes down: a progress bar (plain lines where there is no terminal), `log.jsonl`, and a TensorBoard
+//! event file, all fed from one record.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use prost::Message;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// One line of the log: means over the steps since the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Record {
+    /// Steps done.
+    pub step: u64,
+    /// Training loss.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Images per second.
+    pub images_per_second: f64,
+    /// Seconds of training so far, all sessions together.
+    pub seconds: f64,
+}
+
+/// The open logs of a run.
+pub struct Log {
+    bar: ProgressBar,
+    plain: bool,
+    printed: Option<Instant>,
+    jsonl: (PathBuf, File),
+    events: (PathBuf, File),
+}
+
+/// Seconds between plain lines.
+const PLAIN_EVERY: Duration = Duration::from_secs(30);
+
+// === impl Log ===
+
+impl Log {
+    /// Opens (or goes on with) the logs in `dir`, for a run of `steps` steps of which `done` are done.
+    pub fn open(dir: &Path, done: u64, steps: u64) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let append = |name: String| {
+            let path = dir.join(name);
+            let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+            Ok::<_, Error>((path, file))
+        };
+        let jsonl = append("log.jsonl".into())?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut events = append(format!("events.out.tfevents.{now}.windowpane"))?;
+        let version = Event { file_version: Some("brain.Event:2".into()), ..Event::now() };
+        events.1.write_all(&version.record()).map_err(Error::io(&events.0))?;
+        let plain = !std::io::stderr().is_terminal();
+        let bar = ProgressBar::new(steps).with_position(done);
+        bar.set_draw_target(if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
+        let style = "{bar:32} {pos}/{len} steps  {msg}  {eta_precise} left";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid: this is a bug"));
+        Ok(Self { bar, plain, printed: None, jsonl, events })
+    }
+
+    /// Shows that a step is done.
+    pub fn tick(&self) {
+        self.bar.inc(1);
+    }
+
+    /// Writes a record everywhere.
+    pub fn record(&mut self, record: &Record, steps: u64) -> Result<()> {
+        let text = format!("loss {:.4}  {:.1} images/s", record.loss, record.images_per_second);
+        self.bar.set_message(text.clone());
+        if self.plain && self.printed.is_none_or(|at| at.elapsed() > PLAIN_EVERY) {
+            self.printed = Some(Instant::now());
+            eprintln!("step {}/{steps}  {text}", record.step);
+        }
+        let line = serde_json::to_string(record).expect("a record is plain data: this is a bug");
+        writeln!(self.jsonl.1, "{line}").map_err(Error::io(&self.jsonl.0))?;
+        let scalars = [
+            ("train/loss", record.loss),
+            ("train/grad_norm", record.grad_norm),
+            ("train/lr", record.lr),
+            ("train/images_per_second", record.images_per_second),
+        ];
+        let value = scalars.map(|(tag, v)| Value { tag: tag.into(), simple_value: Some(v as f32) });
+        let event =
+            Event { step: record.step as i64, summary: Some(Summary { value: value.into() }), ..Event::now() };
+        self.events.1.write_all(&event.record()).map_err(Error::io(&self.events.0))
+    }
+
+    /// Prints a line without tearing the bar.
+    pub fn say(&self, text: &str) {
+        if self.plain {
+            eprintln!("{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+}
+
+// === TensorBoard's event file: the few fields we write of tensorflow's event.proto and summary.proto ===
+
+#[derive(Clone, PartialEq, Message)]
+struct Event {
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(string, optional, tag = "3")]
+    file_version: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    summary: Option<Summary>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+impl Event {
+    fn now() -> Self {
+        let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Self { wall_time, ..Self::default() }
+    }
+
+    /// Framed as a TFRecord: length, its masked CRC-32C, the message, its masked CRC-32C.
+    fn record(&self) -> Vec<u8> {
+        let message = self.encode_to_vec();
+        let length = (message.len() as u64).to_le_bytes();
+        let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+        [&length[..], &masked(&length), &message, &masked(&message)].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_files_hold_the_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let record =
+            Record { step: 3, loss: 0.5, grad_norm: 1.0, lr: 1e-3, images_per_second: 9.0, seconds: 1.0 };
+        Log::open(dir.path(), 0, 10).unwrap().record(&record, 10).unwrap();
+        let line = std::fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["loss"], 0.5);
+        let events = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+        let events = events.into_iter().find(|p| p.to_string_lossy().contains("tfevents")).unwrap();
+        let bytes = std::fs::read(events).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        assert_eq!(Event::decode(&bytes[12..12 + length]).unwrap().file_version.unwrap(), "brain.Event:2");
+        let rest = &bytes[16 + length..];
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        let event = Event::decode(&rest[12..12 + length]).unwrap();
+        assert_eq!((event.step, event.summary.unwrap().value[0].simple_value), (3, Some(0.5)));
+    }
+}

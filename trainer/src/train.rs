@@ -1,0 +1,267 @@
+//! The training loop, in six paragraphs: batch, forward and backward, step, log, samples, checkpoint.
+//!
+//! Everything random (order, timesteps, noise, flips, dropped labels) is a pure function of (seed, step), so a
+//! run that was interrupted and resumed is the run that was not, bit for bit on the CPU.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+use windowpane_diffusion::Schedule;
+use windowpane_diffusion::noise::{self, Domain};
+
+use crate::checkpoint::{self, State};
+use crate::config::TrainConfig;
+use crate::data::{EpochOrder, ImageSet};
+use crate::error::{Error, Result};
+use crate::log::{Log, Record};
+use crate::loss::Process;
+use crate::model::Geometry;
+use crate::optim::Optimiser;
+use crate::picture::Picture;
+use crate::sample::{SampleRequest, sample};
+
+/// How a run is carried out: nothing here changes what is learnt.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The run's folder.
+    pub dir: PathBuf,
+    /// Device to train on; f32 on the CPU, bf16 on CUDA.
+    pub device: Device,
+    /// Go on from the newest checkpoint in `dir`.
+    pub resume: bool,
+    /// Stop, with a checkpoint, after this long.
+    pub time_limit: Option<Duration>,
+    /// Checkpoints kept.
+    pub keep: usize,
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done.
+    Finished,
+    /// It was asked to stop, or its time was over; `--resume` goes on.
+    Interrupted,
+}
+
+/// The images of one step, made on the host.
+struct Batch {
+    x0_nchw: Tensor,
+    eps_nchw: Tensor,
+    t_n: Tensor,
+    y_n: Tensor,
+}
+
+/// A run in memory.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    images: &'a ImageSet,
+    options: &'a RunOptions,
+    schedule: Schedule,
+    process: Process,
+    geometry: Geometry,
+    order: EpochOrder,
+    flat: Tensor,
+    optimiser: Optimiser,
+    state: State,
+}
+
+/// Trains to the recipe's last step, or until `stop` is set. Checkpoints lie in `dir/checkpoints`.
+pub fn train(config: &TrainConfig, images: &ImageSet, options: &RunOptions, stop: &AtomicBool) -> Result<Ended> {
+    let mut run = Run::begin(config, images, options)?;
+    let steps = config.recipe.train.steps;
+    let mut log = Log::open(&options.dir, run.state.step, steps)?;
+    let table = config.recipe.train;
+    let images_per_step = (table.batch * table.accumulate) as u64;
+    let (session, seconds_before) = (Instant::now(), run.state.seconds);
+    let (mut window_start, mut window_steps) = (Instant::now(), 0);
+    let mut sums = Tensor::zeros([2], (Kind::Float, options.device)); // (loss, gradient norm)
+
+    while run.state.step < steps {
+        let step = run.state.step;
+
+        // Forward and backward over the batches of this step. One gradient for the one flat buffer.
+        run.flat.zero_grad();
+        let mut loss = Tensor::zeros([], (Kind::Float, options.device));
+        for micro in 0..table.accumulate {
+            let batch = run.batch(step, micro);
+            let micro_loss = run.loss(&batch) / table.accumulate as f64;
+            micro_loss.backward();
+            loss += micro_loss.detach();
+        }
+
+        // The optimiser's step and the moving average.
+        let gradient = run.flat.grad();
+        let norm = run.optimiser.step(&mut run.flat, &gradient, step, steps);
+        sums += Tensor::stack(&[loss, norm], 0);
+        window_steps += 1;
+        run.state.step += 1;
+        run.state.images_seen += images_per_step;
+        run.state.seconds = seconds_before + session.elapsed().as_secs_f64();
+        log.tick();
+
+        // The log. Reading the sums is the loop's one synchronisation with the device.
+        let done = run.state.step;
+        let stopping = stop.load(Ordering::Relaxed)
+            || options.time_limit.is_some_and(|limit| session.elapsed() >= limit)
+            || done == steps;
+        let saving = done.is_multiple_of(table.checkpoint_every) || stopping;
+        if done.is_multiple_of(table.log_every) || saving {
+            let means = Vec::<f32>::try_from(&(&sums / window_steps as f64).to_device(Device::Cpu))?;
+            let record = Record {
+                step: done,
+                loss: f64::from(means[0]),
+                grad_norm: f64::from(means[1]),
+                lr: config.recipe.optim.lr_at(step, steps),
+                images_per_second: (window_steps * images_per_step) as f64 / window_start.elapsed().as_secs_f64(),
+                seconds: run.state.seconds,
+            };
+            if !record.loss.is_finite() || !record.grad_norm.is_finite() {
+                let last_good = checkpoint::list(&run.checkpoints())?.pop();
+                return Err(Error::NotFinite { step: done, loss: record.loss, last_good });
+            }
+            log.record(&record, steps)?;
+            sums = sums.zeros_like();
+            (window_start, window_steps) = (Instant::now(), 0);
+        }
+
+        // A grid of samples, to look at.
+        if table.sample_every > 0 && (done.is_multiple_of(table.sample_every) || done == steps) {
+            let path = run.samples()?;
+            log.say(&format!("samples: {}", path.display()));
+            window_start = Instant::now();
+        }
+
+        // A checkpoint. Only finite weights get here.
+        if saving {
+            let path = run.save()?;
+            log.say(&format!("checkpoint: {}", path.display()));
+        }
+        if stopping && done < steps {
+            return Ok(Ended::Interrupted);
+        }
+    }
+    Ok(Ended::Finished)
+}
+
+// === impl Run ===
+
+impl<'a> Run<'a> {
+    fn begin(config: &'a TrainConfig, images: &'a ImageSet, options: &'a RunOptions) -> Result<Self> {
+        let (recipe, device) = (&config.recipe, options.device);
+        let schedule = recipe.diffusion.schedule.build()?;
+        let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
+        let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+        let geometry = Geometry::new(&config.model, kind, device);
+        let seed = recipe.train.seed;
+        let flat = geometry.layout().initial_tensor(seed, device);
+        let optimiser = Optimiser::new(recipe.optim, &flat);
+        let state =
+            State { step: 0, seed, data_sha256: images.sha256.clone(), images_seen: 0, seconds: 0.0 };
+        let order = EpochOrder::new(seed, images.len());
+        let mut run =
+            Self { config, images, options, schedule, process, geometry, order, flat, optimiser, state };
+        run.go_on()?;
+        run.flat = run.flat.set_requires_grad(true);
+        Ok(run)
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.options.dir.join("checkpoints")
+    }
+
+    /// Takes up the newest checkpoint, or makes sure that none would be overwritten.
+    fn go_on(&mut self) -> Result<()> {
+        let newest = checkpoint::list(&self.checkpoints())?.pop();
+        match newest {
+            None => Ok(()),
+            Some(path) if !self.options.resume => Err(Error::Config(format!(
+                "{} exists: `--resume` goes on from it, `--run DIR` starts another run",
+                path.display()
+            ))),
+            Some(path) => {
+                let meta = self.config.meta(0);
+                let (state, flat) = checkpoint::load(&path, &meta, &mut self.optimiser, self.options.device)?;
+                if state.data_sha256 != self.state.data_sha256 || state.seed != self.state.seed {
+                    return Err(Error::file(&path, "was trained on other images or with another seed"));
+                }
+                self.state = state;
+                self.flat = flat;
+                Ok(())
+            }
+        }
+    }
+
+    /// The images of micro-batch `micro` of `step`.
+    fn batch(&mut self, step: u64, micro: usize) -> Batch {
+        let table = self.config.recipe.train;
+        let (n, seed, at) = (table.batch, table.seed, step as u32);
+        let model = &self.config.model;
+        let (elements, width) = (model.elements(), model.width);
+        let first = step * (n * table.accumulate) as u64 + (micro * n) as u64;
+        let draw = |domain, i: usize| noise::uniform(domain, seed, at, (micro * n + i) as u64);
+        let mut x0 = Vec::with_capacity(n * elements);
+        let (mut t, mut y) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for i in 0..n {
+            let index = self.order.at(first + i as u64);
+            let pixels = self.images.image(index).iter().map(|&p| f32::from(p) / 127.5 - 1.0);
+            let begin = x0.len();
+            x0.extend(pixels);
+            if table.flip && draw(Domain::Augment, i) < 0.5 {
+                x0[begin..].chunks_mut(width).for_each(<[f32]>::reverse);
+            }
+            t.push((draw(Domain::TrainTime, i) * self.schedule.len() as f32) as i64);
+            let dropped = draw(Domain::LabelDrop, i) < table.label_drop;
+            let label = if model.classes == 0 || dropped { model.classes as i64 } else { self.images.labels[index] };
+            y.push(label);
+        }
+        // Micro-batches of a step share its noise stream, one part each.
+        let mut eps = vec![0.0; (micro + 1) * n * elements];
+        noise::fill_normal_in(Domain::TrainNoise, seed, at, &mut eps);
+        let shape = [n as i64, model.channels as i64, model.height as i64, width as i64];
+        let images = |values: &[f32]| Tensor::from_slice(values).view(shape).to_device(self.options.device);
+        Batch {
+            x0_nchw: images(&x0),
+            eps_nchw: images(&eps[micro * n * elements..]),
+            t_n: Tensor::from_slice(&t).to_device(self.options.device),
+            y_n: Tensor::from_slice(&y).to_device(self.options.device),
+        }
+    }
+
+    fn loss(&self, batch: &Batch) -> Tensor {
+        let net = self.geometry.bind(&self.flat);
+        let x_t = self.process.noisy(&batch.x0_nchw, &batch.eps_nchw, &batch.t_n);
+        let output = net.forward(&x_t, &batch.t_n.to_kind(Kind::Float), &batch.y_n);
+        self.process.loss(&output, &batch.x0_nchw, &batch.eps_nchw, &batch.t_n)
+    }
+
+    /// Draws eight images of every class (64 of an unconditional model) with the averaged weights.
+    fn samples(&self) -> Result<PathBuf> {
+        let recipe = &self.config.recipe;
+        let labels: Vec<usize> = match self.config.model.classes {
+            0 => vec![0; 64],
+            classes => (0..classes.min(16)).flat_map(|class| [class; 8]).collect(),
+        };
+        let request = SampleRequest {
+            labels,
+            seed: 0,
+            solver: recipe.solver(None),
+            guidance_scale: recipe.sample.guidance_scale,
+            batch: 64,
+        };
+        let net = self.geometry.bind(&self.optimiser.ema);
+        let pixels = sample(&net, &self.config.model, &self.schedule, self.options.device, &request, &|_| ())?;
+        let path = self.options.dir.join(format!("samples/step-{:08}.png", self.state.step));
+        let model = &self.config.model;
+        Picture::grid(&pixels, (model.channels, model.height, model.width), 8, 2)?.save(&path)?;
+        Ok(path)
+    }
+
+    fn save(&self) -> Result<PathBuf> {
+        let meta = self.config.meta(self.state.step);
+        let keep = self.options.keep;
+        checkpoint::save(&self.checkpoints(), &meta, &self.state, &self.flat, &self.optimiser, keep)
+    }
+}
