@@ -60,6 +60,9 @@ enum Command {
     /// Write a checkpoint as a model package that the server loads
     #[command(after_help = HANDED_TO_TRAINER)]
     Export(Handed),
+    /// Write graphs of one attention each, which the benchmarks time as tiles and as masks
+    #[command(after_help = HANDED_TO_TRAINER)]
+    ExportOps(Handed),
     /// Set up, then run every test of every crate
     #[command(
         after_help = "Arguments go to `cargo test`: `cargo xtask test -p suite` runs the integration suite \
@@ -78,6 +81,7 @@ enum Command {
 /// Arguments that are not ours to read.
 #[derive(Args)]
 struct Handed {
+    /// Handed on as they are
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 }
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         Command::Sample(handed) => trainer::run(Verb::Sample, &handed.args),
         Command::Eval(handed) => trainer::run(Verb::Eval, &handed.args),
         Command::Export(handed) => trainer::run(Verb::Export, &handed.args),
+        Command::ExportOps(handed) => trainer::run(Verb::ExportOps, &handed.args),
         Command::Test(handed) => test::run(&handed.args),
         Command::Ci => ci::run(),
         Command::Bench(handed) => bench::run(&handed.args),

@@ -87,6 +87,10 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<Environment> {
 
 fn ensure_trusting(needs: &[Need], trust: Trust) -> Result<Environment> {
     check_platform(std::env::consts::OS, std::env::consts::ARCH)?;
+    if needs.contains(&Need::Libtorch) {
+        // Asked first: half a gigabyte is a long way to go to hear that there is no compiler.
+        compiler::check(&compiler::name(std::env::var_os("CXX")))?;
+    }
     let mut environment = Environment::default();
     for need in needs {
         let (name, value) = match need {
@@ -121,8 +125,6 @@ fn ort(package: &pins::Package, trust: Trust) -> Result<PathBuf> {
 }
 
 fn libtorch(trust: Trust) -> Result<PathBuf> {
-    // Asked first: half a gigabyte is a long way to go to hear that there is no compiler.
-    compiler::check(&compiler::name(std::env::var_os("CXX")))?;
     if let Some(path) = chosen("LIBTORCH", "lib/libtorch_cpu.so", std::env::var_os("LIBTORCH").as_deref())? {
         return Ok(path);
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask prepare|train|sample|eval|export`: libtorch into the cache, the trainer built for release,
-//! and this process becomes the trainer, so that Ctrl-C reaches it and saves.
+//! `cargo xtask prepare|train|sample|eval|export|export-ops`: libtorch into the cache, the trainer built for
+//! release, and this process becomes the trainer, so that Ctrl-C reaches it and saves.
 
 use std::ffi::OsString;
 
@@ -16,6 +16,7 @@ pub(crate) enum Verb {
     Sample,
     Eval,
     Export,
+    ExportOps,
 }
 
 pub(crate) fn run(verb: Verb, args: &[OsString]) -> Result<()> {
@@ -49,6 +50,7 @@ impl Verb {
             Self::Sample => "sample",
             Self::Eval => "eval",
             Self::Export => "export",
+            Self::ExportOps => "export-ops",
         }
     }
 }

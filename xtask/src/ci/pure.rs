@@ -1,7 +1,8 @@
-//! The diffusion crate computes and does nothing else. Three looks at it: its dependencies are on a short
-//! list, its sources name no part of the standard library that meets the world, and, where the wasm32 target
-//! is installed, it compiles for a machine that has no world. (It would compile there even if it opened
-//! files, which then fail at run time; hence the second look.)
+//! The diffusion crate computes, and computes the same everywhere. Three looks at it: its dependencies are
+//! on a short list; its sources name no part of the standard library that meets the world, and no function
+//! whose last bit depends on the machine; and, where the wasm32 target is installed, it compiles for a
+//! machine that has no world. (It would compile there even if it opened files, which then fail at run time;
+//! hence the second look.)
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,13 @@ const ALLOWED: [&str; 9] =
 /// Files, sockets, clocks, variables, threads, processes, terminals.
 const FORBIDDEN: [&str; 9] = ["fs", "net", "time", "env", "thread", "process", "io", "os", "random"];
 
+/// The standard library takes these from the machine's C library; `libm`'s are the same on all. (A square
+/// root is exact wherever it is computed.)
+const UNSTEADY: [&str; 22] = [
+    "exp", "exp2", "exp_m1", "ln", "ln_1p", "log", "log2", "log10", "sin", "cos", "tan", "sin_cos", "asin",
+    "acos", "atan", "atan2", "sinh", "cosh", "tanh", "powf", "cbrt", "hypot",
+];
+
 pub(crate) fn check() -> Result<Outcome> {
     let edges = "normal,no-proc-macro";
     let mut tree =
@@ -37,10 +45,11 @@ pub(crate) fn check() -> Result<Outcome> {
     for file in rust_files(&source)? {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let name = file.strip_prefix(paths::root()).unwrap_or(&file).display().to_string();
-        offences.extend(worldly_lines(&text).into_iter().map(|line| format!("{name}:{line}")));
+        offences.extend(lines(&text, is_worldly).map(|line| format!("{name}:{line} meets the world")));
+        offences.extend(lines(&text, is_unsteady).map(|line| format!("{name}:{line} computes without libm")));
     }
     if !offences.is_empty() {
-        bail!("{CRATE} meets the world at {}", offences.join(", "));
+        bail!("{}", offences.join(", "));
     }
     if !has_wasm()? {
         return Ok(Outcome::Passed(format!("dependencies and sources; the {WASM} target is not installed")));
@@ -57,16 +66,28 @@ fn strangers(tree: &str) -> Vec<&str> {
     strangers
 }
 
-/// The numbers, from 1, of lines of code that name a forbidden module. Comments may.
-fn worldly_lines(text: &str) -> Vec<usize> {
-    let is_worldly = |line: &str| {
-        let code = line.split("//").next().unwrap_or("");
-        FORBIDDEN.iter().any(|module| {
-            let path = format!("std::{module}");
-            code.match_indices(&path).any(|(at, _)| !code[at + path.len()..].starts_with(is_word))
-        })
-    };
-    text.lines().enumerate().filter(|(_, line)| is_worldly(line)).map(|(i, _)| i + 1).collect()
+/// The numbers, from 1, of lines whose code, comments left off, is found guilty.
+fn lines(text: &str, guilty: fn(&str) -> bool) -> impl Iterator<Item = usize> {
+    let code = |line: &str| line.split("//").next().unwrap_or("").to_owned();
+    text.lines().enumerate().filter(move |(_, line)| guilty(&code(line))).map(|(i, _)| i + 1)
+}
+
+/// Names a module that meets the world.
+fn is_worldly(code: &str) -> bool {
+    FORBIDDEN.iter().any(|module| names(code, &["std::"], module))
+}
+
+/// Calls a float's method that differs between machines.
+fn is_unsteady(code: &str) -> bool {
+    UNSTEADY.iter().any(|method| names(code, &[".", "f64::", "f32::"], method))
+}
+
+/// Whether a whole word stands in the code right behind one of the prefixes.
+fn names(code: &str, prefixes: &[&str], word: &str) -> bool {
+    code.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&code[..at], &code[at + word.len()..]);
+        prefixes.iter().any(|prefix| before.ends_with(prefix)) && !after.starts_with(is_word)
+    })
 }
 
 fn is_word(c: char) -> bool {
@@ -109,9 +130,16 @@ mod tests {
 
     #[test]
     fn worldly_code_is_found_and_comments_are_not() {
-        let text = "//! no std::fs here\nuse std::fmt;\nlet t = std::time::Instant::now(); // late\nuse std::iter;\n\
-                    let x = 1; // std::env\nuse std::fs;\nuse std::ops::Range;\n";
-        assert_eq!(worldly_lines(text), [3, 6]);
+        let text = "//! no std::fs here\nuse std::fmt;\nlet t = std::time::Instant::now(); // late\n\
+                    use std::iter;\nlet x = 1; // std::env\nuse std::fs;\nuse std::ops::Range;\n";
+        assert_eq!(lines(text, is_worldly).collect::<Vec<_>>(), [3, 6]);
+    }
+
+    #[test]
+    fn unsteady_code_is_found_and_libm_is_not() {
+        let text = "let a = x.sin();\nlet a = libm::sin(x);\nlet b = f64::exp(x);\nlet c = v.expect();\n\
+                    let d = x.sqrt() + self.log_min;\nlet e = x.map(f32::tanh);\n";
+        assert_eq!(lines(text, is_unsteady).collect::<Vec<_>>(), [1, 3, 6]);
     }
 
     #[test]

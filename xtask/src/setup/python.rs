@@ -2,6 +2,7 @@
 //! foreign clients are.
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -21,19 +22,19 @@ impl Python {
     }
 
     fn at(program: &OsStr) -> Result<Self> {
-        const MISSING: &str = "python3 is needed to download libraries; on Debian and Ubuntu: \
-                               apt-get install python3 python3-pip";
+        const REMEDY: &str = "on Debian and Ubuntu: apt-get install python3 python3-pip";
         let mut command = Command::new(program);
-        command
-            .args(["-c", "import sys; print(sys.version.replace('\\n', ' '), sys.base_prefix)"])
-            .stdin(Stdio::null());
-        let output = command.output().with_context(|| MISSING)?;
+        command.args(["-c", "import sys; print(sys.version.replace('\\n', ' '), sys.base_prefix)"]);
+        let output = match command.stdin(Stdio::null()).output() {
+            Ok(output) => output,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!("no python3 on the PATH, which is needed to download libraries; {REMEDY}")
+            }
+            Err(error) => return Err(error).context("cannot start python3"),
+        };
         if !output.status.success() {
-            bail!(
-                "{MISSING} (`python3` is there, but ends with {}: {})",
-                output.status,
-                last_line(&output.stderr)
-            );
+            let said = last_line(&output.stderr);
+            bail!("python3 is on the PATH but does not run ({}: {said}); {REMEDY}", output.status);
         }
         Ok(Self {
             program: program.to_owned(),
@@ -96,7 +97,7 @@ mod tests {
         let error = Python::at(OsStr::new("windowpane-no-python")).unwrap_err();
         assert!(format!("{error:#}").contains("apt-get install python3 python3-pip"), "{error:#}");
         let error = Python::at(OsStr::new("false")).unwrap_err();
-        assert!(format!("{error:#}").contains("is there, but ends with"), "{error:#}");
+        assert!(format!("{error:#}").contains("does not run (exit status: 1: nothing)"), "{error:#}");
     }
 
     #[test]
