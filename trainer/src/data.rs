@@ -161,8 +161,11 @@ impl ImageSet {
         for &i in indices {
             pixels.extend_from_slice(self.image(i));
         }
-        let labels =
-            if self.labels.is_empty() { Vec::new() } else { indices.iter().map(|&i| self.labels[i]).collect() };
+        let labels = if self.labels.is_empty() {
+            Vec::new()
+        } else {
+            indices.iter().map(|&i| self.labels[i]).collect()
+        };
         Self::new((self.channels, self.height, self.width), pixels, labels, self.names.clone())
     }
 }

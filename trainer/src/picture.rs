@@ -26,18 +26,6 @@ pub struct Picture {
     pub pixels: Vec<u8>,
 }
 
-/// [`Picture::grid`] as the bytes of a PNG file. Errors: as [`Picture::grid`].
-pub fn grid_png(
-    images: &[u8],
-    channels: usize,
-    height: usize,
-    width: usize,
-    columns: usize,
-    scale: usize,
-) -> Result<Vec<u8>> {
-    Picture::grid(images, (channels, height, width), columns, scale)?.png()
-}
-
 // === impl Picture ===
 
 impl Picture {
@@ -144,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_png_reads_back() {
-        let bytes = grid_png(&[7, 8, 9, 10], 1, 2, 2, 1, 1).unwrap();
+        let bytes = Picture::grid(&[7, 8, 9, 10], (1, 2, 2), 1, 1).unwrap().png().unwrap();
         let image = image::load_from_memory(&bytes).unwrap().to_luma8();
         assert_eq!(
             (image.dimensions(), image.get_pixel(2, 1).0, image.get_pixel(1, 2).0),

@@ -51,7 +51,7 @@ impl<'a> Collector<'a> {
         if let Some(label) = label {
             self.labels.push(self.checked(label, &at)?);
         }
-        self.pixels.extend_from_slice(&image.pixels);
+        self.pixels.extend(image.pixels);
         self.bar.inc(1);
         Ok(())
     }

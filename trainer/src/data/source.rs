@@ -91,6 +91,11 @@ impl DataSource {
         }
     }
 
+    /// Procedural images.
+    pub fn toy(toy: Toy) -> Self {
+        Self { path: None, toy: Some(toy), ..Self::new(Kind::Toy, "") }
+    }
+
     /// Takes the images from another path, where one is given.
     pub fn redirect(&mut self, path: Option<PathBuf>) {
         if path.is_some() {
@@ -113,6 +118,9 @@ impl DataSource {
             }
         }
         match (self.kind, self.toy) {
+            (Kind::Toy, _) if self.path.is_some() => {
+                Err(DataError::source("path", "goes with every kind but `toy`, which needs none"))
+            }
             (Kind::Toy, toy) => toy.unwrap_or_default().validate(),
             (_, Some(_)) => Err(DataError::source("toy", "goes with `kind = \"toy\"` only")),
             (Kind::Folder, None) if self.images.is_some() && self.shuffle.is_none() => {
@@ -144,6 +152,55 @@ impl Split {
         match self {
             Self::Train => "train",
             Self::Test => "test",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> std::result::Result<DataSource, String> {
+        let source: DataSource = toml::from_str(text).map_err(|e| e.to_string())?;
+        source.validate().map_err(|e| e.to_string()).map(|()| source)
+    }
+
+    #[test]
+    fn a_table_says_what_it_means() {
+        let source = parse("kind = 'folder'\npath = 'cats'\nshuffle = 3\nimages = 10\nchannels = 3").unwrap();
+        let plain = DataSource::new(Kind::Folder, "cats");
+        let expected = DataSource { shuffle: Some(3), images: Some(10), channels: Some(3), ..plain };
+        assert_eq!(source, expected);
+        let toy = parse("kind = 'toy'\n[toy]\nalpha = 1.5\nclasses = 2").unwrap();
+        assert_eq!(toy, DataSource::toy(Toy { alpha: 1.5, classes: 2, ..Toy::default() }));
+        for source in [source, toy] {
+            assert_eq!(
+                parse(&toml::to_string(&source).unwrap()).unwrap(),
+                source,
+                "it is written as it is read"
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("kind = 'parquet'\npath = 'x'\nimage = 3", "unknown field `image`"),
+            ("kind = 'toy'\n[toy]\nbeta = 3", "unknown field `beta`"),
+            ("kind = 'csv'\npath = 'x'", "unknown variant `csv`"),
+            ("kind = 'parquet'", "`data.path` is missing"),
+            ("kind = 'parquet'\npath = 'x'\nimages = 0", "`data.images` is 0"),
+            ("kind = 'parquet'\npath = 'x'\nimages = -1", "invalid value"),
+            ("kind = 'parquet'\npath = 'x'\nchannels = 2", "`data.channels` is neither"),
+            ("kind = 'parquet'\npath = 'x'\nheight = 0", "`data.height` is out of range"),
+            ("kind = 'parquet'\npath = 'x'\nwidth = 5000", "`data.width` is out of range"),
+            ("kind = 'folder'\npath = 'x'\nimages = 5", "needs `data.shuffle`"),
+            ("kind = 'parquet'\npath = 'x'\n[toy]\nsize = 8", "`data.toy` goes with"),
+            ("kind = 'toy'\npath = 'x'", "`data.path` goes with"),
+            ("kind = 'toy'\n[toy]\nsize = 1", "`data.toy.size` is 1"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

@@ -203,26 +203,22 @@ fn cosines(size: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Kind, load as load_any};
-
-    fn source(toy: Toy) -> DataSource {
-        DataSource { path: None, toy: Some(toy), ..DataSource::new(Kind::Toy, "") }
-    }
+    use crate::data::load as load_any;
 
     const SMALL: Toy = Toy { alpha: 2.0, size: 16, count: 12, channels: 3, classes: 4, seed: 5 };
 
     #[test]
     fn images_depend_on_seed_side_and_index_alone() {
-        let set = load_any(&source(SMALL)).unwrap();
+        let set = load_any(&DataSource::toy(SMALL)).unwrap();
         assert_eq!((set.len(), set.channels, set.height, set.width), (12, 3, 16, 16));
         assert_eq!((&set.labels[..5], set.names[2].as_str()), (&[0, 1, 2, 3, 0][..], "blob"));
         assert_eq!(
             set.first(5).unwrap(),
-            load_any(&DataSource { images: Some(5), ..source(SMALL) }).unwrap()
+            load_any(&DataSource { images: Some(5), ..DataSource::toy(SMALL) }).unwrap()
         );
-        assert_eq!(set, load_any(&source(SMALL)).unwrap());
-        let other = load_any(&source(Toy { seed: 6, ..SMALL })).unwrap();
-        let held_out = load_any(&DataSource { split: Split::Test, ..source(SMALL) }).unwrap();
+        assert_eq!(set, load_any(&DataSource::toy(SMALL)).unwrap());
+        let other = load_any(&DataSource::toy(Toy { seed: 6, ..SMALL })).unwrap();
+        let held_out = load_any(&DataSource { split: Split::Test, ..DataSource::toy(SMALL) }).unwrap();
         for i in 0..12 {
             assert!(set.image(i) != other.image(i) && set.image(i) != held_out.image(i), "{i}");
         }
@@ -230,7 +226,7 @@ mod tests {
 
     #[test]
     fn regions_are_smooth_and_contours_are_not() {
-        let set = load_any(&source(Toy { channels: 1, count: 100, classes: 1, ..SMALL })).unwrap();
+        let set = load_any(&DataSource::toy(Toy { channels: 1, count: 100, classes: 1, ..SMALL })).unwrap();
         // Along the top rows there is one region; down a column the brightness jumps at the contour.
         let (mut along, mut across) = (0, 0);
         for i in 0..100 {
@@ -256,7 +252,7 @@ mod tests {
         assert_eq!((curtain[left], curtain[15]), (0.0, 1.0));
         assert_eq!((blob[middle], blob[corner]), (1.0, 0.0));
         assert_eq!((ring[middle], ring[corner]), (0.0, 0.0));
-        assert!(ring.iter().any(|&share| share == 1.0));
+        assert!(ring.contains(&1.0));
     }
 
     #[test]
@@ -270,7 +266,7 @@ mod tests {
             (Toy { channels: 2, ..SMALL }, "toy.channels"),
             (Toy { classes: 5, ..SMALL }, "toy.classes"),
         ] {
-            let error = load_any(&source(toy)).unwrap_err().to_string();
+            let error = load_any(&DataSource::toy(toy)).unwrap_err().to_string();
             assert!(error.contains(field), "{error}");
         }
     }
