@@ -31,6 +31,9 @@ pub(crate) struct SetupArgs {
     /// Leave out libtorch, which only the trainer needs
     #[arg(long)]
     no_libtorch: bool,
+    /// Also make the Python environment of the tests' foreign clients
+    #[arg(long)]
+    clients: bool,
     /// Read every library again and compare its digest, instead of its size and time
     #[arg(long)]
     verify: bool,
@@ -61,6 +64,9 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
     }
     if !args.no_libtorch {
         needs.push(Need::Libtorch);
+    }
+    if args.clients {
+        needs.push(Need::Clients);
     }
     let environment = ensure_trusting(&needs, trust)?;
     if args.cuda {

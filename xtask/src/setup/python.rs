@@ -42,6 +42,17 @@ impl Python {
         })
     }
 
+    /// Makes sure that it is 3.`minor` or newer.
+    pub(crate) fn check_version(&self, minor: u32) -> Result<()> {
+        let mut numbers =
+            self.version.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+        let own = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if own < (3, minor) {
+            bail!("python3 is version {}.{}, and the tests' clients need 3.{minor} or newer", own.0, own.1);
+        }
+        Ok(())
+    }
+
     /// Makes sure that it has pip.
     pub(crate) fn check_pip(&self) -> Result<()> {
         let output = self.command(["-m", "pip", "--version"]).output().context("cannot start python3")?;
@@ -98,6 +109,17 @@ mod tests {
         assert!(format!("{error:#}").contains("apt-get install python3 python3-pip"), "{error:#}");
         let error = Python::at(OsStr::new("false")).unwrap_err();
         assert!(format!("{error:#}").contains("does not run (exit status: 1: nothing)"), "{error:#}");
+    }
+
+    #[test]
+    fn an_old_python_is_told_from_a_new_one() {
+        let python = |version: &str| Python { program: "python3".into(), version: version.to_owned() };
+        python("3.11.7 (main, Apr  2 2024) [GCC 12.2.0] /usr").check_version(11).unwrap();
+        python("3.13.0rc1 (main)").check_version(11).unwrap();
+        python("4.0.0").check_version(11).unwrap();
+        let error = python("3.9.2 (default)").check_version(11).unwrap_err().to_string();
+        assert!(error.contains("version 3.9") && error.contains("3.11 or newer"), "{error}");
+        assert!(python("").check_version(11).is_err());
     }
 
     #[test]
