@@ -1,0 +1,122 @@
+//! What was typed: flags and their `WINDOWPANE_*` variables. Nothing here looks at the world; `config.rs` decides
+//! what it means. The help text states the trade of each choice.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Serves windowpane model packages over HTTP: images sampled through ONNX Runtime, reproducible to the bit.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "windowpane", version, max_term_width = 100, after_help = AFTER)]
+pub struct Args {
+    /// Folder of model packages: every subfolder with a manifest.json is loaded, or the folder itself if it holds
+    /// one. The server starts only if all packages load; otherwise it lists what is wrong and exits with 1.
+    #[arg(long, env = "WINDOWPANE_MODELS", default_value = "models", value_name = "DIR")]
+    pub models: PathBuf,
+
+    /// Address to listen on. 127.0.0.1 keeps the server to this machine; 0.0.0.0 offers it to the network, where
+    /// it belongs behind something that authenticates.
+    #[arg(long, env = "WINDOWPANE_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// Port to listen on; 0 takes a free one and says which.
+    #[arg(long, env = "WINDOWPANE_PORT", default_value_t = 8080)]
+    pub port: u16,
+
+    /// Where models run. `cuda` refuses to start without a working CUDA provider; `auto` takes CUDA where it works
+    /// and the CPU otherwise, and says so in the log, in /v1/models and in the metrics.
+    #[arg(long, env = "WINDOWPANE_DEVICE", value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+
+    /// The ONNX Runtime library (libonnxruntime.so, 1.30 or newer). Without it, what `cargo xtask setup` put into
+    /// the user's cache folder is used.
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
+    pub ort_dylib: Option<PathBuf>,
+
+    /// Threads that work on one tick; 0 means one for each core. Fewer leave room for other programs, more than
+    /// the cores only slow it down.
+    #[arg(long, env = "WINDOWPANE_THREADS", default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+
+    /// Rows in one call of the network; a guided image takes two. More rows serve more images at once and make
+    /// each tick, and so every image in it, slower.
+    #[arg(long, env = "WINDOWPANE_MAX_ROWS", default_value_t = 32, value_name = "N")]
+    pub max_rows: usize,
+
+    /// Images of one model that may wait or run. Beyond it a request is told 429 and when to come back. A low
+    /// limit refuses rather than queues, which is usually what a caller with a timeout wants.
+    #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 256, value_name = "N")]
+    pub queue_limit: usize,
+
+    /// Largest request body in bytes.
+    #[arg(long, env = "WINDOWPANE_BODY_LIMIT", default_value_t = 1 << 20, value_name = "BYTES")]
+    pub body_limit: usize,
+
+    /// Seconds that running images are given to finish after SIGTERM or Ctrl-C.
+    #[arg(long, env = "WINDOWPANE_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]
+    pub shutdown_timeout: u64,
+
+    /// Form of the log, which goes to standard error.
+    #[arg(long, env = "WINDOWPANE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// What is logged, as a tracing filter: `info`, `debug`, `windowpane_server=debug,ort=info`, …
+    #[arg(long, env = "WINDOWPANE_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// CUDA where it works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first CUDA device, or refuse.
+    Cuda,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+const AFTER: &str = "\
+Try it:
+  curl -s localhost:8080/v1/images/generations -H 'accept: image/png' -H 'content-type: application/json' \\
+       -d '{\"model\":\"fashion-dit\",\"prompt\":\"sneaker\",\"seed\":7}' -o sneaker.png
+
+The API is documented at /docs, models and their classes are at /v1/models, metrics at /metrics.";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let args = Args::try_parse_from(["windowpane"]).unwrap();
+        assert_eq!((args.port, args.max_rows, args.queue_limit), (8080, 32, 256));
+        assert!(args.host.is_loopback());
+    }
+
+    #[test]
+    fn every_flag_but_the_runtimes_own_has_a_windowpane_variable() {
+        for arg in Args::command().get_arguments().filter(|arg| !arg.is_positional()) {
+            let Some(env) = arg.get_env() else { continue };
+            let env = env.to_str().unwrap();
+            assert!(env.starts_with("WINDOWPANE_") || env == "ORT_DYLIB_PATH", "{env}");
+        }
+    }
+}

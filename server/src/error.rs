@@ -1,0 +1,237 @@
+//! What a client is told when something is wrong: one error type, one constructor per cause, and one table from
+//! cause to status, type and code. The wire shape is that of the OpenAI API. Mistakes of the client are explained;
+//! faults of ours are logged once (by `middleware/rescue.rs`, which also writes the body) and shown as a sentence.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Why a request was not answered as asked. [`Cause::row`] is the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The body is not JSON: bad syntax, bad UTF-8, cut short, nested too deeply.
+    MalformedBody,
+    /// The body did not arrive in time.
+    BodyTimeout,
+    /// The body is larger than `--body-limit`.
+    BodyTooLarge,
+    /// The body's `content-type` is not JSON.
+    UnsupportedMediaType,
+    /// Nothing that `accept` allows can be produced.
+    NotAcceptable,
+    /// A field holds a value that is not accepted.
+    InvalidValue,
+    /// A field that does not exist.
+    UnknownField,
+    /// A field of the OpenAI API whose value asks for something this server does not do.
+    Unsupported,
+    /// No model of that name.
+    ModelNotFound,
+    /// No such path.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// The queue is full.
+    Overloaded,
+    /// The models are still loading.
+    Loading,
+    /// The server is shutting down.
+    ShuttingDown,
+    /// The engine failed or put out values that are not finite.
+    Engine,
+    /// A defect of the server.
+    Internal,
+}
+
+/// An error on its way to the client. Build it by the word that fits: [`ApiError::invalid`], …
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The row of the table.
+    pub cause: Cause,
+    /// The sentence the client reads.
+    pub message: String,
+    /// The field that is wrong, where one is.
+    pub param: Option<String>,
+    /// Seconds after which trying again is worthwhile.
+    pub retry_after: Option<u64>,
+    /// What happened inside: logged, never shown.
+    pub detail: Option<String>,
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorObject,
+}
+
+/// OpenAI's error object, and the id of the request.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorObject {
+    /// A sentence for people.
+    #[schema(example = "`steps` is 0, expected 1 to 1000")]
+    pub message: String,
+    /// The family: `invalid_request_error`, `rate_limit_error` or `server_error`.
+    #[schema(example = "invalid_request_error")]
+    pub r#type: &'static str,
+    /// The field that is wrong, where one is.
+    #[schema(required, example = "steps")]
+    pub param: Option<String>,
+    /// A stable word for programs.
+    #[schema(example = "invalid_value")]
+    pub code: &'static str,
+    /// The id of the request, as in the header `x-request-id`.
+    #[schema(example = "req_5f0c1b9a7d3e42f8")]
+    pub request_id: String,
+}
+
+// === impl Cause ===
+
+impl Cause {
+    /// Status, type and code of a cause: the one table.
+    #[rustfmt::skip]
+    pub fn row(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        const CLIENT: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::MalformedBody        => (S::BAD_REQUEST,            CLIENT, "malformed_body"),
+            Self::BodyTimeout          => (S::REQUEST_TIMEOUT,        CLIENT, "body_timeout"),
+            Self::BodyTooLarge         => (S::PAYLOAD_TOO_LARGE,      CLIENT, "body_too_large"),
+            Self::UnsupportedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, CLIENT, "unsupported_media_type"),
+            Self::NotAcceptable        => (S::NOT_ACCEPTABLE,         CLIENT, "not_acceptable"),
+            Self::InvalidValue         => (S::UNPROCESSABLE_ENTITY,   CLIENT, "invalid_value"),
+            Self::UnknownField         => (S::UNPROCESSABLE_ENTITY,   CLIENT, "unknown_field"),
+            Self::Unsupported          => (S::UNPROCESSABLE_ENTITY,   CLIENT, "unsupported_value"),
+            Self::ModelNotFound        => (S::NOT_FOUND,              CLIENT, "model_not_found"),
+            Self::NotFound             => (S::NOT_FOUND,              CLIENT, "not_found"),
+            Self::MethodNotAllowed     => (S::METHOD_NOT_ALLOWED,     CLIENT, "method_not_allowed"),
+            Self::Overloaded           => (S::TOO_MANY_REQUESTS,      "rate_limit_error", "overloaded"),
+            Self::Loading              => (S::SERVICE_UNAVAILABLE,    SERVER, "loading"),
+            Self::ShuttingDown         => (S::SERVICE_UNAVAILABLE,    SERVER, "shutting_down"),
+            Self::Engine               => (S::INTERNAL_SERVER_ERROR,  SERVER, "engine_error"),
+            Self::Internal             => (S::INTERNAL_SERVER_ERROR,  SERVER, "internal_error"),
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(self) -> StatusCode {
+        self.row().0
+    }
+
+    /// The stable word, also the metrics' label.
+    pub fn code(self) -> &'static str {
+        self.row().2
+    }
+}
+
+// === impl ApiError ===
+
+impl ApiError {
+    /// An error of `cause` that says `message`.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into(), param: None, retry_after: None, detail: None }
+    }
+
+    /// `param` holds `got`, which is not `expected`.
+    pub fn invalid(param: &str, got: impl std::fmt::Display, expected: impl std::fmt::Display) -> Self {
+        Self::new(Cause::InvalidValue, format!("`{param}` is {got}, expected {expected}")).param(param)
+    }
+
+    /// `param` asks for `got`; what is `supported` instead.
+    pub fn unsupported(param: &str, got: impl std::fmt::Display, supported: &str) -> Self {
+        Self::new(Cause::Unsupported, format!("`{param}` {got} is not supported; supported: {supported}"))
+            .param(param)
+    }
+
+    /// No model named `got` among `known`.
+    pub fn model_not_found(got: &str, known: &[&str]) -> Self {
+        let message = format!("no model `{got}`; models here: {}", known.join(", "));
+        Self::new(Cause::ModelNotFound, message).param("model")
+    }
+
+    /// A defect: `detail` is logged, the client reads a sentence.
+    pub fn internal(detail: impl Into<String>) -> Self {
+        let mut error =
+            Self::new(Cause::Internal, "the server failed while answering; the log has the request's id");
+        error.detail = Some(detail.into());
+        error
+    }
+
+    /// The same, about a field.
+    #[must_use]
+    pub fn param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// The same, with the seconds to wait.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// The body, for a request with this id.
+    pub fn body(&self, request_id: &str) -> ErrorBody {
+        let (_, r#type, code) = self.cause.row();
+        ErrorBody {
+            error: ErrorObject {
+                message: self.message.clone(),
+                r#type,
+                param: self.param.clone(),
+                code,
+                request_id: request_id.to_owned(),
+            },
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    /// Status and headers only: the error itself travels as an extension to `middleware/rescue.rs`, which knows
+    /// the request's id and writes the body.
+    fn into_response(self) -> Response {
+        let mut response = self.cause.status().into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_openais_error_object() {
+        let error = ApiError::invalid("steps", 0, "1 to 1000");
+        assert_eq!(
+            serde_json::to_value(error.body("req_1")).unwrap(),
+            serde_json::json!({"error": {
+                "message": "`steps` is 0, expected 1 to 1000",
+                "type": "invalid_request_error",
+                "param": "steps",
+                "code": "invalid_value",
+                "request_id": "req_1",
+            }})
+        );
+    }
+
+    #[test]
+    fn what_happened_inside_is_not_shown() {
+        let error = ApiError::internal("open /secret/path: denied");
+        let body = serde_json::to_string(&error.body("r")).unwrap();
+        assert!(!body.contains("secret"));
+        assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        let response = ApiError::new(Cause::Overloaded, "full").retry_after(3).into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()["retry-after"], "3");
+    }
+}

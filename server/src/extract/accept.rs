@@ -1,0 +1,159 @@
+//! The `accept` header: which of the forms a handler can produce the client likes best (RFC 9110, section 12.5.1).
+
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
+use axum::http::{header, request::Parts};
+
+/// A form in which images can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A JSON object with base64 inside.
+    Json,
+    /// The bytes of one PNG.
+    Png,
+    /// The bytes of one lossless WebP.
+    Webp,
+    /// The bytes of one JPEG.
+    Jpeg,
+}
+
+/// A parsed `accept` header.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Accept {
+    ranges: Vec<Range>,
+}
+
+/// One media range and its quality in thousandths.
+#[derive(Debug, Clone, PartialEq)]
+struct Range {
+    kind: String,
+    subtype: String,
+    quality: u16,
+}
+
+// === impl Form ===
+
+impl Form {
+    /// The media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Png => "image/png",
+            Self::Webp => "image/webp",
+            Self::Jpeg => "image/jpeg",
+        }
+    }
+}
+
+// === impl Accept ===
+
+impl Accept {
+    /// Reads a header's value. Items that are not media ranges are skipped, as if they were not there.
+    pub fn parse(header: &str) -> Self {
+        Self { ranges: header.split(',').filter_map(Range::parse).collect() }
+    }
+
+    /// The best of `offers`: highest quality, then the most specific range, then the order of `offers`. A header
+    /// that is absent or holds nothing readable accepts anything. `None`: nothing is acceptable.
+    pub fn best(&self, offers: &[Form]) -> Option<Form> {
+        if self.ranges.is_empty() {
+            return offers.first().copied();
+        }
+        let mut best: Option<((u16, u8), Form)> = None;
+        for &offer in offers {
+            let Some((quality, specificity)) = self.quality(offer) else { continue };
+            if quality > 0 && best.is_none_or(|(top, _)| (quality, specificity) > top) {
+                best = Some(((quality, specificity), offer));
+            }
+        }
+        best.map(|(_, form)| form)
+    }
+
+    /// Quality of the most specific range that matches, and how specific that is (0: `*/*`, 2: the type itself).
+    fn quality(&self, form: Form) -> Option<(u16, u8)> {
+        let (kind, subtype) =
+            form.media_type().split_once('/').expect("a media type has a slash; this is a bug");
+        let specificity = |range: &Range| match (range.kind.as_str(), range.subtype.as_str()) {
+            ("*", "*") => Some(0),
+            (k, "*") if k == kind => Some(1),
+            (k, s) if k == kind && s == subtype => Some(2),
+            _ => None,
+        };
+        self.ranges
+            .iter()
+            .filter_map(|range| Some((specificity(range)?, range.quality)))
+            .max()
+            .map(|(s, q)| (q, s))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Accept {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let values = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        Ok(Self::parse(&values.collect::<Vec<_>>().join(",")))
+    }
+}
+
+// === impl Range ===
+
+impl Range {
+    /// `type/subtype;q=0.5`; parameters other than `q` are not distinguished.
+    fn parse(item: &str) -> Option<Self> {
+        let mut parts = item.split(';').map(str::trim);
+        let (kind, subtype) = parts.next()?.split_once('/')?;
+        if kind.is_empty() || subtype.is_empty() || (kind == "*" && subtype != "*") {
+            return None;
+        }
+        let mut quality = 1000;
+        for parameter in parts {
+            if let Some((name, value)) = parameter.split_once('=')
+                && name.trim().eq_ignore_ascii_case("q")
+            {
+                let q: f32 = value.trim().parse().ok().filter(|q| (0.0..=1.0).contains(q))?;
+                quality = (q * 1000.0).round() as u16;
+            }
+        }
+        Some(Self { kind: kind.to_ascii_lowercase(), subtype: subtype.to_ascii_lowercase(), quality })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Form; 4] = [Form::Json, Form::Png, Form::Webp, Form::Jpeg];
+
+    fn best(header: &str) -> Option<Form> {
+        Accept::parse(header).best(&ALL)
+    }
+
+    #[test]
+    fn json_is_the_default() {
+        for header in ["", "*/*", "application/json", "application/*", "nonsense", "*/*;q=0.1", "*/html"] {
+            assert_eq!(best(header), Some(Form::Json), "{header}");
+        }
+    }
+
+    #[test]
+    fn an_image_type_asks_for_bytes() {
+        assert_eq!(best("image/png"), Some(Form::Png));
+        assert_eq!(best("IMAGE/JPEG"), Some(Form::Jpeg));
+        assert_eq!(best("image/*"), Some(Form::Png));
+        assert_eq!(best("image/png, */*"), Some(Form::Png));
+        // What a browser sends for an <img>.
+        assert_eq!(best("image/avif,image/webp,image/apng,image/*,*/*;q=0.8"), Some(Form::Webp));
+    }
+
+    #[test]
+    fn quality_decides_and_zero_forbids() {
+        assert_eq!(best("image/png;q=0.5, image/webp"), Some(Form::Webp));
+        assert_eq!(best("image/png;q=0.5, application/json;q=0.6"), Some(Form::Json));
+        assert_eq!(best("image/*, image/png;q=0"), Some(Form::Webp));
+        assert_eq!(best("*/*, application/json;q=0"), Some(Form::Png));
+        assert_eq!(best("text/html"), None);
+        assert_eq!(best("image/png;q=0"), None);
+    }
+}

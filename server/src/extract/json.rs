@@ -1,0 +1,192 @@
+//! A JSON body: `content-type`, size, arrival time, syntax and fields are checked in that order, and each failure
+//! is an error of its own. A wrong field is named.
+
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
+use serde_json::error::Category;
+
+use crate::app::App;
+use crate::error::{ApiError, Cause};
+
+/// The body as a `T`. Every field of `T` must be optional: a wrong field is found by trying each one alone.
+#[derive(Debug, Clone)]
+pub struct ApiJson<T>(pub T);
+
+// === impl ApiJson ===
+
+impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let config = app.config();
+        require_json(request.headers())?;
+        let limit = config.body_limit;
+        let too_large = || {
+            ApiError::new(
+                Cause::BodyTooLarge,
+                format!("the body is larger than {limit} bytes, the most accepted"),
+            )
+        };
+        // A body that says its size is refused before any of it is read.
+        let said =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        if said.is_some_and(|said| said > limit as u64) {
+            return Err(too_large());
+        }
+        let collect = Limited::new(request.into_body(), limit).collect();
+        let body = match tokio::time::timeout(config.body_timeout, collect).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
+            Ok(Err(error)) => {
+                return Err(ApiError::new(
+                    Cause::MalformedBody,
+                    format!("the body did not arrive whole: {error}"),
+                ));
+            }
+            Err(_) => {
+                let seconds = config.body_timeout.as_secs();
+                return Err(ApiError::new(
+                    Cause::BodyTimeout,
+                    format!("the body took longer than {seconds} s"),
+                ));
+            }
+        };
+        parse(&body).map(Self)
+    }
+}
+
+/// `application/json`, with or without parameters, or another type that ends in `+json`.
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let said = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
+    let essence = said.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
+        return Ok(());
+    }
+    let message = match said {
+        Some(said) => format!("content-type is `{said}`, expected `application/json`"),
+        None => "content-type is missing, expected `application/json`".to_owned(),
+    };
+    Err(ApiError::new(Cause::UnsupportedMediaType, message))
+}
+
+/// Bytes to a `T`: bad syntax and bad UTF-8 are malformed, a wrong field is invalid and named.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+    let malformed =
+        |error| ApiError::new(Cause::MalformedBody, format!("the body is not valid JSON: {error}"));
+    // Serde would read an array as a struct's fields in order, which nobody means.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        serde_json::from_slice::<IgnoredAny>(body).map_err(malformed)?;
+        return Err(ApiError::new(Cause::InvalidValue, "the body is not a JSON object"));
+    }
+    let error = match serde_json::from_slice(body) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    if error.classify() != Category::Data {
+        return Err(malformed(error));
+    }
+    let text = error.to_string();
+    // The parser's words for these two begin with the field, in backticks.
+    for (start, cause) in
+        [("unknown field `", Cause::UnknownField), ("duplicate field `", Cause::InvalidValue)]
+    {
+        if let Some(field) = text.strip_prefix(start).and_then(|rest| rest.split('`').next()) {
+            return Err(ApiError::new(cause, text.clone()).param(field));
+        }
+    }
+    let error = ApiError::new(Cause::InvalidValue, text);
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(fields)) => Err(culprit::<T>(fields).unwrap_or(error)),
+        // Too deep for a tree of values, which is where the fault is.
+        _ => Err(error),
+    }
+}
+
+/// The first field that does not parse alone, and why.
+fn culprit<T: DeserializeOwned>(fields: serde_json::Map<String, Value>) -> Option<ApiError> {
+    fields.into_iter().find_map(|(name, value)| {
+        let alone = serde_json::Map::from_iter([(name.clone(), value)]);
+        let error = serde_json::from_value::<T>(Value::Object(alone)).err()?;
+        Some(ApiError::new(Cause::InvalidValue, format!("`{name}`: {error}")).param(name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        n: Option<u64>,
+        name: Option<String>,
+    }
+
+    fn refused(body: impl Into<Bytes>) -> (Cause, Option<String>, String) {
+        let error = parse::<Body>(&body.into()).unwrap_err();
+        (error.cause, error.param, error.message)
+    }
+
+    #[test]
+    fn a_good_body_is_read() {
+        let body: Body = parse(&Bytes::from_static(br#"{"n": 3, "name": "x"}"#)).unwrap();
+        assert_eq!((body.n, body.name.as_deref()), (Some(3), Some("x")));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let (cause, param, message) = refused(r#"{"n": 1, "nn": 2}"#);
+        assert_eq!((cause, param.as_deref()), (Cause::UnknownField, Some("nn")));
+        assert!(message.contains("expected `n` or `name`"), "{message}");
+        for body in
+            [r#"{"name": "x", "n": -1}"#, r#"{"n": 1.5}"#, r#"{"n": "1"}"#, r#"{"n": 99999999999999999999}"#]
+        {
+            let (cause, param, _) = refused(body);
+            assert_eq!((cause, param.as_deref()), (Cause::InvalidValue, Some("n")), "{body}");
+        }
+        assert_eq!(refused(r#"{"n": 1, "n": 2}"#).1.as_deref(), Some("n"));
+    }
+
+    #[test]
+    fn what_is_not_json_is_malformed() {
+        for body in ["", " ", "{", "{\"n\": NaN}", "{\"n\": 1e999}", "{\"n\" 1}", "{} x", "[", "nul"] {
+            assert_eq!(refused(body).0, Cause::MalformedBody, "{body}");
+        }
+        assert_eq!(refused(&b"{\"name\": \"\xff\xfe\"}"[..]).0, Cause::MalformedBody);
+    }
+
+    #[test]
+    fn what_is_no_object_is_invalid() {
+        for body in ["[]", "3", "null", " \"x\"", "[1, \"x\"]"] {
+            assert_eq!(
+                refused(body),
+                (Cause::InvalidValue, None, "the body is not a JSON object".to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_and_harms_nobody() {
+        let deep = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+        assert_eq!(refused(deep.clone()).0, Cause::InvalidValue);
+        assert_eq!(refused(format!("{{\"n\": {deep}}}")).0, Cause::InvalidValue);
+        assert_eq!(refused(format!("{{\"m\": {deep}}}")).0, Cause::UnknownField);
+    }
+
+    #[test]
+    fn the_content_type_must_be_json() {
+        let with = |value: &str| HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
+        assert!(require_json(&with("application/json")).is_ok());
+        assert!(require_json(&with("Application/JSON; charset=utf-8")).is_ok());
+        assert!(require_json(&with("application/problem+json")).is_ok());
+        assert!(require_json(&with("text/plain")).is_err());
+        assert!(require_json(&with("application/x-www-form-urlencoded")).is_err());
+        assert!(require_json(&HeaderMap::new()).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! Logging: one subscriber, text or JSON, to standard error. A message is readable, its values are fields, and a
+//! fault is logged once, where it is handled.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+
+use crate::args::LogFormat;
+
+/// Installs the subscriber for the whole process. `filter` is a tracing filter; ONNX Runtime's own lines show from
+/// warnings up unless the filter names `ort`. Errors: a filter that is not one.
+pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
+    let filter = if filter.contains("ort=") { filter.to_owned() } else { format!("{filter},ort=warn") };
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A subscriber that is already there, in a test or an embedding program, is left alone.
+    let _ = match format {
+        LogFormat::Text => subscriber.with_target(false).try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_filter_is_an_error() {
+        assert!(init(LogFormat::Text, "info,windowpane_server=loud").is_err());
+    }
+}
