@@ -1,0 +1,114 @@
+//! What does the network say? The vocabulary between batcher and network: a batch of rows in, a prediction for each
+//! out. Two implementations: ONNX Runtime (`engine/ort.rs`) and a closed form for tests (`engine/fake.rs`). Around
+//! them: finding the library, opening a package, and the checks that a model passes before it serves.
+
+pub mod check;
+pub mod dylib;
+pub mod fake;
+pub mod onnx;
+pub mod ort;
+pub mod package;
+pub mod probe;
+
+use std::fmt;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Rows for one call of the network, at different timesteps and of different classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepBatch {
+    /// Channels, height and width of a row.
+    pub shape: [usize; 3],
+    /// `[rows, channels, height, width]`: noisy images.
+    pub x: Vec<f32>,
+    /// `[rows]`: timesteps, fractional where the time grid is.
+    pub t: Vec<f32>,
+    /// `[rows]`: labels; the null class is the number of classes.
+    pub y: Vec<i64>,
+}
+
+/// A network. `&mut self`, because a session is not safe to run twice at once; the worker thread owns it.
+pub trait Denoiser {
+    /// Runs the network on every row and leaves `[rows, out_channels, height, width]` in `prediction`, whatever was
+    /// in it before. A row's values must not depend on the other rows beyond what the model's
+    /// [`Determinism`](check::Determinism) says.
+    fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError>;
+}
+
+/// A network could not be called, or did not answer as its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The runtime's own error.
+    #[error("the runtime failed: {0}")]
+    Runtime(String),
+    /// The output has another number of values than the batch asks for.
+    #[error("the network put out {got} values, expected {expected}")]
+    OutputSize {
+        /// Values that came.
+        got: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// The engine panicked; the words of the panic.
+    #[error("the engine panicked: {0}")]
+    Panicked(String),
+}
+
+/// What a network runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// ONNX Runtime's CPU provider.
+    Cpu,
+    /// ONNX Runtime's CUDA provider.
+    Cuda,
+    /// The closed form of the tests.
+    Fake,
+}
+
+// === impl StepBatch ===
+
+impl StepBatch {
+    /// An empty batch of rows of this shape.
+    pub fn new(shape: [usize; 3]) -> Self {
+        Self { shape, x: Vec::new(), t: Vec::new(), y: Vec::new() }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.t.len()
+    }
+
+    /// Values in one row.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Takes all rows out, and keeps the memory for the next tick.
+    pub fn clear(&mut self) {
+        self.x.clear();
+        self.t.clear();
+        self.y.clear();
+    }
+
+    /// Adds a row. Panics on a row of another size, which would shift every row after it.
+    pub fn push(&mut self, x: &[f32], t: f32, y: i64) {
+        assert_eq!(x.len(), self.elements(), "a row has the batch's shape; this is a bug");
+        self.x.extend_from_slice(x);
+        self.t.push(t);
+        self.y.push(y);
+    }
+}
+
+// === impl Provider ===
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Fake => "fake",
+        })
+    }
+}

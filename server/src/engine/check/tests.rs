@@ -1,0 +1,70 @@
+//! The checks against networks that pass them, and networks that should not.
+
+use super::*;
+use crate::testing::{golden, manifest};
+
+/// `prediction = factor · x`, and a bias that grows with the batch.
+struct Linear {
+    factor: f32,
+    per_row: f32,
+}
+
+impl Denoiser for Linear {
+    fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError> {
+        let bias = self.per_row * batch.rows() as f32;
+        prediction.clear();
+        prediction.extend(batch.x.iter().map(|x| self.factor * x + bias));
+        Ok(())
+    }
+}
+
+fn card() -> Card {
+    Card::new(manifest("shoes", &["Sneaker"]), String::new(), 0).unwrap()
+}
+
+fn replay_with(factor: f32, golden: &[u8]) -> Result<GoldenReport, CheckError> {
+    let card = card();
+    replay(&mut Linear { factor, per_row: 0.0 }, &card, &card.manifest.graphs[0], golden)
+}
+
+#[test]
+fn the_same_network_passes() {
+    let report = replay_with(0.5, &golden(|x| 0.5 * x)).unwrap();
+    assert_eq!(report, GoldenReport { relative_error: 0.0, tolerance: 1e-4, cases: 2 });
+    let report = replay_with(0.500_01, &golden(|x| 0.5 * x)).unwrap();
+    assert!(report.relative_error > 1e-5 && report.relative_error < 3e-5);
+}
+
+#[test]
+fn another_network_does_not() {
+    for other in [0.51, f32::NAN, f32::INFINITY, -0.5] {
+        let error = replay_with(other, &golden(|x| 0.5 * x)).unwrap_err();
+        assert!(matches!(&error, CheckError::Differs { case, .. } if case == "a"), "{error}");
+    }
+    assert!(replay_with(0.5, &golden(|_| f32::NAN)).is_err());
+}
+
+#[test]
+fn a_broken_golden_file_is_an_error() {
+    let whole = golden(|x| 0.5 * x);
+    for cut in [0, 7, 100, whole.len() - 1] {
+        let error = replay_with(0.5, &whole[..cut]).unwrap_err().to_string();
+        assert!(error.contains("golden.safetensors"), "{error}");
+    }
+    let mut card = card();
+    card.manifest.graphs[0].golden.push("c".to_owned());
+    let mut engine = Linear { factor: 0.5, per_row: 0.0 };
+    let error = replay(&mut engine, &card, &card.manifest.graphs[0], &whole).unwrap_err().to_string();
+    assert!(error.contains("`c`"), "{error}");
+}
+
+#[test]
+fn batch_invariance_is_measured_not_assumed() {
+    let card = card();
+    let (measured, _) = determinism(&mut Linear { factor: 0.5, per_row: 0.0 }, &card, 16).unwrap();
+    assert_eq!((measured.class, measured.relative_difference), (DeterminismClass::Bitwise, 0.0));
+    assert_eq!(measured.batch_sizes, [2, 3, 8, 16]);
+    let (measured, _) = determinism(&mut Linear { factor: 0.5, per_row: 1e-3 }, &card, 2).unwrap();
+    assert_eq!((measured.class, measured.batch_sizes), (DeterminismClass::Tolerance, vec![2]));
+    assert!(measured.relative_difference > 1e-4 && measured.relative_difference < 1e-2);
+}

@@ -1,0 +1,125 @@
+//! A network in closed form, for tests of everything around a network, and for faults on demand. If the images of
+//! class k were normal with mean m(k) and variance s², the best prediction of the noise in `x = αx0 + σε` would be
+//! `σ (x - α m) / (α² s² + σ²)`: that is what this predicts. A row depends on nothing but itself.
+
+use std::time::Duration;
+
+use windowpane_diffusion::Schedule;
+
+use super::{Denoiser, EngineError, StepBatch};
+
+/// Standard deviation of the fake's images around their class's mean.
+const SPREAD: f64 = 0.05;
+
+/// The network.
+#[derive(Debug, Clone)]
+pub struct FakeDenoiser {
+    schedule: Schedule,
+    out_channels: usize,
+    classes: usize,
+    faults: Faults,
+    calls: u64,
+}
+
+/// What goes wrong, and when. The default is nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Calls that return an error, counted from 0.
+    pub error_at: Vec<u64>,
+    /// Calls that panic.
+    pub panic_at: Vec<u64>,
+    /// Rows of this label get NaN.
+    pub nan_for: Option<i64>,
+    /// Every call takes at least this long.
+    pub delay: Duration,
+}
+
+// === impl FakeDenoiser ===
+
+impl FakeDenoiser {
+    /// For a schedule, a number of output channels and a number of classes.
+    pub fn new(schedule: Schedule, out_channels: usize, classes: usize) -> Self {
+        Self { schedule, out_channels, classes, faults: Faults::default(), calls: 0 }
+    }
+
+    /// With faults.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// The mean of class `y`'s images at pixel `i`: a stripe pattern of its own; grey for the null class.
+    pub fn mean(&self, y: i64, i: usize) -> f64 {
+        if y as usize >= self.classes { 0.0 } else { ((i as f64 + 1.0) * (y as f64 + 1.0) * 0.7).sin() * 0.8 }
+    }
+
+    /// `alpha_bar` at a fractional timestep, linear between the table's entries.
+    fn alpha_bar(&self, t: f32) -> f64 {
+        let last = self.schedule.len() - 1;
+        let t = f64::from(t).clamp(0.0, last as f64);
+        let (low, part) = (t as usize, t.fract());
+        let high = (low + 1).min(last);
+        self.schedule.alpha_bar(low) * (1.0 - part) + self.schedule.alpha_bar(high) * part
+    }
+}
+
+impl Denoiser for FakeDenoiser {
+    fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError> {
+        let call = self.calls;
+        self.calls += 1;
+        std::thread::sleep(self.faults.delay);
+        if self.faults.panic_at.contains(&call) {
+            panic!("asked to panic at call {call}");
+        }
+        if self.faults.error_at.contains(&call) {
+            return Err(EngineError::Runtime(format!("asked to fail at call {call}")));
+        }
+        let (elements, plane) = (batch.elements(), batch.shape[1] * batch.shape[2]);
+        let out = self.out_channels * plane;
+        prediction.clear();
+        prediction.resize(batch.rows() * out, 0.0);
+        for (row, answer) in prediction.chunks_exact_mut(out).enumerate() {
+            let (bar, y) = (self.alpha_bar(batch.t[row]), batch.y[row]);
+            let (alpha, sigma) = (bar.sqrt(), (1.0 - bar).sqrt());
+            let x = &batch.x[row * elements..(row + 1) * elements];
+            for (i, (value, &x)) in answer.iter_mut().zip(x).enumerate() {
+                let noise =
+                    sigma * (f64::from(x) - alpha * self.mean(y, i)) / (bar * SPREAD * SPREAD + 1.0 - bar);
+                *value = noise as f32;
+            }
+            if self.faults.nan_for == Some(y) {
+                answer[0] = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windowpane_diffusion::{ScheduleConfig, ScheduleKind};
+
+    use super::*;
+
+    #[test]
+    fn a_row_does_not_depend_on_its_neighbours() {
+        let schedule = ScheduleConfig { kind: ScheduleKind::Linear, steps: 100 }.build().unwrap();
+        let mut fake = FakeDenoiser::new(schedule, 1, 3);
+        let row = |i: usize| (vec![i as f32 * 0.1 - 0.5; 4], i as f32 * 9.5, i as i64 % 4);
+        let mut all = StepBatch::new([1, 2, 2]);
+        let mut together = Vec::new();
+        (0..7).for_each(|i| {
+            let (x, t, y) = row(i);
+            all.push(&x, t, y);
+        });
+        fake.denoise(&all, &mut together).unwrap();
+        for i in 0..7 {
+            let (mut one, mut alone) = (StepBatch::new([1, 2, 2]), Vec::new());
+            let (x, t, y) = row(i);
+            one.push(&x, t, y);
+            fake.denoise(&one, &mut alone).unwrap();
+            assert_eq!(alone, together[i * 4..(i + 1) * 4]);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! ONNX Runtime. One environment a process, with one thread pool that does not spin; one session a model, owned by
+//! the model's worker thread.
+//!
+//! Flushing subnormals to zero is a flag of each thread. The pool's threads get it from the environment's options;
+//! the thread that calls `run` works too and must have it as well. ONNX Runtime sets it on the thread that makes the
+//! *first* session of the process, and a new thread inherits it from the one that starts it. So a thread of our own,
+//! the nursery, makes the first session and then starts every worker: it works whatever other threads the process
+//! already has, and no other thread's arithmetic changes.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use ::ort::environment::{Environment, GlobalThreadPoolOptions};
+use ::ort::ep;
+use ::ort::logging::LogLevel;
+use ::ort::session::Session;
+use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ::ort::value::{TensorElementType, TensorRef};
+use windowpane_diffusion::manifest::{Dim, Graph, TensorType};
+
+use super::{Denoiser, EngineError, Provider, StepBatch, probe};
+
+/// ONNX Runtime, loaded once for the whole process.
+#[derive(Debug)]
+pub struct Runtime {
+    environment: Environment,
+    library: PathBuf,
+    version: String,
+    nursery: mpsc::Sender<Birth>,
+}
+
+/// ONNX Runtime could not be made ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// The library does not load, or is too old.
+    #[error("loading ONNX Runtime from `{}`: {reason}", library.display())]
+    Load {
+        /// The file.
+        library: PathBuf,
+        /// The loader's words.
+        reason: String,
+    },
+    /// The environment could not be made.
+    #[error("starting ONNX Runtime: {0}")]
+    Start(String),
+    /// A process holds one runtime, and it has another already.
+    #[error("ONNX Runtime is already loaded from `{}`, not from `{}`", loaded.display(), asked.display())]
+    Other {
+        /// The file in use.
+        loaded: PathBuf,
+        /// The file asked for.
+        asked: PathBuf,
+    },
+    /// Subnormals are computed exactly, which makes every windowed layer several times slower.
+    #[error(
+        "ONNX Runtime does not flush subnormals to zero here; another library made a session before this server"
+    )]
+    Subnormals,
+}
+
+/// A session does not open, or is not what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The runtime refuses the graph, or the device.
+    #[error("`{file}` on {provider}: {reason}")]
+    Open {
+        /// The graph's file.
+        file: String,
+        /// The device.
+        provider: Provider,
+        /// The runtime's words.
+        reason: String,
+    },
+    /// An input or output differs from the manifest.
+    #[error("`{file}`: {what}")]
+    Mismatch {
+        /// The graph's file.
+        file: String,
+        /// What differs.
+        what: String,
+    },
+}
+
+/// A thread to start: its name, its work, and whom to give the handle.
+type Birth = (String, Box<dyn FnOnce() + Send>, mpsc::Sender<std::io::Result<JoinHandle<()>>>);
+
+/// The process's runtime. ONNX Runtime allows one environment and never unloads, so neither do we.
+static RUNTIME: Mutex<Option<&'static Runtime>> = Mutex::new(None);
+
+// === impl Runtime ===
+
+impl Runtime {
+    /// The process's runtime, made at the first call from `library` (an absolute path) with `threads` threads in its
+    /// pool. Later calls get the same one; asking for another library then is an error.
+    pub fn get(library: &Path, threads: usize) -> Result<&'static Self, RuntimeError> {
+        let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = *slot {
+            return if runtime.library == library {
+                Ok(runtime)
+            } else {
+                Err(RuntimeError::Other { loaded: runtime.library.clone(), asked: library.to_owned() })
+            };
+        }
+        let runtime = Self::start(library.to_owned(), threads)?;
+        *slot = Some(runtime);
+        Ok(runtime)
+    }
+
+    /// Starts the nursery and waits until it has made the environment and the first session.
+    fn start(library: PathBuf, threads: usize) -> Result<&'static Self, RuntimeError> {
+        let (answer, made) = mpsc::channel();
+        let work = move || {
+            let (birth, births) = mpsc::channel::<Birth>();
+            let runtime = match Self::make(library, threads, birth) {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            // Leaked on purpose: see `RUNTIME`.
+            let runtime: &'static Self = Box::leak(Box::new(runtime));
+            let flushed = probe::subnormals_are_flushed(runtime);
+            let ready = match flushed {
+                Ok(true) => Ok(runtime),
+                Ok(false) => Err(RuntimeError::Subnormals),
+                Err(error) => Err(RuntimeError::Start(error.to_string())),
+            };
+            let _ = answer.send(ready);
+            while let Ok((name, work, handle)) = births.recv() {
+                let _ = handle.send(std::thread::Builder::new().name(name).spawn(work));
+            }
+        };
+        let nursery = std::thread::Builder::new().name("windowpane-ort".to_owned());
+        nursery.spawn(work).map_err(|error| RuntimeError::Start(error.to_string()))?;
+        made.recv().unwrap_or_else(|_| Err(RuntimeError::Start("the thread that starts it died".to_owned())))
+    }
+
+    fn make(library: PathBuf, threads: usize, birth: mpsc::Sender<Birth>) -> Result<Self, RuntimeError> {
+        let load = |error: ::ort::LoadDynamicError| RuntimeError::Load {
+            library: library.clone(),
+            reason: error.to_string(),
+        };
+        let builder = ::ort::init_from(&library).map_err(load)?;
+        let start = |error: ::ort::Error| RuntimeError::Start(error.to_string());
+        let pool = GlobalThreadPoolOptions::default()
+            .with_intra_threads(threads)
+            .and_then(|pool| pool.with_inter_threads(1))
+            // A spinning pool burns the cores between requests and fights with the other models' ticks.
+            .and_then(|pool| pool.with_spin_control(false))
+            .and_then(GlobalThreadPoolOptions::with_flush_to_zero)
+            .map_err(start)?;
+        let environment = builder
+            .with_name("windowpane")
+            .with_telemetry(false)
+            .with_global_thread_pool(pool)
+            .build()
+            .map_err(start)?;
+        environment.set_log_level(LogLevel::Warning);
+        Ok(Self { environment, library, version: version(::ort::info()), nursery: birth })
+    }
+
+    /// The library's file.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// The library's version, e.g. `1.30.0`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Starts a thread that may run sessions: one that flushes subnormals.
+    pub fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+        let gone = || std::io::Error::other("the thread that starts workers is gone");
+        let (reply, handle) = mpsc::channel();
+        self.nursery.send((name.to_owned(), Box::new(work), reply)).map_err(|_| gone())?;
+        handle.recv().map_err(|_| gone())?
+    }
+
+    /// A session builder with what every session of ours has.
+    pub(super) fn builder(&self) -> ::ort::Result<SessionBuilder> {
+        Ok(Session::builder(&self.environment)?
+            .with_flush_to_zero()?
+            .with_deterministic_compute(true)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_log_level(LogLevel::Warning)?)
+    }
+}
+
+/// The version in the runtime's build information (`… git-branch=rel-1.30.0, …`), or all of it.
+fn version(info: &str) -> String {
+    let branch = info.split("git-branch=").nth(1).and_then(|rest| rest.split(',').next());
+    branch.map_or(info, |branch| branch.trim_start_matches("rel-")).to_owned()
+}
+
+/// The runtime's error in our words. Its message may name files: it is logged, not shown to clients.
+pub(super) fn runtime_error(error: &::ort::Error) -> EngineError {
+    EngineError::Runtime(error.to_string())
+}
+
+/// A denoiser graph in a session.
+#[derive(Debug)]
+pub struct OrtDenoiser {
+    session: Session,
+    out_channels: usize,
+}
+
+// === impl OrtDenoiser ===
+
+impl OrtDenoiser {
+    /// Opens `folder/graph.file`; its external data is found beside it. On CUDA every node must run there: a part
+    /// that falls back to the CPU is a refusal, not a slow surprise.
+    pub fn open(
+        runtime: &Runtime,
+        folder: &Path,
+        graph: &Graph,
+        out_channels: usize,
+        provider: Provider,
+    ) -> Result<Self, SessionError> {
+        let open = || -> ::ort::Result<Session> {
+            let mut builder = runtime.builder()?;
+            if provider == Provider::Cuda {
+                // TF32 would take ten of the 23 bits of every product.
+                let cuda = ep::CUDA::default().with_tf32(false).build().error_on_failure();
+                builder = builder.with_execution_providers([cuda])?.with_disable_cpu_fallback()?;
+            }
+            builder.commit_from_file(folder.join(&graph.file))
+        };
+        let session = open().map_err(|error| SessionError::Open {
+            file: graph.file.clone(),
+            provider,
+            reason: error.to_string(),
+        })?;
+        ports_match(&session, graph)?;
+        Ok(Self { session, out_channels })
+    }
+}
+
+impl Denoiser for OrtDenoiser {
+    fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError> {
+        let (n, [c, h, w]) = (batch.rows(), batch.shape);
+        let x = TensorRef::from_array_view(([n, c, h, w], batch.x.as_slice()))
+            .map_err(|error| runtime_error(&error))?;
+        let t =
+            TensorRef::from_array_view(([n], batch.t.as_slice())).map_err(|error| runtime_error(&error))?;
+        let y =
+            TensorRef::from_array_view(([n], batch.y.as_slice())).map_err(|error| runtime_error(&error))?;
+        let inputs = ::ort::inputs!["x" => x, "t" => t, "y" => y];
+        let outputs = self.session.run(inputs).map_err(|error| runtime_error(&error))?;
+        let output = outputs.get("prediction").ok_or(EngineError::OutputSize { got: 0, expected: 1 })?;
+        let (_, values) = output.try_extract_tensor::<f32>().map_err(|error| runtime_error(&error))?;
+        let expected = n * self.out_channels * h * w;
+        if values.len() != expected {
+            return Err(EngineError::OutputSize { got: values.len(), expected });
+        }
+        prediction.clear();
+        prediction.extend_from_slice(values);
+        Ok(())
+    }
+}
+
+/// Names and types of the session's ports against the manifest's.
+fn ports_match(session: &Session, graph: &Graph) -> Result<(), SessionError> {
+    let mismatch = |what: String| Err(SessionError::Mismatch { file: graph.file.clone(), what });
+    let sides = [("input", session.inputs(), &graph.inputs), ("output", session.outputs(), &graph.outputs)];
+    for (side, ports, specs) in sides {
+        if ports.len() != specs.len() {
+            return mismatch(format!("{} {side}s, the manifest lists {}", ports.len(), specs.len()));
+        }
+        for spec in specs {
+            let Some(port) = ports.iter().find(|port| port.name() == spec.name) else {
+                return mismatch(format!("no {side} `{}`, which the manifest lists", spec.name));
+            };
+            let expected = match spec.dtype {
+                TensorType::F32 => TensorElementType::Float32,
+                TensorType::F16 => TensorElementType::Float16,
+                TensorType::I64 => TensorElementType::Int64,
+            };
+            let same_shape = port.dtype().tensor_shape().is_some_and(|shape| {
+                let dims: &[i64] = shape;
+                dims.len() == spec.shape.len()
+                    && dims.iter().zip(&spec.shape).all(|(&got, dim)| fits(got, dim))
+            });
+            if port.dtype().tensor_type() != Some(expected) || !same_shape {
+                return mismatch(format!(
+                    "{side} `{}` is {}, the manifest says {spec}",
+                    spec.name,
+                    port.dtype()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A graph's dimension (-1 where it is free) against the manifest's.
+fn fits(got: i64, dim: &Dim) -> bool {
+    match dim {
+        Dim::Fixed(size) => i64::try_from(*size) == Ok(got),
+        Dim::Named(_) => got == -1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_read_from_the_build_information() {
+        assert_eq!(
+            version("ORT Build Info: git-branch=rel-1.30.0, git-commit-id=abc, build type=Release"),
+            "1.30.0"
+        );
+        assert_eq!(version("something else"), "something else");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libonnxruntime.so");
+        std::fs::write(&file, b"not a library").unwrap();
+        match Runtime::get(&file, 1) {
+            Err(RuntimeError::Load { library, .. }) => assert_eq!(library, file),
+            // Another test of this process has loaded the real one, which then stays.
+            Err(RuntimeError::Other { asked, .. }) => assert_eq!(asked, file),
+            other => panic!("a text file was loaded: {other:?}"),
+        }
+    }
+}

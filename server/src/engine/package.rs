@@ -1,0 +1,280 @@
+//! A model package on disk: opened, and believed only as far as its digests go. The manifest pins every file by
+//! size and sha256; a link, a folder, a file that is not listed or not what it should be is an error that names it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use sha2::{Digest, Sha256};
+use windowpane_diffusion::manifest::{FileDigest, MANIFEST_FILE, Manifest};
+
+/// Largest manifest that is read: thousands of classes fit, a wrong file does not fill the memory.
+const MAX_MANIFEST: u64 = 16 << 20;
+
+/// A package whose every file is what the manifest says.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// sha256 of manifest.json in hex. The manifest pins every other file, so this names the whole model.
+    pub digest: String,
+    /// When the manifest was written to this disk, in seconds since 1970.
+    pub created: u64,
+}
+
+/// A package cannot be served. Every variant names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// The file system's own error.
+    #[error("`{}`: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No packages.
+    #[error("`{}` holds no model package: no manifest.json in it or in a folder of it", .0.display())]
+    Empty(PathBuf),
+    /// The manifest is not valid.
+    #[error("`{}`: {reason}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+    /// A file in the folder is not what a package holds.
+    #[error("`{}`: {what}", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what is expected.
+        what: &'static str,
+    },
+    /// A file has another size than the manifest says.
+    #[error("`{}` has {got} bytes, the manifest says {expected}: it is cut short or another file", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Bytes on disk.
+        got: u64,
+        /// Bytes in the manifest.
+        expected: u64,
+    },
+    /// A file has another digest than the manifest says.
+    #[error("`{}` has sha256 {got}, the manifest says {expected}", path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// Digest on disk.
+        got: String,
+        /// Digest in the manifest.
+        expected: String,
+    },
+}
+
+/// The package folders under `models`, in order of name: `models` itself if it holds a manifest, else each subfolder
+/// that does. Errors: none.
+pub fn find(models: &Path) -> Result<Vec<PathBuf>, PackageError> {
+    if models.join(MANIFEST_FILE).is_file() {
+        return Ok(vec![models.to_owned()]);
+    }
+    let io = |source| PackageError::Io { path: models.to_owned(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(models).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.join(MANIFEST_FILE).is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.is_empty() { Err(PackageError::Empty(models.to_owned())) } else { Ok(found) }
+}
+
+// === impl Package ===
+
+impl Package {
+    /// Opens and verifies the package in `folder`.
+    pub fn open(folder: &Path) -> Result<Self, PackageError> {
+        let path = folder.join(MANIFEST_FILE);
+        let io = |source| PackageError::Io { path: path.clone(), source };
+        let metadata = plain_file(&path)?;
+        if metadata.len() > MAX_MANIFEST {
+            return Err(PackageError::Kind { path, what: "larger than 16 MiB, which no manifest is" });
+        }
+        let bytes = fs::read(&path).map_err(io)?;
+        let invalid = |reason: String| PackageError::Manifest { path: path.clone(), reason };
+        let text = std::str::from_utf8(&bytes).map_err(|error| invalid(error.to_string()))?;
+        let manifest = Manifest::from_json(text).map_err(|error| invalid(error.to_string()))?;
+        only_listed(folder, &manifest)?;
+        for (name, pinned) in &manifest.files {
+            verify(&folder.join(name), pinned)?;
+        }
+        let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        Ok(Self {
+            folder: folder.to_owned(),
+            digest: hex(&Sha256::digest(&bytes)),
+            manifest,
+            created: modified.map_or(0, |age| age.as_secs()),
+        })
+    }
+
+    /// Bytes of all pinned files.
+    pub fn size(&self) -> u64 {
+        self.manifest.files.values().map(|file| file.size).sum()
+    }
+}
+
+/// Metadata of a regular file. A link could leave the folder, so it is an error whatever it points to.
+fn plain_file(path: &Path) -> Result<fs::Metadata, PackageError> {
+    let metadata =
+        fs::symlink_metadata(path).map_err(|source| PackageError::Io { path: path.to_owned(), source })?;
+    if metadata.is_symlink() {
+        return Err(PackageError::Kind {
+            path: path.to_owned(),
+            what: "a link; a package holds plain files",
+        });
+    }
+    if !metadata.is_file() {
+        return Err(PackageError::Kind {
+            path: path.to_owned(),
+            what: "not a file; a package holds plain files",
+        });
+    }
+    Ok(metadata)
+}
+
+/// Nothing lies in the folder that the manifest does not pin: a graph could name such a file as its weights. Names
+/// that begin with a dot are left to the desktop.
+fn only_listed(folder: &Path, manifest: &Manifest) -> Result<(), PackageError> {
+    let io = |source| PackageError::Io { path: folder.to_owned(), source };
+    let listed: BTreeSet<&str> = manifest.files.keys().map(String::as_str).chain([MANIFEST_FILE]).collect();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let known = name.to_str().is_some_and(|name| listed.contains(name) || name.starts_with('.'));
+        if !known {
+            let what = "not listed in manifest.json; a package holds only what its manifest pins";
+            return Err(PackageError::Kind { path: folder.join(name), what });
+        }
+    }
+    Ok(())
+}
+
+/// One file against its size, then its digest: a cut file is found without reading it.
+fn verify(path: &Path, pinned: &FileDigest) -> Result<(), PackageError> {
+    let size = plain_file(path)?.len();
+    if size != pinned.size {
+        return Err(PackageError::Size { path: path.to_owned(), got: size, expected: pinned.size });
+    }
+    let got = sha256(path).map_err(|source| PackageError::Io { path: path.to_owned(), source })?;
+    if !got.eq_ignore_ascii_case(&pinned.sha256) {
+        return Err(PackageError::Digest { path: path.to_owned(), got, expected: pinned.sha256.clone() });
+    }
+    Ok(())
+}
+
+fn sha256(path: &Path) -> io::Result<String> {
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::{TempDir, tempdir};
+    use windowpane_diffusion::manifest::WEIGHTS_FILE;
+
+    use super::*;
+    use crate::testing::{GRAPH, package, rewrite};
+
+    fn good() -> (TempDir, PathBuf) {
+        let folder = tempdir().unwrap();
+        let package = package(folder.path(), "shoes");
+        (folder, package)
+    }
+
+    fn error(package: &Path) -> String {
+        Package::open(package).expect_err("the package is broken").to_string()
+    }
+
+    #[test]
+    fn a_whole_package_opens() {
+        let (_folder, path) = good();
+        let package = Package::open(&path).unwrap();
+        assert_eq!(package.manifest.name, "shoes");
+        assert_eq!(package.digest.len(), 64);
+        assert!(package.created > 1_600_000_000 && package.size() > 4);
+    }
+
+    #[test]
+    fn a_cut_file_and_a_changed_file_are_named() {
+        let (_folder, path) = good();
+        let weights = path.join(WEIGHTS_FILE);
+        fs::write(&weights, [0, 0]).unwrap();
+        assert!(error(&path).contains("weights.bin` has 2 bytes, the manifest says 4"), "{}", error(&path));
+        fs::write(&weights, [0, 0, 0, 1]).unwrap();
+        assert!(error(&path).contains("weights.bin` has sha256"), "{}", error(&path));
+        fs::remove_file(&weights).unwrap();
+        assert!(error(&path).contains("weights.bin"), "{}", error(&path));
+    }
+
+    #[test]
+    fn a_wrong_digest_or_version_in_the_manifest_is_named() {
+        let (_folder, path) = good();
+        rewrite(&path, |m| m.files.get_mut(GRAPH).unwrap().sha256 = "1".repeat(64));
+        assert!(error(&path).contains("denoiser.f32.onnx` has sha256"), "{}", error(&path));
+        rewrite(&path, |m| m.format_version = 99);
+        assert!(error(&path).contains("manifest.json`") && error(&path).contains("99"), "{}", error(&path));
+        fs::write(path.join(MANIFEST_FILE), "{").unwrap();
+        assert!(error(&path).contains("manifest.json`"), "{}", error(&path));
+        fs::write(path.join(MANIFEST_FILE), b"\xff").unwrap();
+        assert!(error(&path).contains("manifest.json`"), "{}", error(&path));
+    }
+
+    #[test]
+    fn what_the_manifest_does_not_list_is_refused() {
+        let (_folder, path) = good();
+        fs::write(path.join(".DS_Store"), b"").unwrap();
+        Package::open(&path).unwrap();
+        fs::write(path.join("extra.bin"), b"x").unwrap();
+        assert!(error(&path).contains("extra.bin`: not listed"), "{}", error(&path));
+        fs::remove_file(path.join("extra.bin")).unwrap();
+        fs::create_dir(path.join("more")).unwrap();
+        assert!(error(&path).contains("more`: not listed"), "{}", error(&path));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_refused_wherever_it_points() {
+        let (folder, path) = good();
+        let outside = folder.path().join("outside.bin");
+        fs::rename(path.join(WEIGHTS_FILE), &outside).unwrap();
+        std::os::unix::fs::symlink(&outside, path.join(WEIGHTS_FILE)).unwrap();
+        assert!(error(&path).contains("weights.bin`: a link"), "{}", error(&path));
+    }
+
+    #[test]
+    fn packages_are_found_in_order_or_not_at_all() {
+        let (folder, shoes) = good();
+        let hats = package(folder.path(), "hats");
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        assert_eq!(find(folder.path()).unwrap(), [hats, shoes.clone()]);
+        assert_eq!(find(&shoes).unwrap(), [shoes]);
+        let nothing = find(&folder.path().join("empty")).unwrap_err().to_string();
+        assert!(nothing.contains("holds no model package"), "{nothing}");
+        assert!(find(&folder.path().join("missing")).unwrap_err().to_string().contains("missing"));
+    }
+}
