@@ -1,0 +1,76 @@
+//! `windowpane`: arguments, configuration, listen, load, serve, exit code.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use windowpane_server::args::LogFormat;
+use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("windowpane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    telemetry::init(args.log_format, &args.log).context("`--log`")?;
+    let config = Config::from_args(args).map_err(|errors| {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("; "))
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(start(config, args.log_format));
+    // A model that is still loading when the server is told to stop is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Listens first, so that probes are answered while models load; a model that does not load ends the server.
+async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let app = App::new(config);
+
+    let (failed, load_failed) = oneshot::channel();
+    let loading = app.clone();
+    tokio::task::spawn_blocking(move || match loading.load() {
+        Ok(()) => welcome(&loading, &url, log_format),
+        Err(error) => drop(failed.send(error)),
+    });
+    let mut failure = None;
+    let until = async {
+        tokio::select! {
+            () = shutdown::signal() => {}
+            Ok(error) = load_failed => failure = Some(error),
+        }
+    };
+    serve(listener, app, until).await?;
+    failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Says where the server is and what it serves.
+fn welcome(app: &App, url: &str, log_format: LogFormat) {
+    tracing::info!(url, models = app.models().count(), "serving");
+    if log_format == LogFormat::Json {
+        return;
+    }
+    println!("windowpane {} is serving at {url}", env!("CARGO_PKG_VERSION"));
+    for model in app.models() {
+        let config = &model.card.manifest.config;
+        let classes = match config.classes {
+            0 => "no classes".to_owned(),
+            n => format!("{n} classes"),
+        };
+        let (name, provider) = (model.name(), model.served.provider);
+        println!("  {name}: {}x{} pixels, {classes}, on {provider}", config.width, config.height);
+    }
+    println!("  API at {url}/docs, models at {url}/v1/models, metrics at {url}/metrics; Ctrl-C stops");
+}

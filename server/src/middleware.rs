@@ -1,0 +1,24 @@
+//! The layers around every route, outermost last, with the reason for each position.
+
+pub mod request_id;
+pub mod rescue;
+pub mod track;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::app::App;
+
+/// Wraps the finished router.
+pub fn apply(router: Router, app: &App) -> Router {
+    router
+        // Innermost: a panic in a handler becomes an error like any other, and the layers above see it as one.
+        .layer(CatchPanicLayer::custom(rescue::panicked))
+        // Above the panic layer, whose errors it writes too; below tracking, which should see the final status.
+        .layer(from_fn(rescue::layer))
+        // Measures everything below, so that `total` is what the client waited for.
+        .layer(from_fn_with_state(app.clone(), track::layer))
+        // Outermost: everything below may name the request.
+        .layer(from_fn(request_id::layer))
+}

@@ -1,0 +1,369 @@
+//! From a folder to a model that serves: verify the package, choose the graph for the device, open it on the worker's
+//! own thread, replay the golden there, measure. Only then is there a [`Model`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use windowpane_diffusion::manifest::{Dtype, GOLDEN_FILE, Graph, GraphDevice, Manifest, Role};
+
+use super::{Card, CardError, Model, Served};
+use crate::args::Device;
+use crate::batcher::{Batcher, StartError, WorkerConfig};
+use crate::config::Config;
+use crate::engine::check::{self, CheckError, DeterminismClass};
+use crate::engine::dylib::{self, DylibError};
+use crate::engine::ort::{OrtDenoiser, Runtime, RuntimeError, SessionError};
+use crate::engine::package::{Package, PackageError, find};
+use crate::engine::{Denoiser, Provider, probe};
+use crate::metrics::Metrics;
+
+/// Why models do not load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The library is not there.
+    #[error(transparent)]
+    Dylib(#[from] DylibError),
+    /// The library does not start.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A package is not what its manifest says.
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    /// A package is valid and cannot be served.
+    #[error("`{}`: {source}", folder.display())]
+    Model {
+        /// The package.
+        folder: PathBuf,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// Two packages have one name.
+    #[error("`{}` is named `{name}`, as another package is", folder.display())]
+    Twice {
+        /// The second package.
+        folder: PathBuf,
+        /// The name.
+        name: String,
+    },
+    /// Several packages failed.
+    #[error("{} packages do not load:\n{}", .0.len(), .0.iter().map(|e| format!("- {e}")).collect::<Vec<_>>().join("\n"))]
+    Several(Vec<LoadError>),
+}
+
+/// Why one model does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Its manifest describes what cannot be shown.
+    #[error(transparent)]
+    Card(#[from] CardError),
+    /// Its graph does not open.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// It fails its checks.
+    #[error("`{graph}` on {provider}: {source}")]
+    Check {
+        /// The graph.
+        graph: String,
+        /// The device.
+        provider: Provider,
+        /// What failed.
+        source: CheckError,
+    },
+    /// Its golden file does not open.
+    #[error("`{GOLDEN_FILE}`: {0}")]
+    Golden(std::io::Error),
+    /// Its thread does not flush subnormals.
+    #[error("the worker thread does not flush subnormals to zero, which makes windows several times slower")]
+    Subnormals,
+    /// It has no thread.
+    #[error("{0}")]
+    Thread(String),
+    /// CUDA was asked for and the model does not run there.
+    #[error("CUDA was asked for by `--device cuda` and is not available: {0}")]
+    Cuda(Box<ModelError>),
+}
+
+/// Loads every package under `config.models`, in order of name. All problems are reported, not the first.
+pub fn all(config: &Config, metrics: &Metrics) -> Result<Vec<Model>, LoadError> {
+    let folders = find(&config.models)?;
+    let library = dylib::locate(config.ort_dylib.as_deref(), config.device)?;
+    let runtime = Runtime::get(&library, config.threads)?;
+    tracing::info!(library = %library.display(), version = runtime.version(), threads = config.threads, "ONNX Runtime");
+    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION"), runtime.version()]).set(1);
+    let (mut models, mut errors): (Vec<Model>, _) = (Vec::new(), Vec::new());
+    for folder in &folders {
+        match one(folder, config, runtime, metrics) {
+            Ok(model) if models.iter().any(|other| other.name() == model.name()) => {
+                errors.push(LoadError::Twice { folder: folder.clone(), name: model.name().to_owned() });
+            }
+            Ok(model) => models.push(model),
+            Err(error) => errors.push(error),
+        }
+    }
+    match errors.len() {
+        0 => Ok(models),
+        1 => Err(errors.remove(0)),
+        _ => Err(LoadError::Several(errors)),
+    }
+}
+
+/// Loads the package in `folder`.
+fn one(
+    folder: &Path,
+    config: &Config,
+    runtime: &'static Runtime,
+    metrics: &Metrics,
+) -> Result<Model, LoadError> {
+    let start = Instant::now();
+    tracing::info!(folder = %folder.display(), "verifying the package");
+    let package = Package::open(folder)?;
+    let name = package.manifest.name.clone();
+    tracing::info!(
+        model = name,
+        megabytes = package.size() as f64 / 1e6,
+        "opening, replaying the golden, measuring"
+    );
+    let model = on_a_device(&package, config, runtime, metrics)
+        .map_err(|source| LoadError::Model { folder: folder.to_owned(), source })?;
+    let seconds = start.elapsed().as_secs_f64();
+    let (served, model_label) = (&model.served, name.as_str());
+    tracing::info!(
+        model = name,
+        provider = %served.provider,
+        graph = served.graph,
+        golden_error = served.golden.relative_error,
+        bitwise = served.determinism.class == DeterminismClass::Bitwise,
+        seconds,
+        "ready"
+    );
+    metrics.model_load.with_label_values(&[model_label]).set(seconds);
+    metrics.golden_error.with_label_values(&[model_label, &served.graph]).set(served.golden.relative_error);
+    let provider = served.provider.to_string();
+    metrics.provider.with_label_values(&[model_label, &provider, dtype_name(served.dtype)]).set(1);
+    metrics.model_ready.with_label_values(&[model_label]).set(1);
+    Ok(model)
+}
+
+/// Tries the devices that `--device` allows, and says so where it is not the first.
+fn on_a_device(
+    package: &Package,
+    config: &Config,
+    runtime: &'static Runtime,
+    metrics: &Metrics,
+) -> Result<Model, ModelError> {
+    let start = |provider| {
+        Attempt::new(package, provider).and_then(|attempt| attempt.serve(config, runtime, metrics))
+    };
+    match config.device {
+        Device::Cpu => start(Provider::Cpu),
+        Device::Cuda => start(Provider::Cuda).map_err(|error| ModelError::Cuda(Box::new(error))),
+        Device::Auto => start(Provider::Cuda).or_else(|error| {
+            tracing::info!(model = package.manifest.name, reason = %error, "no CUDA for this model; taking the CPU");
+            start(Provider::Cpu)
+        }),
+    }
+}
+
+/// One try: a model's graph on a provider.
+struct Attempt {
+    card: Arc<Card>,
+    folder: PathBuf,
+    graph: Graph,
+    provider: Provider,
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    fn new(package: &Package, provider: Provider) -> Result<Self, ModelError> {
+        let card = Card::new(package.manifest.clone(), package.digest.clone(), package.created)?;
+        let graph = graph_for(&card.manifest, provider).clone();
+        Ok(Self { card: Arc::new(card), folder: package.folder.clone(), graph, provider })
+    }
+
+    /// Starts the worker, which opens and checks the model on its own thread.
+    fn serve(
+        self,
+        config: &Config,
+        runtime: &'static Runtime,
+        metrics: &Metrics,
+    ) -> Result<Model, ModelError> {
+        let card = Arc::clone(&self.card);
+        let (max_rows, queue_limit) = (config.max_rows, config.queue_limit);
+        let open = move || {
+            let (engine, served, row_time) = self.open(runtime, max_rows)?;
+            let config = worker_config(&self.card, max_rows, queue_limit, row_time);
+            Ok((Box::new(engine) as Box<dyn Denoiser>, config, served))
+        };
+        let thread = format!("wp-{}", card.manifest.name);
+        let spawn = |name: &str, work| runtime.spawn(name, work);
+        let (batcher, served) =
+            Batcher::start(spawn, open, &thread, metrics.clone()).map_err(|error| match error {
+                StartError::Open(error) => error,
+                StartError::Thread(error) => ModelError::Thread(error),
+            })?;
+        Ok(Model { card, served, batcher })
+    }
+
+    /// On the thread that will run it: the probe, the session, the golden, the measurement; and the time of a row.
+    fn open(
+        &self,
+        runtime: &Runtime,
+        max_rows: usize,
+    ) -> Result<(OrtDenoiser, Served, Duration), ModelError> {
+        let Self { card, folder, graph, provider } = self;
+        let check = |source| ModelError::Check { graph: graph.file.clone(), provider: *provider, source };
+        if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
+            return Err(ModelError::Subnormals);
+        }
+        let out_channels = card.manifest.config.out_channels();
+        let mut engine = OrtDenoiser::open(runtime, folder, graph, out_channels, *provider)?;
+        let golden = fs::read(folder.join(GOLDEN_FILE)).map_err(ModelError::Golden)?;
+        let golden = check::replay(&mut engine, card, graph, &golden).map_err(check)?;
+        let (determinism, row_time) = check::determinism(&mut engine, card, max_rows).map_err(check)?;
+        let served = Served {
+            provider: *provider,
+            dtype: graph.dtype,
+            graph: graph.file.clone(),
+            golden,
+            determinism,
+        };
+        Ok((engine, served, row_time))
+    }
+}
+
+pub(super) fn worker_config(
+    card: &Card,
+    max_rows: usize,
+    queue_limit: usize,
+    row_time: Duration,
+) -> WorkerConfig {
+    WorkerConfig {
+        model: card.manifest.name.clone(),
+        shape: card.shape(),
+        out_channels: card.manifest.config.out_channels(),
+        max_rows,
+        queue_limit,
+        row_time,
+    }
+}
+
+/// The denoiser for a provider: on CUDA f16 where the package has it, made for CUDA before made for any; on the CPU
+/// f32, since f16 there is slower, off and not batch-invariant.
+fn graph_for(manifest: &Manifest, provider: Provider) -> &Graph {
+    let fits = |graph: &&Graph| match provider {
+        Provider::Cuda => true,
+        Provider::Cpu | Provider::Fake => graph.device == GraphDevice::Any && graph.dtype == Dtype::F32,
+    };
+    manifest
+        .graphs
+        .iter()
+        .filter(|graph| graph.role == Role::Denoiser)
+        .filter(fits)
+        .max_by_key(|graph| (graph.dtype == Dtype::F16, graph.device == GraphDevice::Cuda))
+        .expect("a valid manifest has a denoiser for any device in f32; this is a bug")
+}
+
+/// A dtype's name, as in the manifest.
+pub fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::{TempDir, tempdir};
+    use windowpane_diffusion::manifest::WEIGHTS_FILE;
+
+    use super::*;
+    use crate::testing::{golden, package, pin, rewrite, runtime};
+
+    /// A folder with one good package, and the configuration to load it on the CPU with real ONNX Runtime.
+    fn good() -> (TempDir, PathBuf, Config) {
+        let folder = tempdir().unwrap();
+        let path = package(folder.path(), "shoes");
+        let config = Config {
+            models: folder.path().to_owned(),
+            device: Device::Cpu,
+            ort_dylib: Some(runtime().library().to_owned()),
+            max_rows: 4,
+            ..Config::default()
+        };
+        (folder, path, config)
+    }
+
+    fn error(config: &Config) -> String {
+        all(config, &Metrics::new()).expect_err("the package is broken").to_string()
+    }
+
+    #[test]
+    fn a_package_is_served_after_its_golden() {
+        let (_folder, _path, config) = good();
+        let metrics = Metrics::new();
+        let models = all(&config, &metrics).unwrap();
+        let served = &models[0].served;
+        assert_eq!((served.provider, served.dtype), (Provider::Cpu, Dtype::F32));
+        assert_eq!((served.golden.cases, served.golden.relative_error), (2, 0.0));
+        assert_eq!(served.determinism.class, DeterminismClass::Bitwise);
+        assert_eq!(metrics.provider.with_label_values(&["shoes", "cpu", "f32"]).get(), 1);
+    }
+
+    #[test]
+    fn another_network_than_the_goldens_is_refused() {
+        let (_folder, path, config) = good();
+        let mut manifest = Package::open(&path).unwrap().manifest;
+        fs::write(path.join(WEIGHTS_FILE), 0.51_f32.to_le_bytes()).unwrap();
+        pin(&path, &mut manifest);
+        assert!(error(&config).contains("golden case `a` differs"), "{}", error(&config));
+        fs::write(path.join(GOLDEN_FILE), golden(|x| 0.51 * x)).unwrap();
+        pin(&path, &mut manifest);
+        all(&config, &Metrics::new()).unwrap();
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_its_manifest_is_refused() {
+        let (_folder, path, config) = good();
+        rewrite(&path, |m| {
+            m.config.height = 8;
+            let size = windowpane_diffusion::manifest::Dim::Fixed(8);
+            m.graphs[0].inputs[0].shape[2] = size.clone();
+            m.graphs[0].outputs[0].shape[2] = size;
+        });
+        assert!(error(&config).contains("x: f32[n,1,8,6]"), "{}", error(&config));
+    }
+
+    #[test]
+    fn a_file_that_is_no_graph_is_refused() {
+        let (_folder, path, config) = good();
+        let mut manifest = Package::open(&path).unwrap().manifest;
+        fs::write(path.join("denoiser.f32.onnx"), b"not a graph").unwrap();
+        pin(&path, &mut manifest);
+        assert!(error(&config).contains("`denoiser.f32.onnx` on cpu"), "{}", error(&config));
+    }
+
+    #[test]
+    fn every_bad_package_is_reported() {
+        let (folder, path, config) = good();
+        package(folder.path(), "boots");
+        rewrite(&path, |m| m.name = "boots".to_owned());
+        assert!(error(&config).contains("named `boots`, as another"), "{}", error(&config));
+        fs::write(folder.path().join("boots").join(WEIGHTS_FILE), b"").unwrap();
+        fs::write(path.join(WEIGHTS_FILE), b"").unwrap();
+        let text = error(&config);
+        assert!(text.contains("2 packages do not load") && text.contains("boots/weights.bin"), "{text}");
+    }
+
+    #[test]
+    fn cuda_asked_for_and_missing_is_a_refusal() {
+        let (_folder, _path, config) = good();
+        // The tests run on the CPU build, whose CUDA provider does not exist.
+        let text = error(&Config { device: Device::Cuda, ..config.clone() });
+        assert!(text.contains("CUDA was asked for"), "{text}");
+        let models = all(&Config { device: Device::Auto, ..config }, &Metrics::new()).unwrap();
+        assert_eq!(models[0].served.provider, Provider::Cpu);
+    }
+}

@@ -1,0 +1,59 @@
+//! The OpenAPI document: title, groups, and what `router.rs` collects from the handlers.
+
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+
+use crate::router;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "windowpane",
+        description = "Images from diffusion transformers with local attention windows, sampled through ONNX Runtime.\n\n\
+            An image is a pure function of the model's digest, the request's fields and the seed: the same request gives \
+            the same bytes, alone or in any company, where `determinism` says `bitwise`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+    ),
+    tags(
+        (name = "images", description = "Generate images."),
+        (name = "models", description = "What is served, and how to ask for it."),
+        (name = "operations", description = "Is it alive, is it ready, what does it do?"),
+    )
+)]
+struct Preamble;
+
+/// The document before any route.
+pub(crate) fn preamble() -> OpenApi {
+    Preamble::openapi()
+}
+
+/// The whole document, as /openapi.json serves it.
+pub fn document() -> OpenApi {
+    router::routes().into_openapi()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_documented_and_every_reference_resolves() {
+        let document = serde_json::to_value(document()).unwrap();
+        let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            paths,
+            ["/livez", "/metrics", "/readyz", "/v1/images/generations", "/v1/models", "/v1/models/{id}"]
+        );
+        let text = document.to_string();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_ruled_out_in_the_document_too() {
+        let document = serde_json::to_value(document()).unwrap();
+        assert_eq!(document["components"]["schemas"]["ImageRequest"]["additionalProperties"], false);
+    }
+}

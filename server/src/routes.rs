@@ -1,0 +1,7 @@
+//! One file per noun: request and response types, and handlers that read as a sentence. Arithmetic lives elsewhere.
+
+pub mod fallback;
+pub mod health;
+pub mod images;
+pub mod metrics;
+pub mod models;

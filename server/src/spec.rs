@@ -1,0 +1,271 @@
+//! What is a valid request, for this model? From what a client wrote to what will be done: every field checked
+//! against the model and every default filled in, once, before anything is admitted.
+//!
+//! An image is a pure function of (model digest, [`SampleSpec`], seed); what a spec does not hold, an image does
+//! not depend on.
+
+mod class;
+mod output;
+mod seed;
+
+use std::sync::Arc;
+
+use windowpane_diffusion::manifest::Manifest;
+use windowpane_diffusion::{Evaluation, Sampler, SolverConfig, TimeGrid, guidance};
+
+pub use class::ClassRef;
+pub use output::{MAX_SIDE, Output};
+pub use seed::{MAX_SEED, Seed};
+
+use crate::error::ApiError;
+use crate::extract::Accept;
+use crate::middleware::request_id::random_u64;
+use crate::model::Card;
+use crate::routes::images::ImageRequest;
+
+/// Images of one request; OpenAI's bound.
+pub const MAX_IMAGES: u64 = 10;
+
+/// Everything that decides an image but the model and the seed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleSpec {
+    /// The class, if the model has classes.
+    pub class: Option<usize>,
+    /// The label of the conditional row.
+    pub label: i64,
+    /// The label of "no class".
+    pub null_label: i64,
+    /// Scale of guidance; 1 is none.
+    pub guidance_scale: f64,
+    /// The solver.
+    pub solver: SolverConfig,
+    /// Its network calls, in order.
+    pub evaluations: Vec<Evaluation>,
+}
+
+/// A valid request: what to sample, with which seeds, and how to hand it over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// What to sample.
+    pub spec: Arc<SampleSpec>,
+    /// The effective seed of each image: s, s+1, …
+    pub seeds: Vec<u64>,
+    /// How to hand it over.
+    pub output: Output,
+}
+
+// === impl SampleSpec ===
+
+impl SampleSpec {
+    /// Rows of one image in a tick: two where guidance compares with the null class.
+    pub fn rows(&self) -> usize {
+        if self.class.is_some() && guidance::needs_unconditional(self.guidance_scale) { 2 } else { 1 }
+    }
+
+    /// The checked fields over the model's defaults.
+    fn resolve(request: &ImageRequest, card: &Card) -> Result<Self, ApiError> {
+        let manifest = &card.manifest;
+        let class = class(request, manifest)?;
+        let guidance_scale = guidance_scale(request, manifest)?;
+        let solver = solver(request, manifest)?;
+        let evaluations = solver.build(&card.schedule).map_err(|error| of_diffusion(&error))?;
+        let null_label = manifest.config.null_class() as i64;
+        Ok(Self {
+            class,
+            label: class.map_or(null_label, |class| class as i64),
+            null_label,
+            guidance_scale,
+            solver,
+            evaluations,
+        })
+    }
+}
+
+// === impl Order ===
+
+impl Order {
+    /// Checks a request for the model of `card`. The first wrong field is the error.
+    pub fn resolve(request: &ImageRequest, accept: &Accept, card: &Card) -> Result<Self, ApiError> {
+        neutral(request)?;
+        let count = request.n.unwrap_or(1);
+        if !(1..=MAX_IMAGES).contains(&count) {
+            return Err(ApiError::invalid("n", count, format!("1 to {MAX_IMAGES}")));
+        }
+        Ok(Self {
+            spec: Arc::new(SampleSpec::resolve(request, card)?),
+            seeds: seeds(request.seed, count)?,
+            output: Output::resolve(request, accept, card, count)?,
+        })
+    }
+}
+
+/// Fields of the OpenAI images API that ask for what this server does not do: their neutral values pass, others are
+/// refused rather than ignored.
+fn neutral(request: &ImageRequest) -> Result<(), ApiError> {
+    let words = [
+        ("quality", &request.quality, &["auto"][..], "`auto`; `steps` decides quality here"),
+        ("style", &request.style, &[][..], "nothing, leave it out"),
+        ("background", &request.background, &["auto", "opaque"][..], "`auto` and `opaque`"),
+        ("moderation", &request.moderation, &["auto", "low"][..], "`auto` and `low`; nothing is filtered"),
+        (
+            "response_format",
+            &request.response_format,
+            &["b64_json"][..],
+            "`b64_json`; no image is kept to link to",
+        ),
+    ];
+    for (field, value, accepted, supported) in words {
+        if let Some(value) = value
+            && !accepted.contains(&value.as_str())
+        {
+            return Err(ApiError::unsupported(field, shown(value), supported));
+        }
+    }
+    if request.stream == Some(true) {
+        return Err(ApiError::unsupported("stream", "true", "false; the response comes whole"));
+    }
+    match request.partial_images {
+        Some(n) if n != 0 => Err(ApiError::unsupported("partial_images", n, "0; the response comes whole")),
+        _ => Ok(()),
+    }
+}
+
+/// `count` seeds from the one asked for, or from a random one that every JSON library can hold.
+fn seeds(seed: Option<Seed>, count: u64) -> Result<Vec<u64>, ApiError> {
+    let first = seed.map_or_else(|| random_u64() >> 12, |seed| seed.0);
+    match first.checked_add(count - 1).filter(|&last| last <= MAX_SEED) {
+        Some(last) => Ok((first..=last).collect()),
+        None => {
+            let expected =
+                format!("at most {} with `n` {count}: image i has seed + i", MAX_SEED - (count - 1));
+            Err(ApiError::invalid("seed", first, expected))
+        }
+    }
+}
+
+/// The class that `class` and `prompt` name; both may, if they agree.
+///
+/// A model with classes needs one: an empty prompt is no wish for an arbitrary picture. A model without takes no
+/// class, and of prompts only the empty one and its own name, since clients of the OpenAI API must send one.
+fn class(request: &ImageRequest, manifest: &Manifest) -> Result<Option<usize>, ApiError> {
+    let prompt = request.prompt.as_deref().map(str::trim).filter(|prompt| !prompt.is_empty());
+    if manifest.classes.is_empty() {
+        if request.class.is_some() {
+            let message = format!("`class`: `{}` is a model without classes; leave it out", manifest.name);
+            return Err(ApiError::new(crate::error::Cause::InvalidValue, message).param("class"));
+        }
+        return match prompt {
+            Some(prompt) if !prompt.eq_ignore_ascii_case(&manifest.name) => {
+                let expected =
+                    format!("empty or `{}`: the model has no classes to choose from", manifest.name);
+                Err(ApiError::invalid("prompt", shown(prompt), expected))
+            }
+            _ => Ok(None),
+        };
+    }
+    let named = |field: &str, word: &str| {
+        manifest.lookup(word).map_err(|_| ApiError::invalid(field, shown(word), one_of(manifest)))
+    };
+    let by_prompt = prompt.map(|prompt| named("prompt", prompt)).transpose()?;
+    let by_class = match &request.class {
+        None => None,
+        Some(ClassRef::Name(name)) => Some(named("class", name)?),
+        Some(ClassRef::Index(index)) => {
+            let known = usize::try_from(*index).ok().filter(|&index| index < manifest.classes.len());
+            let expected = || format!("0 to {}, or a name", manifest.classes.len() - 1);
+            Some(known.ok_or_else(|| ApiError::invalid("class", index, expected()))?)
+        }
+    };
+    match (by_prompt, by_class) {
+        (None, None) => {
+            let got = if request.prompt.is_some() { "empty" } else { "missing" };
+            Err(ApiError::invalid("prompt", got, one_of(manifest)))
+        }
+        (Some(a), Some(b)) if a != b => {
+            let [a, b] = [a, b].map(|class| &manifest.classes[class].name);
+            let expected = format!("the same class as `prompt`, which is `{a}`; one of the two is enough");
+            Err(ApiError::invalid("class", format!("`{b}`"), expected))
+        }
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+/// The classes of a model in words, as many as a person reads.
+fn one_of(manifest: &Manifest) -> String {
+    const SHOWN: usize = 50;
+    let names: Vec<_> = manifest.classes.iter().take(SHOWN).map(|class| class.name.as_str()).collect();
+    let more = manifest.classes.len().saturating_sub(SHOWN);
+    let rest =
+        if more > 0 { format!(" and {more} more (see /v1/models/{})", manifest.name) } else { String::new() };
+    format!("a class of `{}`: {}{rest}", manifest.name, names.join(", "))
+}
+
+fn guidance_scale(request: &ImageRequest, manifest: &Manifest) -> Result<f64, ApiError> {
+    let Some(scale) = request.guidance_scale else {
+        return Ok(if manifest.classes.is_empty() { 1.0 } else { manifest.defaults.guidance_scale });
+    };
+    guidance::check_scale(scale).map_err(|error| of_diffusion(&error))?;
+    if manifest.classes.is_empty() && guidance::needs_unconditional(scale) {
+        return Err(ApiError::invalid(
+            "guidance_scale",
+            scale,
+            "1: the model has no classes to be guided to",
+        ));
+    }
+    Ok(scale)
+}
+
+/// Sampler, time grid, steps, eta and clip: the request's over the model's defaults. The default eta belongs to the
+/// default sampler: another one starts from 0.
+fn solver(request: &ImageRequest, manifest: &Manifest) -> Result<SolverConfig, ApiError> {
+    let defaults = &manifest.defaults;
+    let list = |names: &[&str]| format!("one of {}", names.join(", "));
+    let sampler = match request.sampler.as_deref() {
+        None => defaults.sampler,
+        Some(name) => name.parse().map_err(|_| {
+            ApiError::invalid("sampler", shown(name), list(&Sampler::ALL.map(Sampler::as_str)))
+        })?,
+    };
+    let grid = match request.time_grid.as_deref() {
+        None => defaults.grid,
+        Some(name) => name.parse().map_err(|_| {
+            ApiError::invalid("time_grid", shown(name), list(&TimeGrid::ALL.map(TimeGrid::as_str)))
+        })?,
+    };
+    let steps = match request.steps {
+        None => defaults.steps,
+        // A number beyond usize is beyond every schedule: the solver refuses both in the same words.
+        Some(steps) => usize::try_from(steps).unwrap_or(usize::MAX),
+    };
+    let default_eta = if sampler == defaults.sampler { defaults.eta } else { 0.0 };
+    Ok(SolverConfig {
+        sampler,
+        grid,
+        steps,
+        eta: request.eta.unwrap_or(default_eta),
+        clip_x0: request.clip_x0.unwrap_or(defaults.clip_x0),
+        prediction: manifest.prediction,
+        variance: manifest.variance,
+    })
+}
+
+/// An error of the mathematics about a field of ours.
+fn of_diffusion(error: &windowpane_diffusion::Error) -> ApiError {
+    match error {
+        windowpane_diffusion::Error::BadValue { field, got, expected } => {
+            ApiError::invalid(field, got, expected)
+        }
+        other => ApiError::new(crate::error::Cause::InvalidValue, other.to_string()),
+    }
+}
+
+/// A client's text in an error: quoted, and cut where nobody reads on.
+fn shown(text: &str) -> String {
+    const MOST: usize = 80;
+    let cut: String = text.chars().take(MOST).collect();
+    let dots = if cut.len() < text.len() { "…" } else { "" };
+    format!("`{cut}{dots}`")
+}
+
+#[cfg(test)]
+mod tests;
