@@ -192,7 +192,8 @@ impl Window {
     /// The cheapest plan for this window on `grid` under `cost`; dense wherever tiles would not be cheaper.
     pub fn plan(self, grid: Grid, cost: &CostModel) -> Plan {
         let dense = (Plan::Dense, cost.dense(self, grid));
-        let tiles = TILE_SIDES.iter().filter(|&&side| side <= grid.height.max(grid.width)).map(|&side| {
+        // A single tile that holds the grid is the dense plan.
+        let tiles = TILE_SIDES.iter().filter(|&&side| side < grid.height.max(grid.width)).map(|&side| {
             let plan = Plan::Tiles { side };
             (plan, cost.tiles(self, grid, side))
         });
@@ -253,11 +254,11 @@ impl TilePlan {
 // === impl CostModel ===
 
 impl CostModel {
-    /// Cost of the dense plan.
+    /// Cost of the dense plan, which is one tile holding the grid: its tokens are collected once, too.
     pub fn dense(&self, window: Window, grid: Grid) -> f64 {
-        let pairs = (grid.tokens() * grid.tokens()) as f64;
+        let tokens = grid.tokens() as f64;
         let mask = if window.covers(grid) { 0.0 } else { self.mask_pair };
-        pairs * (self.dense_pair + mask)
+        tokens * tokens * (self.dense_pair + mask) + tokens * (self.gathered_key + self.query) + self.tile
     }
 
     /// Cost of tiles of side `side`.

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
+use windowpane_diffusion::ModelConfig;
 use windowpane_diffusion::manifest::{
     self, FileDigest, GraphDevice, Lineage, MANIFEST_FILE, Manifest, Role, SampleDefaults, TensorSpec,
     TensorType,
 };
-use windowpane_diffusion::{ModelConfig, Plan};
 
 use crate::checkpoint::Meta;
 use crate::config::{ExportTable, StoredWeights};
@@ -39,7 +39,6 @@ pub mod single;
 pub mod weights;
 
 pub use error::ExportError;
-use graph::Graph;
 use shape::Dtype;
 use weights::WeightFile;
 
@@ -131,7 +130,17 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, Expo
         let file = format!("denoiser.{dtype}.onnx");
         let doc = format!("{}: {} (computes in {dtype})", request.name, request.description);
         write(dir, &file, &lower::lower(&graph, &weights, &request.name, &doc)?.encode_to_vec())?;
-        graphs.push(described(&graph, file, device, dtype, &plans, tolerance, &names));
+        graphs.push(manifest::Graph {
+            role: Role::Denoiser,
+            device,
+            dtype: if dtype == Dtype::F16 { manifest::Dtype::F16 } else { manifest::Dtype::F32 },
+            file,
+            plan: plans.clone(),
+            tolerance,
+            golden: names.clone(),
+            inputs: graph.inputs().map(spec).collect(),
+            outputs: graph.outputs().iter().map(|&id| spec(graph.value(id))).collect(),
+        });
         Ok(())
     };
     add(GraphDevice::Any, Dtype::F32, TOLERANCE_F32)?;
@@ -177,44 +186,20 @@ fn rounded(config: &ModelConfig, weights: &WeightFile) -> Result<Tensor, ExportE
     Ok(Tensor::from_slice(&parts.concat()))
 }
 
-/// What the manifest says of a graph.
-fn described(
-    graph: &Graph,
-    file: String,
-    device: GraphDevice,
-    dtype: Dtype,
-    plans: &[Plan],
-    tolerance: f64,
-    golden: &[String],
-) -> manifest::Graph {
-    let spec = |value: &graph::Value| TensorSpec {
+/// An input or output as the manifest tells it.
+fn spec(value: &graph::Value) -> TensorSpec {
+    let dim = |dim: &shape::Dim| match dim {
+        shape::Dim::Fixed(n) => manifest::Dim::Fixed(*n),
+        shape::Dim::Batch(_) => manifest::Dim::Named(dim.to_string()),
+    };
+    TensorSpec {
         name: value.name.clone(),
         dtype: match value.ty.dtype {
             Dtype::F32 => TensorType::F32,
             Dtype::F16 => TensorType::F16,
             Dtype::I64 => TensorType::I64,
         },
-        shape: value
-            .ty
-            .shape
-            .dims()
-            .iter()
-            .map(|dim| match dim {
-                shape::Dim::Fixed(n) => manifest::Dim::Fixed(*n),
-                shape::Dim::Batch(_) => manifest::Dim::Named(dim.to_string()),
-            })
-            .collect(),
-    };
-    manifest::Graph {
-        role: Role::Denoiser,
-        device,
-        dtype: if dtype == Dtype::F16 { manifest::Dtype::F16 } else { manifest::Dtype::F32 },
-        file,
-        plan: plans.to_vec(),
-        tolerance,
-        golden: golden.to_vec(),
-        inputs: graph.inputs().map(spec).collect(),
-        outputs: graph.outputs().iter().map(|&id| spec(graph.value(id))).collect(),
+        shape: value.ty.shape.dims().iter().map(dim).collect(),
     }
 }
 
@@ -257,7 +242,7 @@ fn replace(finished: &Path, out: &Path) -> Result<(), ExportError> {
 mod tests {
     use windowpane_diffusion::manifest::Class;
     use windowpane_diffusion::solver::{Sampler, TimeGrid};
-    use windowpane_diffusion::{Prediction, ScheduleConfig, ScheduleKind, Variance, Window};
+    use windowpane_diffusion::{Plan, Prediction, ScheduleConfig, ScheduleKind, Variance, Window};
 
     use super::*;
 
