@@ -86,12 +86,15 @@ pub enum LogFormat {
     Json,
 }
 
+// Lines short enough that no terminal wraps them: the command is there to be copied.
 const AFTER: &str = "\
 Try it:
-  curl -s localhost:8080/v1/images/generations -H 'accept: image/png' -H 'content-type: application/json' \\
-       -d '{\"model\":\"fashion-dit\",\"prompt\":\"sneaker\",\"seed\":7}' -o sneaker.png
+  curl -s localhost:8080/v1/images/generations -o sneaker.png \\
+    -H 'accept: image/png' -H 'content-type: application/json' \\
+    -d '{\"model\":\"fashion-dit\",\"prompt\":\"sneaker\",\"seed\":7}'
 
-The API is documented at /docs, models and their classes are at /v1/models, metrics at /metrics.";
+The API is described at /docs, models and classes are at /v1/models,
+metrics at /metrics.";
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::args::{Args, Device};
+use crate::spec::MAX_IMAGES;
 
 /// The server's configuration. [`Config::default`] is the configuration of an empty command line on a free port,
 /// which is what tests start from.
@@ -60,7 +61,8 @@ impl Config {
         };
         within("threads", args.threads as u64, 0, 1024);
         within("max-rows", args.max_rows as u64, 2, 1024);
-        within("queue-limit", args.queue_limit as u64, 1, 1_000_000);
+        // A limit below the largest request would refuse that for ever.
+        within("queue-limit", args.queue_limit as u64, MAX_IMAGES, 1_000_000);
         within("body-limit", args.body_limit as u64, 1024, 1 << 30);
         within("shutdown-timeout", args.shutdown_timeout, 0, 3600);
         if !errors.is_empty() {

@@ -5,6 +5,7 @@
 //! not depend on.
 
 mod class;
+mod names;
 mod output;
 mod seed;
 
@@ -14,6 +15,7 @@ use windowpane_diffusion::manifest::Manifest;
 use windowpane_diffusion::{Evaluation, Sampler, SolverConfig, TimeGrid, guidance};
 
 pub use class::ClassRef;
+pub use names::{PictureFile, SamplerName, TimeGridName};
 pub use output::{MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
 

@@ -30,12 +30,12 @@ pub struct Package {
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// The file system's own error.
-    #[error("`{}`: {source}", path.display())]
+    #[error("`{}`: {cause}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// No packages.
     #[error("`{}` holds no model package: no manifest.json in it or in a folder of it", .0.display())]
@@ -84,7 +84,7 @@ pub fn find(models: &Path) -> Result<Vec<PathBuf>, PackageError> {
     if models.join(MANIFEST_FILE).is_file() {
         return Ok(vec![models.to_owned()]);
     }
-    let io = |source| PackageError::Io { path: models.to_owned(), source };
+    let io = |cause| PackageError::Io { path: models.to_owned(), cause };
     let mut found = Vec::new();
     for entry in fs::read_dir(models).map_err(io)? {
         let path = entry.map_err(io)?.path();
@@ -102,7 +102,7 @@ impl Package {
     /// Opens and verifies the package in `folder`.
     pub fn open(folder: &Path) -> Result<Self, PackageError> {
         let path = folder.join(MANIFEST_FILE);
-        let io = |source| PackageError::Io { path: path.clone(), source };
+        let io = |cause| PackageError::Io { path: path.clone(), cause };
         let metadata = plain_file(&path)?;
         if metadata.len() > MAX_MANIFEST {
             return Err(PackageError::Kind { path, what: "larger than 16 MiB, which no manifest is" });
@@ -133,7 +133,7 @@ impl Package {
 /// Metadata of a regular file. A link could leave the folder, so it is an error whatever it points to.
 fn plain_file(path: &Path) -> Result<fs::Metadata, PackageError> {
     let metadata =
-        fs::symlink_metadata(path).map_err(|source| PackageError::Io { path: path.to_owned(), source })?;
+        fs::symlink_metadata(path).map_err(|cause| PackageError::Io { path: path.to_owned(), cause })?;
     if metadata.is_symlink() {
         return Err(PackageError::Kind {
             path: path.to_owned(),
@@ -152,7 +152,7 @@ fn plain_file(path: &Path) -> Result<fs::Metadata, PackageError> {
 /// Nothing lies in the folder that the manifest does not pin: a graph could name such a file as its weights. Names
 /// that begin with a dot are left to the desktop.
 fn only_listed(folder: &Path, manifest: &Manifest) -> Result<(), PackageError> {
-    let io = |source| PackageError::Io { path: folder.to_owned(), source };
+    let io = |cause| PackageError::Io { path: folder.to_owned(), cause };
     let listed: BTreeSet<&str> = manifest.files.keys().map(String::as_str).chain([MANIFEST_FILE]).collect();
     for entry in fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
@@ -171,7 +171,7 @@ fn verify(path: &Path, pinned: &FileDigest) -> Result<(), PackageError> {
     if size != pinned.size {
         return Err(PackageError::Size { path: path.to_owned(), got: size, expected: pinned.size });
     }
-    let got = sha256(path).map_err(|source| PackageError::Io { path: path.to_owned(), source })?;
+    let got = sha256(path).map_err(|cause| PackageError::Io { path: path.to_owned(), cause })?;
     if !got.eq_ignore_ascii_case(&pinned.sha256) {
         return Err(PackageError::Digest { path: path.to_owned(), got, expected: pinned.sha256.clone() });
     }

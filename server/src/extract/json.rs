@@ -59,8 +59,14 @@ impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
     }
 }
 
-/// `application/json`, with or without parameters, or another type that ends in `+json`.
+/// `application/json`, with or without parameters, or another type that ends in `+json`; and not compressed.
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && encoding != "identity"
+    {
+        let message = format!("content-encoding is {encoding:?}, expected none: bodies are small here");
+        return Err(ApiError::new(Cause::UnsupportedMediaType, message));
+    }
     let said = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("unreadable"));
     let essence = said.unwrap_or("").split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     if essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json")) {
@@ -188,5 +194,8 @@ mod tests {
         assert!(require_json(&with("text/plain")).is_err());
         assert!(require_json(&with("application/x-www-form-urlencoded")).is_err());
         assert!(require_json(&HeaderMap::new()).is_err());
+        let mut compressed = with("application/json");
+        compressed.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+        assert!(require_json(&compressed).is_err());
     }
 }

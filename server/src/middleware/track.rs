@@ -58,7 +58,7 @@ pub async fn layer(
         %method,
         route,
         status = status.as_u16(),
-        total_ms = total.as_secs_f64() * 1e3,
+        total_us = total.as_micros(),
         "request"
     );
     response

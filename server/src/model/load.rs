@@ -32,12 +32,12 @@ pub enum LoadError {
     #[error(transparent)]
     Package(#[from] PackageError),
     /// A package is valid and cannot be served.
-    #[error("`{}`: {source}", folder.display())]
+    #[error("`{}`: {cause}", folder.display())]
     Model {
         /// The package.
         folder: PathBuf,
         /// What is wrong.
-        source: ModelError,
+        cause: ModelError,
     },
     /// Two packages have one name.
     #[error("`{}` is named `{name}`, as another package is", folder.display())]
@@ -62,14 +62,14 @@ pub enum ModelError {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// It fails its checks.
-    #[error("`{graph}` on {provider}: {source}")]
+    #[error("`{graph}` on {provider}: {cause}")]
     Check {
         /// The graph.
         graph: String,
         /// The device.
         provider: Provider,
         /// What failed.
-        source: CheckError,
+        cause: CheckError,
     },
     /// Its golden file does not open.
     #[error("`{GOLDEN_FILE}`: {0}")]
@@ -126,7 +126,7 @@ fn one(
         "opening, replaying the golden, measuring"
     );
     let model = on_a_device(&package, config, runtime, metrics)
-        .map_err(|source| LoadError::Model { folder: folder.to_owned(), source })?;
+        .map_err(|cause| LoadError::Model { folder: folder.to_owned(), cause })?;
     let seconds = start.elapsed().as_secs_f64();
     let (served, model_label) = (&model.served, name.as_str());
     tracing::info!(
@@ -214,7 +214,7 @@ impl Attempt {
         max_rows: usize,
     ) -> Result<(OrtDenoiser, Served, Duration), ModelError> {
         let Self { card, folder, graph, provider } = self;
-        let check = |source| ModelError::Check { graph: graph.file.clone(), provider: *provider, source };
+        let check = |cause| ModelError::Check { graph: graph.file.clone(), provider: *provider, cause };
         if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
             return Err(ModelError::Subnormals);
         }

@@ -19,7 +19,7 @@ use crate::error::{ApiError, Cause, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
 use crate::middleware::track::Stages;
 use crate::model::{Card, Model};
-use crate::spec::{ClassRef, Order, Output, SampleSpec, Seed};
+use crate::spec::{ClassRef, Order, Output, PictureFile, SampleSpec, SamplerName, Seed, TimeGridName};
 
 /// What to generate. The first group is the OpenAI images API, whose every field is known: values that ask for what
 /// this server does not do are refused, not ignored, and so are unknown fields. The second group is ours.
@@ -37,28 +37,32 @@ pub struct ImageRequest {
     pub n: Option<u64>,
     /// `auto`, the model's native size, or an integer multiple of it (nearest neighbour, as `upscaled` in the response
     /// says).
-    #[schema(example = "auto", default = "auto")]
+    #[schema(example = "auto", default = "auto", pattern = "^(auto|[0-9]+x[0-9]+)$")]
     pub size: Option<String>,
     /// Only `b64_json`.
+    #[schema(pattern = "^b64_json$")]
     pub response_format: Option<String>,
     /// `png`, `webp` (lossless) or `jpeg`.
-    #[schema(default = "png")]
+    #[schema(default = "png", pattern = "^(png|webp|jpeg)$")]
     pub output_format: Option<String>,
     /// Quality of a JPEG, 95 unless given; 100 for the lossless formats.
     #[schema(minimum = 0, maximum = 100)]
     pub output_compression: Option<u64>,
     /// Only `auto`: `steps` decides quality here.
+    #[schema(pattern = "^auto$")]
     pub quality: Option<String>,
     /// Not supported.
     pub style: Option<String>,
     /// `auto` or `opaque`.
+    #[schema(pattern = "^(auto|opaque)$")]
     pub background: Option<String>,
     /// `auto` or `low`; nothing is filtered.
+    #[schema(pattern = "^(auto|low)$")]
     pub moderation: Option<String>,
     /// Only false.
     pub stream: Option<bool>,
     /// Only 0.
-    #[schema(minimum = 0, maximum = 3)]
+    #[schema(minimum = 0, maximum = 0)]
     pub partial_images: Option<u64>,
     /// The caller's name for its user; neither used nor kept.
     pub user: Option<String>,
@@ -70,11 +74,11 @@ pub struct ImageRequest {
     /// Solver steps, at most the timesteps of the model's schedule.
     #[schema(minimum = 1, maximum = 1000)]
     pub steps: Option<u64>,
-    /// `ddpm`, `ddim`, `euler`, `euler_a`, `heun` or `dpmpp_2m`.
-    #[schema(example = "ddim")]
+    /// The sampler.
+    #[schema(value_type = Option<SamplerName>, example = "ddim")]
     pub sampler: Option<String>,
-    /// `uniform`, `quadratic` or `karras`.
-    #[schema(example = "uniform")]
+    /// How the steps are spread over the noise levels.
+    #[schema(value_type = Option<TimeGridName>, example = "uniform")]
     pub time_grid: Option<String>,
     /// Scale of classifier-free guidance; 1 is none.
     #[schema(minimum = 0.0, maximum = 100.0)]
@@ -165,9 +169,12 @@ struct Encoded {
     responses(
         (status = 200, description = "The images.", content(
             (ImageResponse = "application/json"),
-            (Vec<u8> = "image/png"),
-            (Vec<u8> = "image/webp"),
-            (Vec<u8> = "image/jpeg"),
+            (PictureFile = "image/png"),
+            (PictureFile = "image/webp"),
+            (PictureFile = "image/jpeg"),
+        ), headers(
+            ("server-timing" = String, description = "Milliseconds of `queue`, `denoise`, `encode` and `total`."),
+            ("x-seed" = String, description = "The effective seed, with raw bytes."),
         )),
         (status = 400, description = "The body is not JSON.", body = ErrorBody),
         (status = 404, description = "No such model.", body = ErrorBody),
@@ -176,7 +183,8 @@ struct Encoded {
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body's type is not JSON.", body = ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it.", body = ErrorBody),
-        (status = 429, description = "The queue is full; `retry-after` says when it will not be.", body = ErrorBody),
+        (status = 429, description = "The queue is full; `retry-after` says when it will not be.", body = ErrorBody,
+            headers(("retry-after" = u64, description = "Seconds until everything admitted now is done."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
         (status = 503, description = "Loading or shutting down.", body = ErrorBody),
     )
