@@ -73,7 +73,7 @@ pub struct Train {
     /// Where the images are, instead of the recipe's `data.path`.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// The run's folder. [default: runs/<name of the recipe>]
+    /// The run's folder. [default: runs/NAME, the recipe's name]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
     /// Go on from the newest checkpoint of the run.
@@ -119,7 +119,7 @@ pub struct Sample {
     /// Use the raw weights instead of their moving average.
     #[arg(long)]
     pub raw: bool,
-    /// Also write every image by itself into this folder, as `<class>/<seed>.png`.
+    /// Also write every image by itself into this folder, as `CLASS/SEED.png`.
     #[arg(long, value_name = "DIR")]
     pub each: Option<PathBuf>,
     /// Where to compute.
@@ -154,7 +154,7 @@ pub struct Eval {
 pub struct Export {
     /// A run's folder.
     pub run: PathBuf,
-    /// The package's folder. [default: models/<name of the recipe>]
+    /// The package's folder. [default: models/NAME, the recipe's name]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Replace a package that is already there.

@@ -83,7 +83,8 @@ impl WindowedAttention {
             Self::Global => attend(q_nhtd, k_nhtd, v_nhtd, None),
             Self::Masked { bias_qk } => attend(q_nhtd, k_nhtd, v_nhtd, Some(bias_qk)),
             Self::Tiled { tiles, query_index, key_index, output_index, bias_1tqk } => {
-                let (n, heads, _, dim) = q_nhtd.size4().expect("attention takes four dimensions: this is a bug");
+                let (n, heads, _, dim) =
+                    q_nhtd.size4().expect("attention takes four dimensions: this is a bug");
                 let tile = |x: &Tensor, index: &Tensor| {
                     x.index_select(2, index).view([n * heads, *tiles, -1, dim]) // (n*heads, tiles, queries, dim)
                 };
@@ -138,7 +139,9 @@ mod tests {
                 let expected = by_definition(&q, &k, &v, (height, width), side);
                 let expected_grads = grads(&expected);
                 let window = Window::local(side as usize).unwrap();
-                for plan in [Plan::Dense, Plan::Tiles { side: 2 }, Plan::Tiles { side: 4 }, Plan::Tiles { side: 7 }] {
+                for plan in
+                    [Plan::Dense, Plan::Tiles { side: 2 }, Plan::Tiles { side: 4 }, Plan::Tiles { side: 7 }]
+                {
                     let attention = WindowedAttention::new(window, grid, plan, Kind::Float, Device::Cpu);
                     let got = attention.forward(&q, &k, &v);
                     let close = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;

@@ -47,12 +47,13 @@ pub struct State {
     pub seed: u64,
     /// Digest of the training images; a run does not resume on others.
     pub data_sha256: String,
-    /// Images seen.
+    /// Training images.
+    pub images: usize,
+    /// Images seen, repetitions counted.
     pub images_seen: u64,
     /// Seconds spent training, all sessions together.
     pub seconds: f64,
 }
-
 
 /// Weights in memory: what they are, and the flat buffer `[parameters]`.
 #[derive(Debug)]
@@ -67,14 +68,13 @@ const META_KEY: &str = "windowpane";
 
 // === Writing ===
 
-/// Writes a checkpoint into `dir`, keeps the newest `keep` and returns its path.
+/// Writes a checkpoint of the weights `flat` and their `optimiser` into `dir`, keeps the newest `keep` checkpoints
+/// there and returns its path.
 pub fn save(
-    dir: &Path,
-    meta: &Meta,
-    state: &State,
+    (dir, keep): (&Path, usize),
+    (meta, state): (&Meta, &State),
     flat: &Tensor,
     optimiser: &Optimiser,
-    keep: usize,
 ) -> Result<PathBuf> {
     let path = dir.join(format!("step-{:08}", state.step));
     let partial = dir.join(format!(".step-{:08}.partial", state.step));
@@ -163,14 +163,15 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.
 pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device) -> Result<(State, Tensor)> {
-    let state_path = path.join("state.json");
-    let text = std::fs::read_to_string(&state_path).map_err(Error::io(&state_path))?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&state_path, e))?;
+    let state = load_state(path)?;
     let model_path = path.join("model.safetensors");
     let weights = load_weights(&model_path, device)?;
     let same = Meta { step: meta.step, ..weights.meta.clone() };
     if same != *meta {
-        return Err(Error::file(&model_path, "was trained from another recipe: model, schedule or classes differ"));
+        return Err(Error::file(
+            &model_path,
+            "was trained from another recipe: model, schedule or classes differ",
+        ));
     }
     optimiser.ema = load_weights(&path.join("ema.safetensors"), device)?.flat;
     let moments_path = path.join("optimiser.safetensors");
@@ -181,6 +182,13 @@ pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device)
     optimiser.m = Tensor::from_slice(&moment("m")?).to_device(device);
     optimiser.v = Tensor::from_slice(&moment("v")?).to_device(device);
     Ok((state, weights.flat))
+}
+
+/// Where the run of the checkpoint folder `path` stood.
+pub fn load_state(path: &Path) -> Result<State> {
+    let path = path.join("state.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(&path, e))
 }
 
 /// Loads weights under DiT's names: a checkpoint's `model.safetensors` or `ema.safetensors`.
@@ -259,7 +267,7 @@ pub(crate) mod tests {
     }
 
     fn state(step: u64) -> State {
-        State { step, seed: 1, data_sha256: "d".into(), images_seen: 0, seconds: 0.0 }
+        State { step, seed: 1, data_sha256: "d".into(), images: 1, images_seen: 0, seconds: 0.0 }
     }
 
     #[test]
@@ -270,7 +278,7 @@ pub(crate) mod tests {
         let mut optimiser = Optimiser::new(OptimConfig::default(), &flat);
         optimiser.m += 0.5;
         for step in [1, 2, 30] {
-            save(dir.path(), &meta, &state(step), &flat, &optimiser, 2).unwrap();
+            save((dir.path(), 2), (&meta, &state(step)), &flat, &optimiser).unwrap();
         }
         let all = list(dir.path()).unwrap();
         assert_eq!(all.len(), 2);

@@ -1,17 +1,22 @@
 //! What each command does: read what it names, call the library, say what came of it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use tch::{Device, Kind};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use windowpane_diffusion::manifest::Lineage;
 
 use crate::args;
 use crate::checkpoint::{self, Weights};
 use crate::config::{Recipe, TrainConfig, run_dir};
 use crate::data;
+use crate::eval::{GapConfig, PsnrGap, psnr_gap};
+use crate::export::{self, ExportRequest};
 use crate::model::Geometry;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample as draw};
@@ -19,6 +24,9 @@ use crate::train::{Ended, RunOptions, train as run_training};
 
 /// Set by Ctrl-C and SIGTERM: the loop saves and leaves.
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Where `eval` leaves its numbers in a run's folder.
+const EVAL_FILE: &str = "eval.json";
 
 /// `prepare`
 pub fn prepare(args: args::Prepare) -> Result<()> {
@@ -64,7 +72,7 @@ pub fn train(args: args::Train) -> Result<()> {
 }
 
 /// `sample`
-pub fn sample(args: args::Sample) -> Result<()> {
+pub fn sample(args: &args::Sample) -> Result<()> {
     let device = device(&args.compute)?;
     let (weights, recipe) = load(&args.from, args.raw, device)?;
     let config = &weights.meta.config;
@@ -85,13 +93,13 @@ pub fn sample(args: args::Sample) -> Result<()> {
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
     let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
-    let pixels = draw(&net, config, &schedule, device, &request, &|n| bar.inc(n as u64))?;
+    let pixels = draw(&net, (config, &schedule), device, &request, &|n| bar.inc(n as u64))?;
     bar.finish_and_clear();
     let shape = (config.channels, config.height, config.width);
     let columns = if config.classes > 0 { per_class } else { 8 };
     Picture::grid(&pixels, shape, columns, 2)?.save(&args.out)?;
     println!("{} images: {}", labels.len(), args.out.display());
-    if let Some(dir) = args.each {
+    if let Some(dir) = &args.each {
         for (i, image) in pixels.chunks(config.elements()).enumerate() {
             let class = weights.meta.classes.get(labels[i]).map_or("image", |c| c.name.as_str());
             let path = dir.join(class.replace('/', "-")).join(format!("{}.png", args.seed + i as u64));
@@ -99,6 +107,129 @@ pub fn sample(args: args::Sample) -> Result<()> {
         }
         println!("each by itself: {}", dir.display());
     }
+    Ok(())
+}
+
+/// `eval`
+pub fn eval(args: &args::Eval) -> Result<()> {
+    let device = device(&args.compute)?;
+    let (weights, mut recipe) = load(&args.run, args.raw, device)?;
+    recipe.data.redirect(args.data.clone());
+    let pair = data::load_pair(&recipe.data)?;
+    if pair.dropped > 0 {
+        eprintln!("{} held-out images are also training images and were dropped", pair.dropped);
+    }
+    let config = &weights.meta.config;
+    let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
+    let denoise = |x: &Tensor, t: &[f32], y: &[i64]| {
+        let (t, y) = (Tensor::from_slice(t), Tensor::from_slice(y));
+        tch::no_grad(|| net.forward(&x.to_device(device), &t.to_device(device), &y.to_device(device)))
+    };
+    let gap = GapConfig {
+        images: args.images,
+        timesteps: args.timesteps,
+        classes: config.classes,
+        ..GapConfig::default()
+    };
+    let sides = args.images.min(pair.train.len()) + args.images.min(pair.test.len());
+    let bar = ProgressBar::new((args.timesteps * sides) as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
+    let schedule = weights.meta.schedule.build()?;
+    let process = (&schedule, weights.meta.prediction);
+    let result = psnr_gap(&denoise, (&pair.train, &pair.test), process, &gap, &|n| bar.inc(n as u64))?;
+    bar.finish_and_clear();
+    println!("{result}");
+    let write = |name: &str, text: String| {
+        let path = args.run.join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    let report = EvalReport { step: weights.meta.step, raw: args.raw, psnr_gap: result };
+    write(EVAL_FILE, serde_json::to_string_pretty(&report)?)?;
+    write("psnr-gap.csv", report.psnr_gap.csv())?;
+    write("psnr-gap.svg", report.psnr_gap.svg())?;
+    println!("written to {}: {EVAL_FILE}, psnr-gap.csv, psnr-gap.svg", args.run.display());
+    Ok(())
+}
+
+/// What `eval` leaves in a run's folder for `export`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvalReport {
+    /// Step of the weights that were measured.
+    step: u64,
+    /// Whether they were the raw weights.
+    raw: bool,
+    /// The measure.
+    psnr_gap: PsnrGap,
+}
+
+/// `export`
+pub fn export(args: &args::Export) -> Result<()> {
+    let (weights, recipe) = load(&args.run, args.raw, Device::Cpu)?;
+    let newest = checkpoint::list(&args.run.join("checkpoints"))?.pop();
+    let newest = newest.with_context(|| format!("{} has no checkpoint yet", args.run.display()))?;
+    let state = checkpoint::load_state(&newest)?;
+    let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
+    let mut extra = Vec::new();
+    if samples.exists() {
+        extra.push(("samples.png".to_owned(), std::fs::read(&samples).context("samples")?));
+    } else {
+        eprintln!("no samples picture: {} does not exist", samples.display());
+    }
+    let request = ExportRequest {
+        name: recipe.name.clone(),
+        description: recipe.description.clone(),
+        licence: recipe.licence.clone(),
+        meta: &weights.meta,
+        flat: &weights.flat,
+        defaults: recipe.sample,
+        lineage: Lineage {
+            data: recipe.attribution.clone(),
+            data_sha256: state.data_sha256,
+            images: state.images,
+            seed: state.seed,
+            steps: state.step,
+            trainer: concat!("windowpane-trainer ", env!("CARGO_PKG_VERSION")).to_owned(),
+            metrics: metrics(&args.run, weights.meta.step, args.raw)?,
+        },
+        table: recipe.export,
+        extra,
+        out: args.out.clone().unwrap_or_else(|| Path::new("models").join(&recipe.name)),
+        force: args.force,
+    };
+    let manifest = export::export(&request)?;
+    let bytes: u64 = manifest.files.values().map(|f| f.size).sum();
+    println!("{}: {:.1} MB in {} files", request.out.display(), bytes as f64 / 1e6, manifest.files.len() + 1);
+    Ok(())
+}
+
+/// The numbers that were measured on exactly these weights.
+fn metrics(run: &Path, step: u64, raw: bool) -> Result<BTreeMap<String, f64>> {
+    let path = run.join(EVAL_FILE);
+    if !path.exists() {
+        eprintln!("no PSNR gap for the card: `eval` measures it");
+        return Ok(BTreeMap::new());
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let report: EvalReport = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    if (report.step, report.raw) != (step, raw) {
+        eprintln!("{} measured other weights (step {}): left out of the card", path.display(), report.step);
+        return Ok(BTreeMap::new());
+    }
+    let gap = report.psnr_gap;
+    Ok(BTreeMap::from([
+        ("psnr_gap_db".to_owned(), gap.gap),
+        ("psnr_gap_low_db".to_owned(), gap.interval[0]),
+        ("psnr_gap_high_db".to_owned(), gap.interval[1]),
+        ("psnr_train_db".to_owned(), gap.train),
+        ("psnr_test_db".to_owned(), gap.test),
+    ]))
+}
+
+/// `export-ops`
+pub fn export_ops(args: &args::ExportOps) -> Result<()> {
+    let written = export::single::write_all(&args.out)?;
+    println!("{written} graphs: {}", args.out.display());
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub struct Recipe {
     pub description: String,
     /// Licence of the weights, with attribution where the data asks for it.
     pub licence: String,
+    /// What the images are, and whom to thank for them.
+    pub attribution: String,
     /// The network.
     pub model: ModelTable,
     /// The images.
@@ -196,7 +198,10 @@ impl Recipe {
         let fail = |what: String| Err(Error::Config(format!("recipe: {what}")));
         let t = &self.train;
         if !(1..=65_536).contains(&t.batch) || !(1..=65_536).contains(&t.accumulate) {
-            return fail(format!("`train.batch` {} and `train.accumulate` {} are 1 to 65536", t.batch, t.accumulate));
+            return fail(format!(
+                "`train.batch` {} and `train.accumulate` {} are 1 to 65536",
+                t.batch, t.accumulate
+            ));
         }
         if !(1..=u64::from(u32::MAX - 1)).contains(&t.steps) {
             return fail(format!("`train.steps` is {}, expected 1 to {}", t.steps, u32::MAX - 1));
@@ -208,7 +213,9 @@ impl Recipe {
             return fail("`train.log_every` and `train.checkpoint_every` are at least 1".into());
         }
         if (self.diffusion.variance == Variance::LearnedRange) != model.learn_sigma {
-            return fail("`variance = \"learned_range\"` goes with `learn_sigma = true`, and neither alone".into());
+            return fail(
+                "`variance = \"learned_range\"` goes with `learn_sigma = true`, and neither alone".into(),
+            );
         }
         if let Some(problem) = self.optim.problem() {
             return fail(problem);
@@ -240,8 +247,11 @@ impl TrainConfig {
         if classes > 0 && images.labels.is_empty() {
             return Err(Error::Config(format!("recipe: {classes} classes, but the images have no labels")));
         }
-        if let Some(label) = images.labels.iter().find(|&&l| classes > 0 && !(0..classes as i64).contains(&l)) {
-            return Err(Error::Config(format!("an image has label {label}, the recipe has {classes} classes")));
+        if let Some(label) = images.labels.iter().find(|&&l| classes > 0 && !(0..classes as i64).contains(&l))
+        {
+            return Err(Error::Config(format!(
+                "an image has label {label}, the recipe has {classes} classes"
+            )));
         }
         recipe.resolve(images.channels, images.height, images.width)
     }

@@ -87,8 +87,11 @@ impl Log {
             ("train/images_per_second", record.images_per_second),
         ];
         let value = scalars.map(|(tag, v)| Value { tag: tag.into(), simple_value: Some(v as f32) });
-        let event =
-            Event { step: record.step as i64, summary: Some(Summary { value: value.into() }), ..Event::now() };
+        let event = Event {
+            step: record.step as i64,
+            summary: Some(Summary { value: value.into() }),
+            ..Event::now()
+        };
         self.events.1.write_all(&event.record()).map_err(Error::io(&self.events.0))
     }
 
@@ -140,7 +143,8 @@ impl Event {
     fn record(&self) -> Vec<u8> {
         let message = self.encode_to_vec();
         let length = (message.len() as u64).to_le_bytes();
-        let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+        let masked =
+            |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
         [&length[..], &masked(&length), &message, &masked(&message)].concat()
     }
 }

@@ -82,13 +82,19 @@ impl Process {
         let parts = output.chunk(2, 1); // two of (n, c, h, w)
         let mse = parts[0].mse_loss(&target, tch::Reduction::Mean);
         let x_t = self.noisy(x0, eps, t);
-        let bound = self.variational_bound(&parts[0].detach(), &parts[1], x0, &x_t, t).mean(Kind::Float);
+        let bound = self.variational_bound((&parts[0].detach(), &parts[1]), x0, &x_t, t).mean(Kind::Float);
         // As improved-diffusion's RESCALED_MSE: a thousandth of the sum over T terms.
         mse + bound * (self.steps as f64 / 1000.0)
     }
 
     /// One term of the variational bound in bits per dimension, `[n]` (Nichol & Dhariwal 2021, eqs. 4-7, 15).
-    fn variational_bound(&self, pred: &Tensor, v: &Tensor, x0: &Tensor, x_t: &Tensor, t: &Tensor) -> Tensor {
+    fn variational_bound(
+        &self,
+        (pred, v): (&Tensor, &Tensor),
+        x0: &Tensor,
+        x_t: &Tensor,
+        t: &Tensor,
+    ) -> Tensor {
         let (beta, before) = (at(&self.beta, t), at(&self.alpha_bar_before, t));
         let variance_t = at(&self.sigma, t).square();
         let log_posterior = at(&self.log_posterior, t);
@@ -141,7 +147,11 @@ mod tests {
     fn batch() -> (Tensor, Tensor, Tensor) {
         tch::manual_seed(1);
         let x0 = Tensor::rand([4, 2, 3, 3], (Kind::Float, Device::Cpu)) * 2.0 - 1.0;
-        (x0, Tensor::randn([4, 2, 3, 3], (Kind::Float, Device::Cpu)), Tensor::from_slice(&[0i64, 10, 500, 900]))
+        (
+            x0,
+            Tensor::randn([4, 2, 3, 3], (Kind::Float, Device::Cpu)),
+            Tensor::from_slice(&[0i64, 10, 500, 900]),
+        )
     }
 
     #[test]
@@ -164,7 +174,7 @@ mod tests {
         let x_t = process.noisy(&x0, &eps, &t);
         let bound = |v: f64| {
             let v = Tensor::full_like(&x0, v);
-            process.variational_bound(&x0, &v, &x0, &x_t, &t).mean(Kind::Float).double_value(&[])
+            process.variational_bound((&x0, &v), &x0, &x_t, &t).mean(Kind::Float).double_value(&[])
         };
         // v = -1 is the posterior's own variance: with the true mean the KL divergence vanishes.
         assert!(bound(-1.0).abs() < 1e-5, "{}", bound(-1.0));

@@ -10,9 +10,9 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Prepare(args) => commands::prepare(args),
         Command::Train(args) => commands::train(args),
-        Command::Sample(args) => commands::sample(args),
-        Command::Eval(args) => commands::eval(args),
-        Command::Export(args) => commands::export(args),
+        Command::Sample(args) => commands::sample(&args),
+        Command::Eval(args) => commands::eval(&args),
+        Command::Export(args) => commands::export(&args),
         Command::ExportOps(args) => commands::export_ops(&args),
     };
     match result {

@@ -159,7 +159,7 @@ mod tests {
             ours.zero_grad();
             loss(&ours).backward();
             let gradient = ours.grad();
-            optimiser.step(&mut ours, &gradient, step, 20);
+            let _ = optimiser.step(&mut ours, &gradient, step, 20);
         }
         theirs = theirs.detach();
         let gap = (theirs - ours.detach()).abs().max().double_value(&[]);

@@ -92,9 +92,10 @@ impl Layout {
                 Init::Xavier => {
                     let (rows, columns) = (entry.shape[0] as usize, len / entry.shape[0] as usize);
                     let bound = (6.0 / (rows + columns) as f32).sqrt();
-                    flat.extend((0..len as u64).map(|e| {
-                        bound * (2.0 * noise::uniform(Domain::Init, seed, seed_step, e) - 1.0)
-                    }));
+                    flat.extend(
+                        (0..len as u64)
+                            .map(|e| bound * (2.0 * noise::uniform(Domain::Init, seed, seed_step, e) - 1.0)),
+                    );
                 }
                 Init::Normal(std) => {
                     let start = flat.len();
@@ -112,7 +113,8 @@ impl Layout {
     pub fn views(&self, flat: &Tensor) -> HashMap<String, Tensor> {
         let sizes: Vec<i64> = self.entries.iter().map(|e| e.len() as i64).collect();
         let parts = flat.split_with_sizes(&sizes, 0);
-        let shaped = self.entries.iter().zip(parts).map(|(e, part)| (e.name.clone(), part.view(&e.shape[..])));
+        let shaped =
+            self.entries.iter().zip(parts).map(|(e, part)| (e.name.clone(), part.view(&e.shape[..])));
         shaped.collect()
     }
 

@@ -23,11 +23,10 @@ pub struct SampleRequest {
     pub batch: usize,
 }
 
-/// Images as bytes, planar `[n, c, h, w]`.
+/// Images as bytes, planar `[n, c, h, w]`. `progress` is told how many rows a pass of the network finished.
 pub fn sample(
     net: &Dit,
-    config: &ModelConfig,
-    schedule: &Schedule,
+    (config, schedule): (&ModelConfig, &Schedule),
     device: Device,
     request: &SampleRequest,
     progress: &dyn Fn(usize),
@@ -48,7 +47,8 @@ pub fn sample(
         let y = Tensor::from_slice(&rows).to_device(device);
         for (index, evaluation) in evaluations.iter().enumerate() {
             let x: Vec<f32> = states.iter().flat_map(|s| s.x.iter().copied()).collect();
-            let shape = [labels.len() as i64, config.channels as i64, config.height as i64, config.width as i64];
+            let shape =
+                [labels.len() as i64, config.channels as i64, config.height as i64, config.width as i64];
             let x = Tensor::from_slice(&x).view(shape).to_device(device);
             let x = if guided { Tensor::cat(&[&x, &x], 0) } else { x };
             let t = Tensor::from_slice(&vec![evaluation.t; rows.len()]).to_device(device);

@@ -69,7 +69,12 @@ struct Run<'a> {
 }
 
 /// Trains to the recipe's last step, or until `stop` is set. Checkpoints lie in `dir/checkpoints`.
-pub fn train(config: &TrainConfig, images: &ImageSet, options: &RunOptions, stop: &AtomicBool) -> Result<Ended> {
+pub fn train(
+    config: &TrainConfig,
+    images: &ImageSet,
+    options: &RunOptions,
+    stop: &AtomicBool,
+) -> Result<Ended> {
     let mut run = Run::begin(config, images, options)?;
     let steps = config.recipe.train.steps;
     let mut log = Log::open(&options.dir, run.state.step, steps)?;
@@ -115,7 +120,8 @@ pub fn train(config: &TrainConfig, images: &ImageSet, options: &RunOptions, stop
                 loss: f64::from(means[0]),
                 grad_norm: f64::from(means[1]),
                 lr: config.recipe.optim.lr_at(step, steps),
-                images_per_second: (window_steps * images_per_step) as f64 / window_start.elapsed().as_secs_f64(),
+                images_per_second: (window_steps * images_per_step) as f64
+                    / window_start.elapsed().as_secs_f64(),
                 seconds: run.state.seconds,
             };
             if !record.loss.is_finite() || !record.grad_norm.is_finite() {
@@ -158,8 +164,14 @@ impl<'a> Run<'a> {
         let seed = recipe.train.seed;
         let flat = geometry.layout().initial_tensor(seed, device);
         let optimiser = Optimiser::new(recipe.optim, &flat);
-        let state =
-            State { step: 0, seed, data_sha256: images.sha256.clone(), images_seen: 0, seconds: 0.0 };
+        let state = State {
+            step: 0,
+            seed,
+            data_sha256: images.sha256.clone(),
+            images: images.len(),
+            images_seen: 0,
+            seconds: 0.0,
+        };
         let order = EpochOrder::new(seed, images.len());
         let mut run =
             Self { config, images, options, schedule, process, geometry, order, flat, optimiser, state };
@@ -214,7 +226,8 @@ impl<'a> Run<'a> {
             }
             t.push((draw(Domain::TrainTime, i) * self.schedule.len() as f32) as i64);
             let dropped = draw(Domain::LabelDrop, i) < table.label_drop;
-            let label = if model.classes == 0 || dropped { model.classes as i64 } else { self.images.labels[index] };
+            let label =
+                if model.classes == 0 || dropped { model.classes as i64 } else { self.images.labels[index] };
             y.push(label);
         }
         // Micro-batches of a step share its noise stream, one part each.
@@ -252,7 +265,8 @@ impl<'a> Run<'a> {
             batch: 64,
         };
         let net = self.geometry.bind(&self.optimiser.ema);
-        let pixels = sample(&net, &self.config.model, &self.schedule, self.options.device, &request, &|_| ())?;
+        let pixels =
+            sample(&net, (&self.config.model, &self.schedule), self.options.device, &request, &|_| ())?;
         let path = self.options.dir.join(format!("samples/step-{:08}.png", self.state.step));
         let model = &self.config.model;
         Picture::grid(&pixels, (model.channels, model.height, model.width), 8, 2)?.save(&path)?;
@@ -261,7 +275,7 @@ impl<'a> Run<'a> {
 
     fn save(&self) -> Result<PathBuf> {
         let meta = self.config.meta(self.state.step);
-        let keep = self.options.keep;
-        checkpoint::save(&self.checkpoints(), &meta, &self.state, &self.flat, &self.optimiser, keep)
+        let place = (self.checkpoints(), self.options.keep);
+        checkpoint::save((&place.0, place.1), (&meta, &self.state), &self.flat, &self.optimiser)
     }
 }

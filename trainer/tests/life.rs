@@ -1,0 +1,159 @@
+//! A run's life from outside the loop: interrupted equals uninterrupted, a lost loss stops it, and what it leaves
+//! behind can be sampled.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use tch::Device;
+use windowpane_trainer::Error;
+use windowpane_trainer::checkpoint;
+use windowpane_trainer::config::{Recipe, TrainConfig};
+use windowpane_trainer::data;
+use windowpane_trainer::train::{Ended, RunOptions, train};
+
+/// A network of a few thousand parameters on toy images, with everything random switched on.
+const RECIPE: &str = r#"
+name = "life"
+description = "a test"
+licence = "MIT"
+attribution = "made up"
+classes = [{ name = "ground", aliases = [] }, { name = "curtain", aliases = [] }]
+[model]
+name = "DiT-Tiny/4"
+depth = 2
+hidden = 16
+windows = "3"
+[data]
+kind = "toy"
+toy = { size = 16, count = 40, classes = 2 }
+[diffusion]
+schedule = { kind = "linear", steps = 100 }
+prediction = "eps"
+variance = "fixed_small"
+[train]
+seed = 3
+steps = 9
+batch = 4
+accumulate = 2
+flip = true
+label_drop = 0.5
+log_every = 2
+checkpoint_every = 3
+[optim]
+lr = 1e-3
+warmup = 2
+cooldown = 3
+clip = 1.0
+[sample]
+sampler = "ddim"
+grid = "uniform"
+steps = 3
+guidance_scale = 2.0
+eta = 0.0
+clip_x0 = true
+"#;
+
+fn config(change: impl Fn(&mut Recipe)) -> (TrainConfig, data::ImageSet) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    std::fs::write(&path, RECIPE).unwrap();
+    let mut recipe = Recipe::read(&path).unwrap();
+    change(&mut recipe);
+    let images = data::load(&recipe.data).unwrap();
+    (TrainConfig::new(recipe, &images).unwrap(), images)
+}
+
+fn options(dir: &Path, resume: bool) -> RunOptions {
+    RunOptions { dir: dir.to_owned(), device: Device::Cpu, resume, time_limit: None, keep: 9 }
+}
+
+/// Every file of the newest checkpoint but the wall clock's.
+fn newest(dir: &Path) -> Vec<Vec<u8>> {
+    let path = checkpoint::list(&dir.join("checkpoints")).unwrap().pop().unwrap();
+    ["model", "ema", "optimiser"]
+        .map(|f| std::fs::read(path.join(format!("{f}.safetensors"))).unwrap())
+        .into()
+}
+
+#[test]
+fn a_resumed_run_is_the_run_that_was_not_interrupted() {
+    let (config, images) = config(|_| ());
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let go = AtomicBool::new(false);
+    assert_eq!(train(&config, &images, &options(whole.path(), false), &go).unwrap(), Ended::Finished);
+    // Asked to stop at once, it does one step, saves and leaves; then goes on, twice.
+    let stop = AtomicBool::new(true);
+    assert_eq!(train(&config, &images, &options(parts.path(), false), &stop).unwrap(), Ended::Interrupted);
+    assert_eq!(train(&config, &images, &options(parts.path(), true), &stop).unwrap(), Ended::Interrupted);
+    assert_eq!(checkpoint::list(&parts.path().join("checkpoints")).unwrap().len(), 2);
+    assert_eq!(train(&config, &images, &options(parts.path(), true), &go).unwrap(), Ended::Finished);
+    assert!(newest(whole.path()) == newest(parts.path()), "weights, average or moments differ");
+    // Another seed gives other weights, so the comparison can fail.
+    let (other, images) = self::config(|r| r.train.seed = 4);
+    let elsewhere = tempfile::tempdir().unwrap();
+    train(&other, &images, &options(elsewhere.path(), false), &go).unwrap();
+    assert!(newest(whole.path()) != newest(elsewhere.path()));
+}
+
+#[test]
+fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(true);
+    train(&config, &images, &options(dir.path(), false), &stop).unwrap();
+    let refused = train(&config, &images, &options(dir.path(), false), &stop).unwrap_err().to_string();
+    assert!(refused.contains("--resume"), "{refused}");
+    let fewer = images.first(20).unwrap();
+    let refused = train(&config, &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
+    assert!(refused.contains("other images"), "{refused}");
+}
+
+#[test]
+fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
+    let (config, images) = config(|r| {
+        r.optim.lr = 10.0;
+        r.optim.clip = 0.0;
+        r.optim.warmup = 0;
+        r.train.checkpoint_every = 1;
+        r.train.steps = 5000;
+        r.train.log_every = 1;
+    });
+    let dir = tempfile::tempdir().unwrap();
+    // Weights of 1e30 overflow in the first forward pass after the checkpoint.
+    let stop = AtomicBool::new(true);
+    train(&config, &images, &options(dir.path(), false), &stop).unwrap();
+    let path = checkpoint::list(&dir.path().join("checkpoints")).unwrap().pop().unwrap();
+    let file = path.join("model.safetensors");
+    let weights = checkpoint::load_weights(&file, Device::Cpu).unwrap();
+    checkpoint::save_weights(&file, &weights.meta, &(weights.flat * 1e30)).unwrap();
+    let error = train(&config, &images, &options(dir.path(), true), &AtomicBool::new(false)).unwrap_err();
+    let Error::NotFinite { last_good: Some(last_good), .. } = &error else { panic!("{error}") };
+    assert_eq!(last_good, &path);
+    assert!(last_good.join("model.safetensors").exists());
+}
+
+#[test]
+fn unknown_keys_and_bad_values_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    for (from, to, says) in [
+        ("label_drop = 0.5", "label_dorp = 0.5", "label_dorp"),
+        ("lr = 1e-3", "lr = nan", "optim.lr"),
+        ("batch = 4", "batch = 0", "train.batch"),
+        ("hidden = 16", "hidden = 18", "config.hidden"),
+        ("windows = \"3\"", "windows = \"4\"", "window"),
+        ("DiT-Tiny/4", "DiT-Tiny/5", "DiT-XS/1"),
+        ("variance = \"fixed_small\"", "variance = \"learned_range\"", "learn_sigma"),
+        ("eta = 0.0", "eta = 1.5", "eta"),
+    ] {
+        let text = RECIPE.replace(from, to);
+        assert_ne!(text, RECIPE);
+        std::fs::write(&path, text).unwrap();
+        let result = Recipe::read(&path).and_then(|recipe| {
+            let images = data::load(&recipe.data)?;
+            TrainConfig::new(recipe, &images)
+        });
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(says), "{to}: {message}");
+    }
+}
