@@ -132,7 +132,9 @@ fn write_safetensors<'a>(
         .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape, bytes)?)))
         .collect::<std::result::Result<_, safetensors::SafeTensorError>>();
     let views = views.map_err(|e| Error::file(path, e))?;
-    safetensors::serialize_to_file(views, metadata, path).map_err(|e| Error::file(path, e))
+    // Not `serialize_to_file`, whose file only its owner may read.
+    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
+    std::fs::write(path, bytes).map_err(Error::io(path))
 }
 
 /// The values of an f32 tensor as little-endian bytes.

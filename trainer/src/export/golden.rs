@@ -94,7 +94,9 @@ pub fn write(path: &Path, cases: &[Case]) -> Result<(), ExportError> {
         Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
     });
     let views = views.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    safetensors::serialize_to_file(views, None, path).map_err(failed)
+    // Not `serialize_to_file`, whose file only its owner may read: a package is for whoever may read its folder.
+    let bytes = safetensors::serialize(views, None).map_err(failed)?;
+    std::fs::write(path, bytes).map_err(ExportError::io(path))
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {
