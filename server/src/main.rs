@@ -1,11 +1,12 @@
 //! `windowpane`: arguments, configuration, listen, load, serve, exit code.
 
+use std::io::Write;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use windowpane_server::args::LogFormat;
 use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
 
@@ -39,21 +40,23 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let url = format!("http://{}", listener.local_addr()?);
     let app = App::new(config);
 
-    let (failed, load_failed) = oneshot::channel();
     let loading = app.clone();
-    tokio::task::spawn_blocking(move || match loading.load() {
-        Ok(()) => welcome(&loading, &url, log_format),
-        Err(error) => drop(failed.send(error)),
-    });
+    let loaded = tokio::task::spawn_blocking(move || loading.load());
     let mut failure = None;
     let until = async {
-        tokio::select! {
-            () = shutdown::signal() => {}
-            Ok(error) = load_failed => failure = Some(error),
+        let mut signal = pin!(shutdown::signal());
+        let outcome = tokio::select! {
+            () = &mut signal => return,
+            outcome = loaded => outcome,
+        };
+        match outcome.context("loading the models").and_then(|loaded| Ok(loaded?)) {
+            Ok(()) => welcome(&app, &url, log_format),
+            Err(error) => return failure = Some(error),
         }
+        signal.await;
     };
-    serve(listener, app, until).await?;
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    serve(listener, app.clone(), until).await?;
+    failure.map_or(Ok(()), Err)
 }
 
 /// Says where the server is and what it serves.
@@ -62,7 +65,7 @@ fn welcome(app: &App, url: &str, log_format: LogFormat) {
     if log_format == LogFormat::Json {
         return;
     }
-    println!("windowpane {} is serving at {url}", env!("CARGO_PKG_VERSION"));
+    let mut text = format!("windowpane {} is serving at {url}\n", env!("CARGO_PKG_VERSION"));
     for model in app.models() {
         let config = &model.card.manifest.config;
         let classes = match config.classes {
@@ -70,7 +73,10 @@ fn welcome(app: &App, url: &str, log_format: LogFormat) {
             n => format!("{n} classes"),
         };
         let (name, provider) = (model.name(), model.served.provider);
-        println!("  {name}: {}x{} pixels, {classes}, on {provider}", config.width, config.height);
+        text += &format!("  {name}: {}x{} pixels, {classes}, on {provider}\n", config.width, config.height);
     }
-    println!("  API at {url}/docs, models at {url}/v1/models, metrics at {url}/metrics; Ctrl-C stops");
+    text +=
+        &format!("  API at {url}/docs, models at {url}/v1/models, metrics at {url}/metrics; Ctrl-C stops\n");
+    // A reader that has gone does not need to know.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

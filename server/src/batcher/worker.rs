@@ -123,38 +123,35 @@ impl Worker {
         sampler::gather(part.iter_mut().map(|live| &mut live.job.trajectory), batch);
         let rows = batch.rows();
         let outcome = denoise(&mut *self.engine, batch, prediction, rows * self.row);
-        let progress = match &outcome {
+        let ends: Vec<Result<Progress, EngineError>> = match outcome {
             Ok(()) => {
-                sampler::apply(part.iter_mut().map(|live| &mut live.job.trajectory), prediction, self.row)
+                let trajectories = part.iter_mut().map(|live| &mut live.job.trajectory);
+                sampler::apply(trajectories, prediction, self.row).into_iter().map(Ok).collect()
             }
-            Err(_) => Vec::new(),
+            Err(error) => {
+                let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
+                self.metrics.failures.with_label_values(&[self.model.as_str(), cause]).inc();
+                tracing::error!(model = self.model, rows, %error, "a tick failed; its images fail, others go on");
+                vec![Err(error); part.len()]
+            }
         };
         part.iter_mut().for_each(|live| live.job.place.progress(live.candidate.rows));
         self.record(rows, part.len(), start.elapsed());
 
-        let error = outcome.err();
-        if let Some(error) = &error {
-            let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-            self.metrics.failures.with_label_values(&[self.model.as_str(), cause]).inc();
-            tracing::error!(model = self.model, rows, %error, "a tick failed; its images fail, others go on");
-        }
-        let mut progress = progress.into_iter();
-        let (mut keep, mut done) = (Vec::with_capacity(live.len()), Vec::new());
-        for (live, takes) in live.drain(..).zip(taking_part) {
-            let now = if takes && error.is_none() { progress.next() } else { None };
-            match (takes, now) {
-                (false, _) | (true, Some(Progress::Running)) => keep.push(live),
-                (true, Some(end)) => done.push((live, Ok(end))),
-                (true, None) => done.push((live, Err(error.clone()))),
+        let mut ends = ends.into_iter();
+        let mut done = Vec::new();
+        for (one, takes) in std::mem::take(live).into_iter().zip(taking_part) {
+            match if takes { ends.next() } else { None } {
+                None | Some(Ok(Progress::Running)) => live.push(one),
+                Some(end) => done.push((one, end)),
             }
         }
-        *live = keep;
-        done.into_iter().for_each(|(live, end)| self.finish(live, end));
+        done.into_iter().for_each(|(one, end)| self.finish(one, end));
         self.update_gauge();
     }
 
     /// Replies to whoever waits for a job that has ended.
-    fn finish(&self, live: Live, end: Result<Progress, Option<EngineError>>) {
+    fn finish(&self, live: Live, end: Result<Progress, EngineError>) {
         let Live { job: Job { trajectory, reply, admitted, place }, started, .. } = live;
         let started = started.unwrap_or(admitted);
         let (queue, denoise) = (started - admitted, started.elapsed());
@@ -178,7 +175,7 @@ impl Worker {
                 self.metrics.denoise.with_label_values(model).observe(denoise.as_secs_f64());
                 Ok(Sample { seed: trajectory.seed(), values: trajectory.into_values(), queue, denoise })
             }
-            Err(error) => Err(SampleError::Engine(error.map_or_else(String::new, |error| error.to_string()))),
+            Err(error) => Err(SampleError::Engine(error.to_string())),
         };
         let _ = reply.send(answer);
     }
