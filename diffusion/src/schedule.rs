@@ -76,7 +76,7 @@ const MAX_BETA: f64 = 0.999;
 // === impl Schedule ===
 
 impl Schedule {
-    /// From the variances of single steps. Errors: a beta outside (0, 1).
+    /// From the variances of single steps. Errors: a beta outside (0, 1), or lost in f64.
     pub fn from_betas(betas: impl IntoIterator<Item = f64>) -> Result<Self> {
         let mut alpha_bar = Vec::new();
         let mut product = 1.0;
@@ -84,7 +84,16 @@ impl Schedule {
             if !(beta > 0.0 && beta < 1.0) {
                 return Err(Error::bad_value(format!("betas[{t}]"), beta, "between 0 and 1"));
             }
+            let before = product;
             product *= 1.0 - beta;
+            // In f64 a beta can be too small to change alpha_bar, or the product too small to hold.
+            if !(product < before && product > 0.0) {
+                return Err(Error::bad_value(
+                    format!("betas[{t}]"),
+                    beta,
+                    "a step that lowers alpha_bar above 0",
+                ));
+            }
             alpha_bar.push(product);
         }
         if alpha_bar.is_empty() {
@@ -141,7 +150,8 @@ impl Schedule {
         if sigma >= self.karras_sigma(last) {
             return last as f64;
         }
-        let high = (1..=last).collect::<Vec<_>>().partition_point(|&t| self.karras_sigma(t) < sigma) + 1;
+        let of = |alpha_bar: f64| libm::sqrt((1.0 - alpha_bar) / alpha_bar);
+        let high = self.alpha_bar.partition_point(|&alpha_bar| of(alpha_bar) < sigma).clamp(1, last);
         let (a, b) = (libm::log(self.karras_sigma(high - 1)), libm::log(self.karras_sigma(high)));
         (high - 1) as f64 + (libm::log(sigma) - a) / (b - a)
     }
@@ -190,6 +200,16 @@ mod tests {
             }
         }
         assert!(ScheduleConfig { kind: ScheduleKind::Linear, steps: 0 }.build().is_err());
+    }
+
+    #[test]
+    fn betas_that_are_none_are_refused() {
+        for bad in [0.0, 1.0, -0.1, 1.5, f64::NAN, f64::INFINITY, 1e-300] {
+            let error = Schedule::from_betas([0.1, bad]).unwrap_err().to_string();
+            assert!(error.contains("betas[1]"), "{error}");
+        }
+        assert!(Schedule::from_betas([0.9; 400]).unwrap_err().to_string().contains("betas[3"));
+        assert!(Schedule::from_betas([]).is_err());
     }
 
     #[test]
