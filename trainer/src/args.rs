@@ -105,10 +105,10 @@ pub struct Sample {
     #[arg(long, value_name = "PNG", default_value = "samples.png")]
     pub out: PathBuf,
     /// Images of every class (in all, for an unconditional model).
-    #[arg(long, default_value_t = 8)]
-    pub per_class: usize,
-    /// Seed of the first image; image i has seed + i.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub per_class: u16,
+    /// Seed of the first image, 0 to 2^62; image i has seed + i.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 62))]
     pub seed: u64,
     /// Solver steps. [default: the recipe's]
     #[arg(long)]

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+use windowpane_diffusion::guidance::check_scale;
 use windowpane_diffusion::manifest::Lineage;
 
 use crate::args;
@@ -77,7 +78,9 @@ pub fn sample(args: &args::Sample) -> Result<()> {
     let (weights, recipe) = load(&args.from, args.raw, device)?;
     let config = &weights.meta.config;
     let schedule = weights.meta.schedule.build()?;
-    let per_class = args.per_class.clamp(1, 4096);
+    let per_class = usize::from(args.per_class);
+    let guidance_scale = args.guidance.unwrap_or(recipe.sample.guidance_scale);
+    check_scale(guidance_scale)?;
     let labels: Vec<usize> = match config.classes {
         0 => vec![0; per_class],
         classes => (0..classes).flat_map(|class| std::iter::repeat_n(class, per_class)).collect(),
@@ -87,7 +90,7 @@ pub fn sample(args: &args::Sample) -> Result<()> {
         labels: labels.clone(),
         seed: args.seed,
         solver,
-        guidance_scale: args.guidance.unwrap_or(recipe.sample.guidance_scale),
+        guidance_scale,
         batch: 64,
     };
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);

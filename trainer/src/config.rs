@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use windowpane_diffusion::config::{named, window_sides};
+use windowpane_diffusion::guidance::check_scale;
 use windowpane_diffusion::manifest::{Class, SampleDefaults};
 use windowpane_diffusion::solver::SolverConfig;
 use windowpane_diffusion::{ModelConfig, Placement, Prediction, ScheduleConfig, Variance};
@@ -220,6 +221,7 @@ impl Recipe {
         if let Some(problem) = self.optim.problem() {
             return fail(problem);
         }
+        check_scale(self.sample.guidance_scale)?;
         self.solver(None).build(&self.diffusion.schedule.build()?)?;
         Ok(())
     }
