@@ -10,20 +10,30 @@ use crate::setup::{self, Need};
 use crate::{paths, process};
 
 pub(crate) fn run(args: &[OsString]) -> Result<()> {
-    let environment = setup::ensure(&[need(args, setup::has_ort_cuda()?)])?;
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let device = value_of("--device", args).map(str::to_owned).or_else(|| variable("WINDOWPANE_DEVICE"));
+    // A library named on the command line is the server's to look at; then nothing is to be set up.
+    let needs = match value_of("--ort-dylib", args) {
+        Some(_) => Vec::new(),
+        None => vec![need(device.as_deref(), setup::has_ort_cuda()?)],
+    };
+    let environment = setup::ensure(&needs)?;
     let here = std::env::current_dir().context("the current folder is gone")?;
     let mut command =
         process::cargo(["run", "--release", "--package", "windowpane-server", "--bin", "windowpane"]);
     command.arg("--manifest-path").arg(paths::root().join("Cargo.toml")).arg("--");
     // Relative paths among the arguments are meant from where they were typed.
-    command.current_dir(&here).args(default_models(args, &here, paths::root())).args(args);
+    if variable("WINDOWPANE_MODELS").is_none() {
+        command.args(default_models(args, &here, paths::root()));
+    }
+    command.current_dir(&here).args(args);
     process::become_it(environment.apply(&mut command))
 }
 
-/// Which build of ONNX Runtime the arguments ask for. `auto` takes the CUDA build where `setup --cuda`
+/// Which build of ONNX Runtime a device asks for. `auto` takes the CUDA build where `setup --cuda`
 /// brought it; a download of 247 MB is not begun for a maybe.
-fn need(args: &[OsString], has_cuda: bool) -> Need {
-    match value_of("--device", args) {
+fn need(device: Option<&str>, has_cuda: bool) -> Need {
+    match device {
         Some("cuda") => Need::OrtCuda,
         Some("auto") if has_cuda => Need::OrtCuda,
         _ => Need::Ort,
@@ -74,7 +84,7 @@ mod tests {
             ("--device", true, Need::Ort),
             ("--devices cuda", false, Need::Ort),
         ] {
-            assert_eq!(need(&words(args), has_cuda), expected, "{args}");
+            assert_eq!(need(value_of("--device", &words(args)), has_cuda), expected, "{args}");
         }
     }
 
