@@ -120,7 +120,8 @@ impl Dit<'_> {
         let d = self.config.hidden;
         let qkv = self.linear(&format!("{name}.qkv"), x, d, 3 * d)?; // [n * t, 3 d]
         let values = self.window(window, plan)?;
-        let out = values.attend(&mut self.graph, name, qkv, &self.heads)?; // [n * t, d]
+        let out = values.attend(&mut self.graph, name, qkv, &self.heads)?; // [n, t, heads, d / heads]
+        let out = self.reshape(&format!("{name}.out.rows"), out, self.rows(), &[d])?; // [n * t, d]
         self.linear(&format!("{name}.proj"), out, d, d) // [n * t, d]
     }
 

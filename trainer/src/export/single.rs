@@ -1,5 +1,6 @@
 //! Graphs of one attention operation each, to measure plans in a runtime: what `plan.rs` was chosen from, and what
-//! the server's benchmark times. `qkv [n * tokens, 3 * hidden]` to `out [n * tokens, hidden]`.
+//! the server's benchmark times. `qkv [n * tokens, 3 * hidden]` to
+//! `attn.out [n, tokens, heads, head_dim]`.
 
 use std::path::Path;
 
