@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::pin::pin;
-use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -10,14 +9,17 @@ use tokio::net::TcpListener;
 use windowpane_server::args::LogFormat;
 use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
 
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+fn main() {
+    let code = match run(&Args::parse()) {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("windowpane: {error:#}");
-            ExitCode::FAILURE
+            1
         }
-    }
+    };
+    // What was said reaches its reader; both outputs are ours alone by now.
+    let _ = std::io::stdout().flush();
+    shutdown::exit(code)
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -1,4 +1,5 @@
-//! When to leave: the future that resolves at the first SIGTERM or Ctrl-C. What leaving means is in `serve.rs`.
+//! When to leave: the future that resolves at the first SIGTERM or Ctrl-C; and how the process ends. What leaving
+//! means is in `serve.rs`.
 
 /// Resolves when the process is asked to stop. A second signal ends the process at once, for a person who does not
 /// want to wait for running images.
@@ -8,8 +9,14 @@ pub async fn signal() {
     tokio::spawn(async {
         let name = either().await;
         tracing::warn!(signal = name, "stopping at once");
-        std::process::exit(130);
+        exit(130);
     });
+}
+
+/// Ends the process now, without the destructors of the libraries in it. ONNX Runtime's would take away what a worker
+/// in the middle of a tick, or a model that is still loading, is using: a crash on the way out, now and then.
+pub fn exit(code: u8) -> ! {
+    signal_hook::low_level::exit(code.into())
 }
 
 #[cfg(unix)]

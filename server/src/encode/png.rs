@@ -5,10 +5,12 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 
 use super::{EncodeError, Picture};
 
-/// The picture as a PNG. Compression and filter are fixed: the bytes are part of what is reproducible.
+/// The picture as a PNG. Compression and filter are fixed: the bytes are part of what is reproducible. The fast
+/// compressor is the one that has a single implementation; the others are whichever zlib the build was given, down to
+/// what else cargo built with it.
 pub(super) fn encode(picture: &Picture) -> Result<Vec<u8>, EncodeError> {
     picture.write("PNG", |out, pixels, [width, height], colour| {
-        PngEncoder::new_with_quality(out, CompressionType::Default, FilterType::Adaptive)
+        PngEncoder::new_with_quality(out, CompressionType::Fast, FilterType::Adaptive)
             .write_image(pixels, width, height, colour)
     })
 }

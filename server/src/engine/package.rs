@@ -149,14 +149,14 @@ fn plain_file(path: &Path) -> Result<fs::Metadata, PackageError> {
     Ok(metadata)
 }
 
-/// Nothing lies in the folder that the manifest does not pin: a graph could name such a file as its weights. Names
-/// that begin with a dot are left to the desktop.
+/// Nothing lies in the folder that the manifest does not pin, hidden files included: a graph could name any of them as
+/// its weights.
 fn only_listed(folder: &Path, manifest: &Manifest) -> Result<(), PackageError> {
     let io = |cause| PackageError::Io { path: folder.to_owned(), cause };
     let listed: BTreeSet<&str> = manifest.files.keys().map(String::as_str).chain([MANIFEST_FILE]).collect();
     for entry in fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        let known = name.to_str().is_some_and(|name| listed.contains(name) || name.starts_with('.'));
+        let known = name.to_str().is_some_and(|name| listed.contains(name));
         if !known {
             let what = "not listed in manifest.json; a package holds only what its manifest pins";
             return Err(PackageError::Kind { path: folder.join(name), what });
@@ -247,8 +247,9 @@ mod tests {
     #[test]
     fn what_the_manifest_does_not_list_is_refused() {
         let (_folder, path) = good();
-        fs::write(path.join(".DS_Store"), b"").unwrap();
-        Package::open(&path).unwrap();
+        fs::write(path.join(".hidden"), b"").unwrap();
+        assert!(error(&path).contains(".hidden`: not listed"), "{}", error(&path));
+        fs::remove_file(path.join(".hidden")).unwrap();
         fs::write(path.join("extra.bin"), b"x").unwrap();
         assert!(error(&path).contains("extra.bin`: not listed"), "{}", error(&path));
         fs::remove_file(path.join("extra.bin")).unwrap();
