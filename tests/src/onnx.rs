@@ -1,0 +1,89 @@
+//! As much of ONNX's protobuf as the suite looks at, by the field numbers of onnx.proto; the rest is skipped.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use prost::Message;
+
+/// A model.
+#[derive(Clone, PartialEq, Message)]
+pub struct Model {
+    /// The graph.
+    #[prost(message, optional, tag = "7")]
+    pub graph: Option<Graph>,
+}
+
+/// A graph.
+#[derive(Clone, PartialEq, Message)]
+pub struct Graph {
+    /// In the order they run.
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: Vec<Node>,
+    /// The constants, weights among them.
+    #[prost(message, repeated, tag = "5")]
+    pub initializers: Vec<Tensor>,
+}
+
+/// A node.
+#[derive(Clone, PartialEq, Message)]
+pub struct Node {
+    /// Names of the values it reads.
+    #[prost(string, repeated, tag = "1")]
+    pub inputs: Vec<String>,
+    /// Names of the values it makes.
+    #[prost(string, repeated, tag = "2")]
+    pub outputs: Vec<String>,
+    /// Its own name.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// The operator.
+    #[prost(string, tag = "4")]
+    pub op: String,
+}
+
+/// A constant.
+#[derive(Clone, PartialEq, Message)]
+pub struct Tensor {
+    /// The shape.
+    #[prost(int64, repeated, tag = "1")]
+    pub dims: Vec<i64>,
+    /// The name.
+    #[prost(string, tag = "8")]
+    pub name: String,
+    /// File, offset and length, where it is not in the graph itself.
+    #[prost(message, repeated, tag = "13")]
+    pub external: Vec<Entry>,
+}
+
+/// A key and its value.
+#[derive(Clone, PartialEq, Message)]
+pub struct Entry {
+    /// The key.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// The value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+// === impl Graph ===
+
+impl Graph {
+    /// The graph of a file.
+    pub fn open(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let model =
+            Model::decode(bytes.as_slice()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        model.graph.unwrap_or_else(|| panic!("{} holds no graph", path.display()))
+    }
+
+    /// The node of this name.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.iter().find(|node| node.name == name).unwrap_or_else(|| panic!("no node `{name}`"))
+    }
+
+    /// The shapes of all constants, by name.
+    pub fn constants(&self) -> BTreeMap<&str, &[i64]> {
+        self.initializers.iter().map(|tensor| (tensor.name.as_str(), tensor.dims.as_slice())).collect()
+    }
+}

@@ -1,0 +1,91 @@
+//! A copy of `models/tiny` in a temporary folder, to be damaged.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use windowpane_server::{App, Config};
+
+use crate::server::TestServer;
+use crate::shipped;
+
+/// The copy; gone when this is dropped.
+#[derive(Debug)]
+pub struct Package {
+    folder: TempDir,
+}
+
+/// SHA-256 in hex, as the manifest writes it.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+// === impl Package ===
+
+impl Package {
+    /// A whole copy.
+    pub fn tiny() -> Self {
+        let package = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        package.copy("tiny");
+        package
+    }
+
+    /// Puts another copy of `models/tiny` beside the first.
+    pub fn copy(&self, name: &str) {
+        let (from, to) = (shipped("tiny"), self.models().join(name));
+        fs::create_dir(&to).expect("a new folder");
+        for entry in fs::read_dir(from).expect("models/tiny can be read") {
+            let path = entry.expect("models/tiny can be read").path();
+            fs::copy(&path, to.join(path.file_name().expect("a file has a name")))
+                .expect("files can be copied");
+        }
+    }
+
+    /// The folder that holds the package's: what `--models` takes.
+    pub fn models(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// A file of the package.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("tiny").join(name)
+    }
+
+    /// A file's bytes.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// Replaces a file, and leaves the manifest as it was.
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.file(name), bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+
+    /// Replaces a file, and lets the manifest pin the new one.
+    pub fn write_pinned(&self, name: &str, bytes: &[u8]) {
+        self.write(name, bytes);
+        self.edit(|manifest| manifest["files"][name] = json!({"sha256": sha256(bytes), "size": bytes.len()}));
+    }
+
+    /// Changes the manifest.
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let mut manifest = serde_json::from_slice(&self.read("manifest.json")).expect("the manifest is JSON");
+        change(&mut manifest);
+        self.write("manifest.json", manifest.to_string());
+    }
+
+    /// What a server would be told to serve it.
+    pub fn config(&self) -> Config {
+        Config { models: self.models(), max_rows: 2, ..TestServer::config() }
+    }
+
+    /// The error with which it is refused.
+    pub fn error(&self) -> String {
+        match App::open(self.config()) {
+            Ok(_) => panic!("the broken package is served"),
+            Err(error) => error.to_string(),
+        }
+    }
+}

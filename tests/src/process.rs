@@ -1,0 +1,142 @@
+//! Our own binary as a process: what only a process has, signals, exit codes and what it says on its way out.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::{REMEDY, root};
+
+/// Time that the binary has to become ready or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `windowpane`; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    errors: Option<JoinHandle<String>>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// What it said on standard error.
+    pub errors: String,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts it with these arguments and no configuration from this process's environment but where ONNX Runtime is.
+    pub fn windowpane(args: &[&str]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("WINDOWPANE_"))
+        {
+            command.env_remove(name);
+        }
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let (send, lines) = mpsc::channel();
+        let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        // Ends with the pipe, or with the receiver.
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        let mut err = child.stderr.take().expect("it is piped");
+        let errors = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = err.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Self { child, lines, errors: Some(errors) }
+    }
+
+    /// The address it serves at, once it does.
+    pub fn url(&mut self) -> String {
+        self.url_or_end().unwrap_or_else(|| {
+            let _ = self.child.kill();
+            panic!("it did not say that it serves; it said: {}", self.end().errors)
+        })
+    }
+
+    /// The same, or `None` if it says no such thing and closes its output, as it does when it ends.
+    pub fn url_or_end(&mut self) -> Option<String> {
+        let start = Instant::now();
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            if let Some((_, url)) = line.split_once(" is serving at ") {
+                return Some(url.trim().to_owned());
+            }
+        }
+        None
+    }
+
+    /// Sends a signal. The shell's own `kill` is always there.
+    pub fn signal(&self, signal: &str) {
+        let command = format!("kill -{signal} {}", self.child.id());
+        let status = Command::new("sh").args(["-c", &command]).status().expect("there is a shell");
+        assert!(status.success(), "{command}: {status}");
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self) -> Exit {
+        let start = Instant::now();
+        let status: ExitStatus = loop {
+            match self.child.try_wait().expect("our own child can be waited for") {
+                Some(status) => break status,
+                None if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+                None => {
+                    let _ = self.child.kill();
+                    panic!("it did not end in {PATIENCE:?}; it said: {}", self.said())
+                }
+            }
+        };
+        Exit { code: status.code(), errors: self.said() }
+    }
+
+    fn said(&mut self) -> String {
+        self.errors.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail where it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The server's executable: the one `cargo xtask test` has built, or else the one cargo builds now, in the profile of
+/// this test. Cargo makes no executables of other packages for a test by itself.
+fn binary() -> &'static PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("WINDOWPANE_TEST_SERVER").filter(|path| !path.is_empty()) {
+            let path = PathBuf::from(named);
+            assert!(
+                path.is_file(),
+                "WINDOWPANE_TEST_SERVER names `{}`, which is not there; {REMEDY}",
+                path.display()
+            );
+            return path;
+        }
+        // target/<profile>/deps/suite-<hash>
+        let own = std::env::current_exe().expect("a running test has a path");
+        let profile = own.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+        let path = profile.join(format!("windowpane{}", std::env::consts::EXE_SUFFIX));
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .args(["build", "--quiet", "--package", "windowpane-server", "--bin", "windowpane"])
+            .current_dir(root());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let status = cargo.status().unwrap_or_else(|error| panic!("{cargo:?}: {error}"));
+        assert!(status.success() && path.is_file(), "the server is not built: {cargo:?}: {status}; {REMEDY}");
+        path
+    })
+}

@@ -1,0 +1,201 @@
+//! A server in this process, asked over a real socket.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use windowpane_server::{App, Config, serve};
+
+use crate::answer::Answer;
+use crate::{IMAGES, REMEDY, shipped};
+
+/// Time that anything may take on a busy machine before a test calls it hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The runtime of every server and client here.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Runtime::new().expect("the machine has threads to give"))
+}
+
+/// A server; it leaves when this is dropped.
+#[derive(Debug)]
+pub struct TestServer {
+    app: App,
+    address: SocketAddr,
+    client: reqwest::Client,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+// === impl TestServer ===
+
+impl TestServer {
+    /// The configuration that tests start from: `models/tiny`, and ticks of few rows, which load faster because the
+    /// largest tick is measured.
+    pub fn config() -> Config {
+        Config { models: shipped("tiny"), max_rows: 8, ..Config::default() }
+    }
+
+    /// The server of every test that needs nothing of its own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<TestServer> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(Self::config()))
+    }
+
+    /// One with every shipped package, as `windowpane` serves them.
+    pub fn shelf() -> &'static Self {
+        static SHELF: OnceLock<TestServer> = OnceLock::new();
+        SHELF
+            .get_or_init(|| Self::start(Config { models: crate::root().join("models"), ..Config::default() }))
+    }
+
+    /// A server that has loaded its models.
+    pub fn start(config: Config) -> Self {
+        let server = Self::loading(config);
+        server.app.load().unwrap_or_else(|error| panic!("{error}; {REMEDY}"));
+        server
+    }
+
+    /// A server whose models are still to be loaded, by [`App::load`].
+    pub fn loading(config: Config) -> Self {
+        let app = App::new(config);
+        let listener = runtime().block_on(TcpListener::bind(app.config().listen)).expect("a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let (stop, stopped) = oneshot::channel();
+        // A dropped sender stops it too.
+        let until = async move { _ = stopped.await };
+        let serving = runtime().spawn(serve(listener, app.clone(), until));
+        // The machine's proxy is not for a server on this machine.
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+        Self { app, address, client, stop, serving }
+    }
+
+    /// The application behind it.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// `http://address`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Runs a future on the runtime of server and clients.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        runtime().block_on(future)
+    }
+
+    /// Runs a future beside the caller, on the same runtime.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        runtime().spawn(future)
+    }
+
+    /// GET.
+    pub fn get(&self, path: &str) -> Answer {
+        self.send(self.client.get(self.url() + path))
+    }
+
+    /// A request to change and then [`send`](Self::send): POST of this body to the images route.
+    pub fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        self.client.post(self.url() + IMAGES).header(CONTENT_TYPE, "application/json").body(body)
+    }
+
+    /// A request of any kind.
+    pub fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let method = method.parse().unwrap_or_else(|_| panic!("`{method}` is not a method"));
+        self.client.request(method, self.url() + path)
+    }
+
+    /// Sends a request.
+    pub fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        self.block_on(async { Answer::read(request.send().await?).await })
+            .unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// Asks a server elsewhere, such as another process's.
+    pub fn elsewhere(&self, method: &str, url: &str, body: Option<&Value>) -> Result<Answer, String> {
+        let method = method.parse().unwrap_or_else(|_| panic!("`{method}` is not a method"));
+        let mut request = self.client.request(method, url);
+        if let Some(body) = body {
+            request = request.header(CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        let read = async { Answer::read(request.send().await?).await };
+        self.block_on(read).map_err(|error: reqwest::Error| format!("{error:?}"))
+    }
+
+    /// Asks for images as JSON.
+    pub fn generate(&self, body: &Value) -> Answer {
+        self.send(self.post(body.to_string()))
+    }
+
+    /// Asks for the bytes of one picture.
+    pub fn picture(&self, accept: &str, body: &Value) -> Answer {
+        self.send(self.post(body.to_string()).header(ACCEPT, accept))
+    }
+
+    /// Asks for one PNG, for tests that run many at a time; dropping the future hangs up.
+    pub async fn png(&self, body: &Value) -> Vec<u8> {
+        let request = self.post(body.to_string()).header(ACCEPT, "image/png");
+        let read = async { Answer::read(request.send().await?).await };
+        read.await.unwrap_or_else(|error| panic!("{error:?}")).ok().bytes
+    }
+
+    /// Writes these bytes to a socket of its own and reads until the server closes it. Nothing of HTTP is done for the
+    /// caller, who asks for `connection: close`.
+    pub fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.address.port())).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        stream.write_all(bytes).expect("it reads");
+        let mut answer = Vec::new();
+        // A reset after the answer is the server's right: it has not read all that was announced.
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            assert!(!answer.is_empty(), "no answer: {error}");
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Images admitted and not finished.
+    pub fn images(&self) -> usize {
+        self.app.models().map(|model| model.batcher.images()).sum()
+    }
+
+    /// Waits until so many images are under way.
+    pub fn until_images(&self, images: usize) {
+        self.until(&format!("{images} images are under way"), || self.images() == images);
+    }
+
+    /// Waits until something is so.
+    pub fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Tells it to leave and waits until it has.
+    pub fn leave(self) {
+        let Self { stop, serving, .. } = self;
+        // An error means that it has left already.
+        let _ = stop.send(());
+        let left = runtime().block_on(async { tokio::time::timeout(PATIENCE, serving).await });
+        left.expect("it leaves in time").expect("it does not panic").expect("it leaves without an error");
+    }
+
+    /// Tells it to leave and does not wait; the server can still be asked.
+    pub fn begin_to_leave(&mut self) {
+        let (stop, _) = oneshot::channel();
+        let _ = std::mem::replace(&mut self.stop, stop).send(());
+    }
+}

@@ -1,0 +1,28 @@
+//! The suite: a real server, the shipped packages, real clients. One binary; this page is its table of contents.
+
+// What a picture is: prompts, seeds, sizes, file formats, samplers, guidance.
+mod images;
+// A request alone and the same request in any company, byte for byte.
+mod batching;
+// Every field of the OpenAI images API, and the `openai` package as a client.
+mod openai;
+// What a wrong field, a wrong body and a body without end are told, and what a full queue says.
+mod limits;
+// Clients that leave, and clients that are slow.
+mod clients;
+// What is served: /v1/models, readiness, every shipped package, the README's own command.
+mod models;
+// Damaged packages: each is refused with an error that names the file.
+mod package;
+// Manifests of every released format version are still read.
+mod formats;
+// The windows of the graph that serves are tiles.
+mod tiles;
+// Every ONNX file passes its own project's checker and carries the checkpoint's names.
+mod onnx;
+// The document clients read, and its examples. If this differs, run `cargo xtask openapi` and review the diff.
+mod openapi;
+// /metrics in Prometheus' format, and numbers that move as they should.
+mod metrics;
+// The binary as a process: signals, exit codes, refusals to start.
+mod process;

@@ -1,0 +1,135 @@
+//! Every ONNX file that is shipped, as ONNX's own Python package sees it: it passes the checker, its weights lie in
+//! one file, and its tensors and nodes read like the model.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use suite::{all_shipped, python};
+use windowpane_diffusion::manifest::{Dim, Graph, TensorType};
+use windowpane_diffusion::{Manifest, Plan, Window};
+
+/// A package and what `check_onnx.py` says of each of its files.
+struct Checked {
+    manifest: Manifest,
+    files: BTreeMap<String, Value>,
+}
+
+/// All packages. Every file has passed the checker, or the script would have failed.
+fn all() -> &'static [Checked] {
+    static ALL: OnceLock<Vec<Checked>> = OnceLock::new();
+    let check = |folder: &PathBuf| {
+        let text = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+        let said = python("check_onnx.py", [folder.to_str().unwrap()]);
+        let files = serde_json::from_str(&said).expect("the script prints JSON");
+        Checked { manifest: Manifest::from_json(&text).unwrap(), files }
+    };
+    ALL.get_or_init(|| all_shipped().iter().map(check).collect())
+}
+
+/// The shapes of a checkpoint, by the names of facebookresearch/DiT's state dict.
+fn checkpoint(manifest: &Manifest) -> BTreeMap<String, Vec<usize>> {
+    let c = &manifest.config;
+    let (h, tokens) = (c.hidden, (c.height / c.patch) * (c.width / c.patch));
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    shapes.insert("pos_embed".to_owned(), vec![1, tokens, h]);
+    shapes.insert("y_embedder.embedding_table.weight".to_owned(), vec![c.classes + 1, h]);
+    let mut layer = |name: &str, out: usize, rest: &[usize]| {
+        shapes.insert(format!("{name}.weight"), [&[out], rest].concat());
+        shapes.insert(format!("{name}.bias"), vec![out]);
+    };
+    layer("x_embedder.proj", h, &[c.channels, c.patch, c.patch]);
+    // 256 features of the timestep, as in DiT.
+    layer("t_embedder.mlp.0", h, &[256]);
+    layer("t_embedder.mlp.2", h, &[h]);
+    for i in 0..c.depth {
+        layer(&format!("blocks.{i}.attn.qkv"), 3 * h, &[h]);
+        layer(&format!("blocks.{i}.attn.proj"), h, &[h]);
+        layer(&format!("blocks.{i}.mlp.fc1"), c.mlp_ratio * h, &[h]);
+        layer(&format!("blocks.{i}.mlp.fc2"), h, &[c.mlp_ratio * h]);
+        layer(&format!("blocks.{i}.adaLN_modulation.1"), 6 * h, &[h]);
+    }
+    layer("final_layer.adaLN_modulation.1", 2 * h, &[h]);
+    layer("final_layer.linear", c.patch * c.patch * c.out_channels(), &[h]);
+    shapes
+}
+
+#[test]
+fn every_file_passes_the_checker_and_is_listed() {
+    for Checked { manifest, files } in all() {
+        let listed: Vec<&String> = manifest.graphs.iter().map(|graph| &graph.file).collect();
+        assert!(
+            !files.is_empty() && files.keys().all(|file| listed.contains(&file)),
+            "{files:?} of {listed:?}"
+        );
+        assert_eq!(files.len(), listed.len());
+    }
+}
+
+#[test]
+fn initializers_carry_the_checkpoints_names_and_shapes() {
+    for Checked { manifest, files } in all() {
+        for (file, said) in files {
+            for (name, shape) in checkpoint(manifest) {
+                assert_eq!(said["initializers"][&name], serde_json::json!(shape), "`{name}` in {file}");
+                // Every weight is in the one file that all graphs share.
+                assert_eq!(said["external"][&name], "weights.bin", "`{name}` in {file}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ports_are_what_the_manifest_says() {
+    let words = |graph: &Graph| {
+        let port = |spec: &windowpane_diffusion::manifest::TensorSpec| {
+            let dims = spec.shape.iter().map(|dim| match dim {
+                Dim::Fixed(size) => serde_json::json!(size),
+                Dim::Named(name) => serde_json::json!(name),
+            });
+            let dtype = match spec.dtype {
+                TensorType::F32 => "FLOAT",
+                TensorType::F16 => "FLOAT16",
+                TensorType::I64 => "INT64",
+            };
+            (spec.name.clone(), serde_json::json!([dtype, dims.collect::<Vec<_>>()]))
+        };
+        graph.inputs.iter().chain(&graph.outputs).map(port).collect::<BTreeMap<_, _>>()
+    };
+    for Checked { manifest, files } in all() {
+        for graph in &manifest.graphs {
+            assert_eq!(files[&graph.file]["ports"], serde_json::json!(words(graph)), "{}", graph.file);
+        }
+    }
+}
+
+#[test]
+fn nodes_are_named_like_the_model_and_scores_have_the_windows_shape() {
+    for Checked { manifest, files } in all() {
+        let c = &manifest.config;
+        let (rows, cols) = (c.height / c.patch, c.width / c.patch);
+        for graph in &manifest.graphs {
+            let said = &files[&graph.file];
+            for (layer, (window, plan)) in c.windows.iter().zip(&graph.plan).enumerate() {
+                let softmax = format!("blocks.{layer}.attn.softmax");
+                assert_eq!(said["nodes"][&softmax], "Softmax", "{}", graph.file);
+                assert_eq!(said["nodes"][format!("blocks.{layer}.mlp.fc1")], "Gemm", "{}", graph.file);
+                let expected = match (window, plan) {
+                    (Window::Local { side }, Plan::Tiles { side: t }) => {
+                        let patch = |n: usize| (t + side - 1).min(n);
+                        [t.min(&rows) * t.min(&cols), patch(rows) * patch(cols)]
+                    }
+                    _ => [rows * cols; 2],
+                };
+                // As ONNX's own shape inference has it, queries against keys.
+                assert_eq!(
+                    said["scores"][&softmax],
+                    serde_json::json!(expected),
+                    "{softmax} of {}",
+                    graph.file
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The binary as a process: it leaves in order when told to, and it refuses to start with a sentence that says why.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use suite::{Answer, IMAGES, Package, Process, TestServer, shipped};
+
+/// Arguments for `models/tiny` on a free port.
+fn tiny<'a>(models: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["--models", models, "--port", "0", "--max-rows", "4"], more].concat()
+}
+
+/// A request to another process's server, through the clients of this one.
+fn ask(url: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, String> {
+    TestServer::shared().elsewhere(method, &format!("{url}{path}"), body)
+}
+
+/// Waits until the server has this many images under way.
+fn until_images(url: &str, images: usize) {
+    let sample = format!("windowpane_trajectories{{model=\"tiny\"}} {images}");
+    TestServer::shared().until(&format!("{images} images are under way"), || {
+        ask(url, "GET", "/metrics", None).is_ok_and(|answer| answer.text().lines().any(|line| line == sample))
+    });
+}
+
+#[test]
+fn sigterm_while_an_image_is_under_way_finishes_it_and_exits_with_0() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let url = server.url();
+    let body = json!({"prompt": "ring", "seed": 7, "steps": 120, "guidance_scale": 1});
+    let answer = std::thread::scope(|scope| {
+        let running = scope.spawn(|| ask(&url, "POST", IMAGES, Some(&body)));
+        until_images(&url, 1);
+        server.signal("TERM");
+        // While it finishes, it answers: not ready, and nothing new.
+        TestServer::shared().until("it is draining", || {
+            ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 503)
+        });
+        let late = ask(&url, "POST", IMAGES, Some(&json!({"prompt": "ring"}))).expect("it still answers");
+        late.refused(503, "shutting_down", None);
+        running.join().unwrap()
+    });
+    let answer = answer.expect("the request under way is answered").ok();
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    // In another process, the same bytes.
+    assert_eq!(answer.file(0), TestServer::shared().generate(&body).ok().file(0));
+    assert!(ask(&url, "GET", "/livez", None).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn sigterm_at_rest_and_ctrl_c_exit_with_0_at_once() {
+    let models = shipped("tiny");
+    for signal in ["TERM", "INT"] {
+        let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+        let url = server.url();
+        assert_eq!(ask(&url, "GET", "/readyz", None).unwrap().ok().json()["status"], "ready");
+        let start = Instant::now();
+        server.signal(signal);
+        let exit = server.end();
+        assert_eq!(exit.code, Some(0), "{signal}: {}", exit.errors);
+        // The idle connection of the request above does not hold it up.
+        assert!(start.elapsed() < Duration::from_secs(15), "{signal}: {:?}", start.elapsed());
+        assert!(exit.errors.contains(&format!("SIG{signal}")), "the log says why: {}", exit.errors);
+    }
+}
+
+#[test]
+fn a_shutdown_that_takes_too_long_is_cut_and_told() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &["--shutdown-timeout", "0"]));
+    let url = server.url();
+    std::thread::scope(|scope| {
+        let running = scope
+            .spawn(|| ask(&url, "POST", IMAGES, Some(&json!({"prompt": "ring", "seed": 1, "steps": 1000}))));
+        until_images(&url, 1);
+        server.signal("TERM");
+        let answer = running.join().unwrap().expect("even so, it is answered");
+        answer.refused(503, "shutting_down", None);
+    });
+    assert_eq!(server.end().code, Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let url = server.url();
+    std::thread::scope(|scope| {
+        let running = scope
+            .spawn(|| ask(&url, "POST", IMAGES, Some(&json!({"prompt": "ring", "seed": 1, "steps": 1000}))));
+        until_images(&url, 1);
+        server.signal("TERM");
+        TestServer::shared().until("it is draining", || {
+            ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 503)
+        });
+        server.signal("TERM");
+        assert!(running.join().unwrap().is_err(), "a thousand steps cannot have been finished");
+    });
+    assert_eq!(server.end().code, Some(130));
+}
+
+/// Asked for CUDA, it serves on CUDA or not at all. On a machine without, that is a sentence and a 1.
+#[test]
+fn cuda_that_is_not_there_is_a_refusal_to_start() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &["--device", "cuda"]));
+    if let Some(url) = server.url_or_end() {
+        let model = ask(&url, "GET", "/v1/models/tiny", None).unwrap().ok().json();
+        assert_eq!(model["engine"]["provider"], "cuda", "it was told to run on CUDA and runs elsewhere");
+        return;
+    }
+    let exit = server.end();
+    assert_eq!(exit.code, Some(1));
+    let last =
+        exit.errors.lines().find(|line| line.starts_with("windowpane: ")).expect("it says why it ends");
+    assert!(last.contains("CUDA was asked for by `--device cuda` and is not available"), "{last}");
+}
+
+#[test]
+fn a_broken_package_is_a_refusal_that_names_the_file() {
+    let package = Package::tiny();
+    let weights = package.read("weights.bin");
+    package.write("weights.bin", &weights[..1000]);
+    let models = package.models();
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let exit = server.end();
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.errors.contains("tiny/weights.bin` has 1000 bytes"), "{}", exit.errors);
+}
+
+#[test]
+fn bad_arguments_and_a_taken_port_are_sentences() {
+    let models = shipped("tiny");
+    let models = models.to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, code, says) in [
+        (
+            vec!["--models", models, "--max-rows", "1", "--queue-limit", "0"],
+            1,
+            "`--max-rows` is 1, expected 2 to 1024",
+        ),
+        (vec!["--models", models, "--port", "70000"], 2, "70000"),
+        (vec!["--models", models, "--device", "tpu"], 2, "tpu"),
+        (vec!["--models", models, "--log", "=="], 1, "--log"),
+        (vec!["--models", models, "--port", &port], 1, port.as_str()),
+        (vec!["--models", "/nonexistent/models", "--port", "0"], 1, "/nonexistent/models"),
+        (
+            vec!["--models", models, "--port", "0", "--ort-dylib", "/nonexistent/ort.so"],
+            1,
+            "/nonexistent/ort.so",
+        ),
+    ] {
+        let exit = Process::windowpane(&args).end();
+        assert_eq!(exit.code, Some(code), "{args:?}: {}", exit.errors);
+        assert!(exit.errors.contains(says), "{args:?}: {}", exit.errors);
+        assert!(!exit.errors.contains("panicked"), "{args:?}: {}", exit.errors);
+    }
+}
+
+#[test]
+fn json_logs_are_one_object_a_line() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &["--log-format", "json"]));
+    // Its address is in the log then, not on standard output.
+    std::thread::sleep(Duration::from_millis(300));
+    server.signal("TERM");
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "told to stop while it loads, it stops: {}", exit.errors);
+    assert!(!exit.errors.is_empty());
+    for line in exit.errors.lines() {
+        let entry: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(entry["level"].is_string() && entry["timestamp"].is_string(), "{line}");
+    }
+}
