@@ -86,13 +86,8 @@ pub fn sample(args: &args::Sample) -> Result<()> {
         classes => (0..classes).flat_map(|class| std::iter::repeat_n(class, per_class)).collect(),
     };
     let solver = recipe.solver(args.steps);
-    let request = SampleRequest {
-        labels: labels.clone(),
-        seed: args.seed,
-        solver,
-        guidance_scale,
-        batch: 64,
-    };
+    let request =
+        SampleRequest { labels: labels.clone(), seed: args.seed, solver, guidance_scale, batch: 64 };
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
     let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
