@@ -3,6 +3,7 @@
 pub mod request_id;
 pub mod rescue;
 pub mod track;
+pub mod unread;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -15,6 +16,8 @@ pub fn apply(router: Router, app: &App) -> Router {
     router
         // Innermost: a panic in a handler becomes an error like any other, and the layers above see it as one.
         .layer(CatchPanicLayer::custom(rescue::panicked))
+        // Above the panic layer: a handler that panics may leave its body unread too.
+        .layer(from_fn(unread::layer))
         // Above the panic layer, whose errors it writes too; below tracking, which should see the final status.
         .layer(from_fn(rescue::layer))
         // Measures everything below, so that `total` is what the client waited for.

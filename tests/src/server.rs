@@ -19,6 +19,9 @@ use crate::{IMAGES, REMEDY, shipped};
 /// Time that anything may take on a busy machine before a test calls it hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Time that the clients here keep an idle connection.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// The runtime of every server and client here.
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -73,8 +76,10 @@ impl TestServer {
         // A dropped sender stops it too.
         let until = async move { _ = stopped.await };
         let serving = runtime().spawn(serve(listener, app.clone(), until));
-        // The machine's proxy is not for a server on this machine.
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+        // The machine's proxy is not for a server on this machine; and an idle connection is given up before the server
+        // does so, after `header_timeout`, perhaps just when it is used again.
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).pool_idle_timeout(IDLE);
+        let client = client.build().expect("a client");
         Self { app, address, client, stop, serving }
     }
 

@@ -206,8 +206,11 @@ fn a_large_body_is_refused_and_its_size_is_believed() {
         body + &padding
     };
     server.send(server.post(padded(limit))).ok();
-    let message = server.send(server.post(padded(limit + 1))).refused(413, "body_too_large", None);
+    let answer = server.send(server.post(padded(limit + 1)));
+    let message = answer.refused(413, "body_too_large", None);
     assert!(message.contains(&limit.to_string()), "{message}");
+    // What was not read is still on the connection: a client must not use it again.
+    assert_eq!(answer.header("connection"), "close");
     // A gigabyte that is announced is refused before a byte of it: none is ever sent here, and the answer comes.
     for line in ["content-length: 1073741824", "content-length: 1073741824\r\nexpect: 100-continue"] {
         let answer = server.raw(head(line).as_bytes());
