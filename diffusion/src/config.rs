@@ -175,6 +175,9 @@ impl Placement {
     /// six of twelve is every second layer and for nine of twelve three local layers, then a global one.
     pub fn place(self, local: &[usize], depth: usize) -> Result<Vec<Window>> {
         let n = local.len();
+        if !(1..=256).contains(&depth) {
+            return Err(Error::bad_value("config.depth", depth, "1 to 256"));
+        }
         if n > depth {
             return Err(Error::bad_value("windows", format!("{n} local layers"), format!("at most {depth}")));
         }

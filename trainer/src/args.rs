@@ -139,8 +139,8 @@ pub struct Eval {
     #[arg(long, default_value_t = 300)]
     pub images: usize,
     /// Respaced timesteps.
-    #[arg(long, default_value_t = 50)]
-    pub timesteps: usize,
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub timesteps: u32,
     /// Use the raw weights instead of their moving average.
     #[arg(long)]
     pub raw: bool,

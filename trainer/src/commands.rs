@@ -125,12 +125,12 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     };
     let gap = GapConfig {
         images: args.images,
-        timesteps: args.timesteps,
+        timesteps: args.timesteps as usize,
         classes: config.classes,
         ..GapConfig::default()
     };
     let sides = args.images.min(pair.train.len()) + args.images.min(pair.test.len());
-    let bar = ProgressBar::new((args.timesteps * sides) as u64);
+    let bar = ProgressBar::new(u64::from(args.timesteps) * sides as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
     let schedule = weights.meta.schedule.build()?;
     let process = (&schedule, weights.meta.prediction);
@@ -253,7 +253,7 @@ fn device(compute: &args::Compute) -> Result<Device> {
         tch::set_num_threads(compute.threads.min(1024) as i32);
     }
     let cuda = |index: usize| {
-        if (index as i64) < tch::Cuda::device_count() {
+        if i64::try_from(index).is_ok_and(|index| index < tch::Cuda::device_count()) {
             Ok(Device::Cuda(index))
         } else {
             bail!("`--device {}`: libtorch sees {} CUDA devices", compute.device, tch::Cuda::device_count())

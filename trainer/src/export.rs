@@ -78,7 +78,8 @@ pub struct ExportRequest<'a> {
 /// Writes the package: into a folder beside `out`, which takes its name when everything is there. Errors: `out`
 /// exists, weights that cannot be stored, a manifest that contradicts itself, a full disk.
 pub fn export(request: &ExportRequest<'_>) -> Result<Manifest, ExportError> {
-    if request.out.exists() && !request.force {
+    // `--force` replaces a package, and nothing else that happens to have the name.
+    if request.out.exists() && !(request.force && request.out.join(MANIFEST_FILE).is_file()) {
         return Err(ExportError::Exists { path: request.out.clone() });
     }
     request.meta.config.validate()?;
