@@ -50,10 +50,6 @@ pub fn train(args: args::Train) -> Result<()> {
     let dir = run_dir(&recipe, args.run);
     let config = TrainConfig::new(recipe, &images)?;
     eprintln!("{}", config.arithmetic(images.len()));
-    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    let written = toml::to_string(&config.recipe).context("the recipe could not be written back")?;
-    let recipe_path = dir.join("recipe.toml");
-    std::fs::write(&recipe_path, written).with_context(|| recipe_path.display().to_string())?;
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130); // asked twice: leave now

@@ -171,6 +171,15 @@ impl Recipe {
         toml::from_str(&text).map_err(|e| Error::file(path, e))
     }
 
+    /// Writes the recipe, flags and defaults filled in, beside and then renamed.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string(self).map_err(|e| Error::file(path, e))?;
+        let (folder, partial) = (path.parent().unwrap_or(Path::new(".")), path.with_extension("partial"));
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        std::fs::write(&partial, text).map_err(Error::io(&partial))?;
+        std::fs::rename(&partial, path).map_err(Error::io(path))
+    }
+
     /// Resolves the recipe for images of a size, checking every field.
     pub fn resolve(self, channels: usize, height: usize, width: usize) -> Result<TrainConfig> {
         let m = &self.model;

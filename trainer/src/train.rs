@@ -76,6 +76,8 @@ pub fn train(
     stop: &AtomicBool,
 ) -> Result<Ended> {
     let mut run = Run::begin(config, images, options)?;
+    // Only now: a run that is refused leaves the recipe of the one that is there.
+    config.recipe.write(&options.dir.join("recipe.toml"))?;
     let steps = config.recipe.train.steps;
     let mut log = Log::open(&options.dir, run.state.step, steps)?;
     let table = config.recipe.train;

@@ -103,9 +103,16 @@ fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
     train(&config, &images, &options(dir.path(), false), &stop).unwrap();
     let refused = train(&config, &images, &options(dir.path(), false), &stop).unwrap_err().to_string();
     assert!(refused.contains("--resume"), "{refused}");
-    let fewer = images.first(20).unwrap();
+    let recipe = std::fs::read(dir.path().join("recipe.toml")).unwrap();
+    let (mut shorter, fewer) = (config.clone(), images.first(20).unwrap());
+    shorter.recipe.train.steps = 5;
+    let config = shorter;
     let refused = train(&config, &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
     assert!(refused.contains("other images"), "{refused}");
+    assert!(
+        std::fs::read(dir.path().join("recipe.toml")).unwrap() == recipe,
+        "a refused run rewrote the recipe"
+    );
 }
 
 #[test]

@@ -29,8 +29,8 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
     result
 }
 
-/// Builds, then tests. Everything is built in one go first: a test binary is given the paths of our two
-/// programs, and cargo builds programs for the tests of their own package only. The same selection both
+/// Builds, then tests. Everything is built in one go first: a test binary is given the path of our
+/// server, and cargo builds programs for the tests of their own package only. The same selection both
 /// times, so that nothing is built twice.
 pub(crate) fn run_all(environment: &Environment, args: &[OsString], tally: &mut Tally) -> Result<()> {
     let mut build = process::cargo(["build", "--workspace", "--lib", "--bins", "--tests"]);
@@ -40,7 +40,6 @@ pub(crate) fn run_all(environment: &Environment, args: &[OsString], tally: &mut 
         test.arg("--workspace");
     }
     test.args(args);
-    test.env("WINDOWPANE_TEST_TRAINER", paths::dev_binary("windowpane-trainer")?);
     test.env("WINDOWPANE_TEST_SERVER", paths::dev_binary("windowpane")?);
     process::watch(environment.apply(&mut test), |line| {
         // Nobody left to read us is no reason to stop the tests.
