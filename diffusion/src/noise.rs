@@ -61,13 +61,19 @@ pub enum Domain {
 
 /// [`fill_normal`] in another domain than sampling.
 pub fn fill_normal_in(domain: Domain, seed: u64, step: u32, out: &mut [f32]) {
-    for (block, chunk) in out.chunks_mut(4).enumerate() {
-        let bits = philox([block as u32, (block as u64 >> 32) as u32, step, domain as u32], seed);
+    fill_normal_from(domain, (seed, step), 0, out);
+}
+
+/// [`fill_normal_in`] for the elements `first`, `first + 1`, … of `(seed, step)`: a part of the same numbers.
+pub fn fill_normal_from(domain: Domain, (seed, step): (u64, u32), first: u64, out: &mut [f32]) {
+    let (mut block, mut lane, mut rest) = (first / 4, (first % 4) as usize, out);
+    while !rest.is_empty() {
+        let bits = philox([block as u32, (block >> 32) as u32, step, domain as u32], seed);
         let (a, b) = box_muller(bits[0], bits[1]);
         let (c, d) = box_muller(bits[2], bits[3]);
-        for (slot, value) in chunk.iter_mut().zip([a, b, c, d]) {
-            *slot = value;
-        }
+        let (now, later) = rest.split_at_mut((4 - lane).min(rest.len()));
+        now.copy_from_slice(&[a, b, c, d][lane..lane + now.len()]);
+        (block, lane, rest) = (block + 1, 0, later);
     }
 }
 
@@ -119,6 +125,16 @@ mod tests {
         let long = normal(7, 3, 101);
         for len in [1, 2, 3, 4, 5, 50] {
             assert_eq!(normal(7, 3, len), long[..len]);
+        }
+    }
+
+    #[test]
+    fn a_part_is_the_same_wherever_it_begins() {
+        let long = normal(7, 3, 101);
+        for (first, len) in [(0, 101), (1, 2), (1, 3), (3, 1), (4, 8), (5, 7), (6, 95), (100, 1), (101, 0)] {
+            let mut part = vec![0.0; len];
+            fill_normal_from(Domain::Sample, (7, 3), first as u64, &mut part);
+            assert_eq!(part, long[first..first + len], "from {first}");
         }
     }
 

@@ -232,14 +232,14 @@ impl<'a> Run<'a> {
                 if model.classes == 0 || dropped { model.classes as i64 } else { self.images.labels[index] };
             y.push(label);
         }
-        // Micro-batches of a step share its noise stream, one part each.
-        let mut eps = vec![0.0; (micro + 1) * n * elements];
-        noise::fill_normal_in(Domain::TrainNoise, seed, at, &mut eps);
+        // Micro-batches of a step share its noise, one part each.
+        let mut eps = vec![0.0; n * elements];
+        noise::fill_normal_from(Domain::TrainNoise, (seed, at), (micro * n * elements) as u64, &mut eps);
         let shape = [n as i64, model.channels as i64, model.height as i64, width as i64];
         let images = |values: &[f32]| Tensor::from_slice(values).view(shape).to_device(self.options.device);
         Batch {
             x0_nchw: images(&x0),
-            eps_nchw: images(&eps[micro * n * elements..]),
+            eps_nchw: images(&eps),
             t_n: Tensor::from_slice(&t).to_device(self.options.device),
             y_n: Tensor::from_slice(&y).to_device(self.options.device),
         }
