@@ -15,6 +15,7 @@ mod graph;
 mod validate;
 
 pub use graph::{Dim, Dtype, Graph, GraphDevice, Role, TensorSpec, TensorType};
+pub use validate::plain_name;
 
 /// The format that this code reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -34,7 +35,7 @@ pub const GOLDEN_FILE: &str = "golden.safetensors";
 pub struct Manifest {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// Name under which the model is served: 1 to 64 of `A-Z a-z 0-9 . _ -`, not beginning with a dot.
+    /// Name under which the model is served; as [`plain_name`] accepts it.
     pub name: String,
     /// A sentence for people.
     pub description: String,

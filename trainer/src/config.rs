@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use windowpane_diffusion::config::{named, window_sides};
 use windowpane_diffusion::guidance::check_scale;
-use windowpane_diffusion::manifest::{Class, SampleDefaults};
+use windowpane_diffusion::manifest::{Class, SampleDefaults, plain_name};
 use windowpane_diffusion::solver::SolverConfig;
 use windowpane_diffusion::{ModelConfig, Placement, Prediction, ScheduleConfig, Variance};
 
@@ -19,7 +19,7 @@ use crate::optim::OptimConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Name of the run and of the package it makes.
+    /// Name of the run and of the package it makes, as [`plain_name`] accepts it.
     pub name: String,
     /// One sentence for the model card.
     pub description: String,
@@ -165,10 +165,17 @@ impl Default for ExportTable {
 // === impl Recipe ===
 
 impl Recipe {
-    /// Reads a recipe. A relative data path is taken from the working directory, as a shell would.
+    /// Reads a recipe. A relative data path is taken from the working directory, as a shell would. Errors: what is not
+    /// a recipe, with its line; a name that would leave the folder of the runs or that no package can have.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        toml::from_str(&text).map_err(|e| Error::file(path, e))
+        let recipe: Self = toml::from_str(&text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(String::new(), |b| format!("line {}: ", b.matches('\n').count() + 1));
+            Error::file(path, format!("{line}{}", error.message().replace('\n', ", ")))
+        })?;
+        plain_name("name", &recipe.name).map_err(|error| Error::file(path, error))?;
+        Ok(recipe)
     }
 
     /// Writes the recipe, flags and defaults filled in, beside and then renamed.
@@ -205,6 +212,7 @@ impl Recipe {
     }
 
     fn check(&self, model: &ModelConfig) -> Result<()> {
+        plain_name("name", &self.name)?;
         let fail = |what: String| Err(Error::Config(format!("recipe: {what}")));
         let t = &self.train;
         if !(1..=65_536).contains(&t.batch) || !(1..=65_536).contains(&t.accumulate) {

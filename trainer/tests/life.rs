@@ -144,7 +144,10 @@ fn unknown_keys_and_bad_values_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("recipe.toml");
     for (from, to, says) in [
-        ("label_drop = 0.5", "label_dorp = 0.5", "label_dorp"),
+        ("label_drop = 0.5", "label_dorp = 0.5", "line 25: unknown field `label_dorp`"),
+        ("name = \"life\"", "name = \"../../x\"", "`name` is \"../../x\", expected 1 to 64"),
+        ("name = \"life\"", "name = \".x\"", "`name` is \".x\""),
+        ("name = \"life\"", "name = \"\"", "`name` is \"\""),
         ("lr = 1e-3", "lr = nan", "optim.lr"),
         ("batch = 4", "batch = 0", "train.batch"),
         ("hidden = 16", "hidden = 18", "config.hidden"),

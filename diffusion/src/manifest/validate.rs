@@ -52,8 +52,9 @@ fn not_blank(field: &str, text: &str) -> Result<()> {
     if text.trim().is_empty() { bad(field, "blank", "a text") } else { Ok(()) }
 }
 
-/// A name that is a file's or a folder's on any system, and never a path.
-fn plain_name(field: &str, name: &str) -> Result<()> {
+/// Accepts a name that is a file's or a folder's on any system, and never a path: 1 to 64 of `A-Z a-z 0-9 . _ -`, not
+/// beginning with a dot and without two dots in a row. Errors: anything else, as the value of `field`.
+pub fn plain_name(field: &str, name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if (1..=MAX_NAME).contains(&name.len())
         && name.chars().all(plain)
