@@ -1,5 +1,5 @@
-//! Everything needed to go on: weights, moving average, moments, step. Written beside and then renamed, so that a
-//! checkpoint is whole or absent.
+//! Everything needed to go on: weights, moving average, moments, step. A checkpoint is whole or absent; `folder` sees
+//! to it.
 //!
 //! A checkpoint is a folder `step-00001000/` of `model.safetensors` (raw weights), `ema.safetensors` (their
 //! moving average), `optimiser.safetensors` (both moments, flat) and `state.json`. The first two carry the parameter names
@@ -15,6 +15,7 @@ use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
 
 use crate::error::{Error, Result};
+use crate::folder::NewFolder;
 use crate::model::position_table;
 use crate::optim::Optimiser;
 use crate::params::Layout;
@@ -66,6 +67,9 @@ pub struct Weights {
 
 const META_KEY: &str = "windowpane";
 
+/// The file without which a folder is no checkpoint.
+const STATE_FILE: &str = "state.json";
+
 // === Writing ===
 
 /// Writes a checkpoint of the weights `flat` and their `optimiser` into `dir`, keeps the newest `keep` checkpoints
@@ -77,11 +81,8 @@ pub fn save(
     optimiser: &Optimiser,
 ) -> Result<PathBuf> {
     let path = dir.join(format!("step-{:08}", state.step));
-    let partial = dir.join(format!(".step-{:08}.partial", state.step));
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
-    }
-    std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+    let folder = NewFolder::begin(&path)?;
+    let partial = folder.path();
     save_weights(&partial.join("model.safetensors"), meta, flat)?;
     save_weights(&partial.join("ema.safetensors"), meta, &optimiser.ema)?;
     let moments = [("m", to_bytes(&optimiser.m)?), ("v", to_bytes(&optimiser.v)?)];
@@ -92,13 +93,10 @@ pub fn save(
         None,
     )?;
     let text = serde_json::to_string_pretty(state).expect("a state is plain data: this is a bug");
-    let state_path = partial.join("state.json");
+    let state_path = partial.join(STATE_FILE);
     std::fs::write(&state_path, text).map_err(Error::io(&state_path))?;
-    if path.exists() {
-        std::fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-    }
-    std::fs::rename(&partial, &path).map_err(Error::io(&path))?;
-    let all = list(dir)?;
+    folder.commit()?;
+    let (all, _) = scan(dir)?;
     for old in &all[..all.len().saturating_sub(keep.max(1))] {
         std::fs::remove_dir_all(old).map_err(Error::io(old))?;
     }
@@ -146,36 +144,41 @@ fn to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
 
 // === Reading ===
 
-/// The checkpoints in `dir`, oldest first. A missing folder has none.
+/// The checkpoints in `dir`, oldest first. A missing folder has none. What is named like a checkpoint but has no
+/// `state.json` is left out, with a warning.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let (whole, others) = scan(dir)?;
+    for path in others {
+        eprintln!("warning: {} is left out: it has no {STATE_FILE}, so it is no checkpoint", path.display());
+    }
+    Ok(whole)
+}
+
+/// What is named like a checkpoint in `dir`, by step: those that are one, and those that are not.
+fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     if !dir.exists() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
         let path = entry.map_err(Error::io(dir))?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.strip_prefix("step-").is_some_and(|n| n.parse::<u64>().is_ok()) {
-            found.push(path);
+        if let Some(step) = name.strip_prefix("step-").and_then(|n| n.parse::<u64>().ok()) {
+            found.push((step, path));
         }
     }
     found.sort();
-    Ok(found)
+    Ok(found.into_iter().map(|(_, path)| path).partition(|path| path.join(STATE_FILE).is_file()))
 }
 
 /// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.
 pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device) -> Result<(State, Tensor)> {
-    let state = load_state(path)?;
-    let model_path = path.join("model.safetensors");
-    let weights = load_weights(&model_path, device)?;
+    let (state, weights) = open(path, true, device)?;
     let same = Meta { step: meta.step, ..weights.meta.clone() };
     if same != *meta {
-        return Err(Error::file(
-            &model_path,
-            "was trained from another recipe: model, schedule or classes differ",
-        ));
+        return Err(Error::file(path, "was trained from another recipe: model, schedule or classes differ"));
     }
-    optimiser.ema = load_weights(&path.join("ema.safetensors"), device)?.flat;
+    optimiser.ema = open(path, false, device)?.1.flat;
     let moments_path = path.join("optimiser.safetensors");
     let bytes = std::fs::read(&moments_path).map_err(Error::io(&moments_path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&moments_path, e))?;
@@ -186,11 +189,21 @@ pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device)
     Ok((state, weights.flat))
 }
 
-/// Where the run of the checkpoint folder `path` stood.
-pub fn load_state(path: &Path) -> Result<State> {
-    let path = path.join("state.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(&path, e))
+/// Where the run of the checkpoint folder `path` stood, and its weights: raw, or their moving average. Errors: a file
+/// that is missing or damaged, weights of another step than the state.
+pub fn open(path: &Path, raw: bool, device: Device) -> Result<(State, Weights)> {
+    let state_path = path.join(STATE_FILE);
+    let text = std::fs::read_to_string(&state_path).map_err(Error::io(&state_path))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&state_path, e))?;
+    let file = if raw { "model.safetensors" } else { "ema.safetensors" };
+    let weights = load_weights(&path.join(file), device)?;
+    if weights.meta.step != state.step {
+        let (a, b) = (state.step, weights.meta.step);
+        let reason =
+            format!("`step` is {a}, but {file} beside it holds the weights of step {b}: not one checkpoint");
+        return Err(Error::file(&state_path, reason));
+    }
+    Ok((state, weights))
 }
 
 /// Loads weights under DiT's names: a checkpoint's `model.safetensors` or `ema.safetensors`.
@@ -280,6 +293,7 @@ pub(crate) mod tests {
         let mut optimiser = Optimiser::new(OptimConfig::default(), &flat);
         optimiser.m += 0.5;
         for step in [1, 2, 30] {
+            let meta = Meta { step, ..meta.clone() };
             save((dir.path(), 2), (&meta, &state(step)), &flat, &optimiser).unwrap();
         }
         let all = list(dir.path()).unwrap();
@@ -288,6 +302,46 @@ pub(crate) mod tests {
         let (state, back) = load(&all[1], &meta, &mut fresh, Device::Cpu).unwrap();
         assert_eq!((state.step, back.equal(&flat)), (30, true));
         assert!(fresh.m.equal(&optimiser.m) && fresh.v.equal(&optimiser.v) && fresh.ema.equal(&flat));
+    }
+
+    #[test]
+    fn a_folder_that_is_no_checkpoint_is_left_out_and_steps_are_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (meta, step) = (small_meta(), |n: u64| dir.path().join(format!("step-{n:08}")));
+        let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
+        let optimiser = Optimiser::new(OptimConfig::default(), &flat);
+        let save = |n| save((dir.path(), 2), (&meta, &state(n)), &flat, &optimiser).unwrap();
+        std::fs::create_dir(step(7)).unwrap();
+        std::fs::write(step(8), "not even a folder").unwrap();
+        std::fs::create_dir_all(dir.path().join(".step-00000006.partial")).unwrap();
+        for n in [5, 99_999_999, 100_000_000] {
+            save(n);
+        }
+        assert_eq!(list(dir.path()).unwrap(), [step(99_999_999), step(100_000_000)]);
+        assert!(step(7).exists() && step(8).exists(), "what is no checkpoint is not ours to remove");
+        save(7);
+        assert_eq!(list(dir.path()).unwrap(), [step(99_999_999), step(100_000_000)], "the oldest goes");
+    }
+
+    #[test]
+    fn weights_of_another_step_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = Meta { step: 4, ..small_meta() };
+        let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
+        let mut optimiser = Optimiser::new(OptimConfig::default(), &flat);
+        let path = save((dir.path(), 2), (&meta, &state(4)), &flat, &optimiser).unwrap();
+        for (raw, file) in [(true, "model.safetensors"), (false, "ema.safetensors")] {
+            let good = std::fs::read(path.join(file)).unwrap();
+            open(&path, raw, Device::Cpu).unwrap();
+            save_weights(&path.join(file), &Meta { step: 3, ..meta.clone() }, &flat).unwrap();
+            let expected = format!("`step` is 4, but {file} beside it holds the weights of step 3");
+            let errors = [
+                open(&path, raw, Device::Cpu).unwrap_err().to_string(),
+                load(&path, &meta, &mut optimiser, Device::Cpu).unwrap_err().to_string(),
+            ];
+            assert!(errors.iter().all(|error| error.contains(&expected)), "{errors:?}");
+            std::fs::write(path.join(file), good).unwrap();
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use windowpane_diffusion::guidance::check_scale;
 use windowpane_diffusion::manifest::Lineage;
 
 use crate::args;
-use crate::checkpoint::{self, Weights};
+use crate::checkpoint::{self, State, Weights};
 use crate::config::{Recipe, TrainConfig, run_dir};
 use crate::data;
 use crate::eval::{GapConfig, PsnrGap, psnr_gap};
@@ -56,10 +56,7 @@ pub fn train(args: args::Train) -> Result<()> {
         }
         eprintln!("stopping after this step, with a checkpoint; once more to leave at once");
     })?;
-    let time_limit = match args.minutes {
-        None => None,
-        Some(m) => Some(Duration::try_from_secs_f64(m * 60.0).context("`--minutes` is a positive number")?),
-    };
+    let time_limit = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let options = RunOptions { dir: dir.clone(), device, resume: args.resume, time_limit, keep: args.keep };
     match run_training(&config, &images, &options, &STOP)? {
         Ended::Finished => println!("finished: {}", dir.display()),
@@ -107,7 +104,7 @@ pub fn sample(args: &args::Sample) -> Result<()> {
 /// `eval`
 pub fn eval(args: &args::Eval) -> Result<()> {
     let device = device(&args.compute)?;
-    let (weights, mut recipe) = load(&args.run, args.raw, device)?;
+    let (_, weights, mut recipe) = load_run(&args.run, args.raw, device)?;
     recipe.data.redirect(args.data.clone());
     let pair = data::load_pair(&recipe.data)?;
     if pair.dropped > 0 {
@@ -159,10 +156,7 @@ struct EvalReport {
 
 /// `export`
 pub fn export(args: &args::Export) -> Result<()> {
-    let (weights, recipe) = load(&args.run, args.raw, Device::Cpu)?;
-    let newest = checkpoint::list(&args.run.join("checkpoints"))?.pop();
-    let newest = newest.with_context(|| format!("{} has no checkpoint yet", args.run.display()))?;
-    let state = checkpoint::load_state(&newest)?;
+    let (state, weights, recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
     let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
     let mut extra = Vec::new();
     if samples.exists() {
@@ -227,20 +221,30 @@ pub fn export_ops(args: &args::ExportOps) -> Result<()> {
     Ok(())
 }
 
-/// The weights of a run's newest checkpoint (its average unless `raw`), or of a file, and the run's recipe.
+/// Where a run stands, the weights of its newest checkpoint (their average unless `raw`), and its recipe.
+fn load_run(run: &Path, raw: bool, device: Device) -> Result<(State, Weights, Recipe)> {
+    if !run.is_dir() {
+        bail!("{}: no such folder, expected that of a run, as `train` makes it", run.display());
+    }
+    let newest = checkpoint::list(&run.join("checkpoints"))?.pop();
+    let newest = newest.with_context(|| format!("{} has no checkpoint yet", run.display()))?;
+    let (state, weights) = checkpoint::open(&newest, raw, device)?;
+    Ok((state, weights, Recipe::read(&run.join("recipe.toml"))?))
+}
+
+/// The weights of a run, or of a file among its checkpoints, and the run's recipe.
 fn load(from: &Path, raw: bool, device: Device) -> Result<(Weights, Recipe)> {
-    let (weights, run) = if from.is_dir() {
-        let newest = checkpoint::list(&from.join("checkpoints"))?.pop();
-        let newest = newest.with_context(|| format!("{} has no checkpoint yet", from.display()))?;
-        let file = newest.join(if raw { "model.safetensors" } else { "ema.safetensors" });
-        (file, from.to_owned())
-    } else {
-        // runs/<name>/checkpoints/step-…/ema.safetensors
-        let run = from.ancestors().nth(3).map(Path::to_owned).unwrap_or_default();
-        (from.to_owned(), run)
-    };
-    let recipe = Recipe::read(&run.join("recipe.toml"))?;
-    Ok((checkpoint::load_weights(&weights, device)?, recipe))
+    if !from.exists() {
+        bail!("{}: no such run or file, expected a run's folder or a `.safetensors` file", from.display());
+    }
+    if from.is_dir() {
+        let (_, weights, recipe) = load_run(from, raw, device)?;
+        return Ok((weights, recipe));
+    }
+    let weights = checkpoint::load_weights(from, device)?;
+    // runs/<name>/checkpoints/step-…/ema.safetensors
+    let run = from.ancestors().nth(3).unwrap_or(Path::new(""));
+    Ok((weights, Recipe::read(&run.join("recipe.toml"))?))
 }
 
 /// The device that a flag names.

@@ -46,6 +46,12 @@ pub enum Error {
         /// Where training can resume.
         last_good: Option<PathBuf>,
     },
+    /// The weights cannot become a package.
+    #[error(transparent)]
+    Export(#[from] crate::export::ExportError),
+    /// An operation of the exported graph that is not defined on its inputs: a bug of the exporter.
+    #[error("graph: {0}")]
+    Graph(#[from] crate::export::graph::GraphError),
     /// libtorch refused something.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -65,5 +71,34 @@ impl Error {
     /// A `File` error at `path`.
     pub fn file(path: &Path, reason: impl std::fmt::Display) -> Self {
         Self::File { path: path.to_owned(), reason: reason.to_string() }
+    }
+}
+
+/// An error and its causes as one sentence. A cause that the words before it already tell is not told again.
+pub fn sentence<'a>(chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>) -> String {
+    chain.into_iter().fold(String::new(), |said, error| {
+        let words = error.to_string();
+        match said {
+            said if said.contains(&words) => said,
+            said if said.is_empty() => words,
+            said => format!("{said}: {words}"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = || std::io::Error::other("the disk is full");
+        let told: anyhow::Error = Error::io(Path::new("a"))(io()).into();
+        assert_eq!(sentence(told.chain()), "a: the disk is full");
+        let untold =
+            Err::<(), _>(crate::data::DataError::io(Path::new("a"), io())).context("here").unwrap_err();
+        assert_eq!(sentence(untold.chain()), "here: cannot read `a`: the disk is full");
     }
 }

@@ -20,6 +20,8 @@ use windowpane_diffusion::manifest::{
 
 use crate::checkpoint::Meta;
 use crate::config::{ExportTable, StoredWeights};
+use crate::error::{Error, Result};
+use crate::folder::NewFolder;
 use crate::model::position_table;
 use crate::params::Layout;
 
@@ -77,31 +79,21 @@ pub struct ExportRequest<'a> {
 
 /// Writes the package: into a folder beside `out`, which takes its name when everything is there. Errors: `out`
 /// exists, weights that cannot be stored, a manifest that contradicts itself, a full disk.
-pub fn export(request: &ExportRequest<'_>) -> Result<Manifest, ExportError> {
+pub fn export(request: &ExportRequest<'_>) -> Result<Manifest> {
     // `--force` replaces a package, and nothing else that happens to have the name.
     if request.out.exists() && !(request.force && request.out.join(MANIFEST_FILE).is_file()) {
-        return Err(ExportError::Exists { path: request.out.clone() });
+        return Err(ExportError::Exists { path: request.out.clone() }.into());
     }
     request.meta.config.validate()?;
-    let parent = match request.out.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(ExportError::io(parent))?;
-    let partial = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
-    let partial = partial.map_err(ExportError::io(parent))?;
-    let manifest = write_files(request, partial.path())?;
-    replace(&partial.keep(), &request.out)?;
+    let folder = NewFolder::begin(&request.out)?;
+    let manifest = write_files(request, folder.path())?;
+    folder.commit()?;
     Ok(manifest)
 }
 
 /// The weights of a package, rounded as they are stored. The position table stays f32: the model computes it, so
 /// rounding it would make another model.
-pub fn stored_weights(
-    config: &ModelConfig,
-    flat: &Tensor,
-    stored: StoredWeights,
-) -> Result<WeightFile, ExportError> {
+pub fn stored_weights(config: &ModelConfig, flat: &Tensor, stored: StoredWeights) -> Result<WeightFile> {
     let dtype = match stored {
         StoredWeights::F32 => Dtype::F32,
         StoredWeights::F16 => Dtype::F16,
@@ -118,7 +110,7 @@ pub fn stored_weights(
     Ok(weights)
 }
 
-fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, ExportError> {
+fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest> {
     let config = &request.meta.config;
     let weights = stored_weights(config, request.flat, request.table.weights)?;
     let plans = plan::plans(config);
@@ -126,7 +118,7 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, Expo
     let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
 
     let mut graphs = Vec::new();
-    let mut add = |device, dtype: Dtype, tolerance| -> Result<(), ExportError> {
+    let mut add = |device, dtype: Dtype, tolerance| -> Result<()> {
         let graph = dit::denoiser(config, &plans, dtype)?;
         let file = format!("denoiser.{dtype}.onnx");
         let doc = format!("{}: {} (computes in {dtype})", request.name, request.description);
@@ -150,8 +142,8 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, Expo
     }
 
     let path = dir.join(manifest::WEIGHTS_FILE);
-    let mut file = BufWriter::new(File::create(&path).map_err(ExportError::io(&path))?);
-    weights.write(&mut file).and_then(|()| file.flush()).map_err(ExportError::io(&path))?;
+    let mut file = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
+    weights.write(&mut file).and_then(|()| file.flush()).map_err(Error::io(&path))?;
     golden::write(&dir.join(manifest::GOLDEN_FILE), &cases)?;
     for (name, bytes) in &request.extra {
         write(dir, name, bytes)?;
@@ -180,10 +172,10 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest, Expo
 }
 
 /// The rounded parameters as the flat buffer that the network binds to. `[parameters]`
-fn rounded(config: &ModelConfig, weights: &WeightFile) -> Result<Tensor, ExportError> {
+fn rounded(config: &ModelConfig, weights: &WeightFile) -> Result<Tensor> {
     let layout = Layout::of(config);
     let parts = layout.entries.iter().map(|entry| Ok(weights.get(&entry.name)?.values.as_slice()));
-    let parts = parts.collect::<Result<Vec<_>, ExportError>>()?;
+    let parts = parts.collect::<Result<Vec<_>>>()?;
     Ok(Tensor::from_slice(&parts.concat()))
 }
 
@@ -204,39 +196,22 @@ fn spec(value: &graph::Value) -> TensorSpec {
     }
 }
 
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), ExportError> {
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = dir.join(name);
-    std::fs::write(&path, bytes).map_err(ExportError::io(&path))
+    std::fs::write(&path, bytes).map_err(Error::io(&path))
 }
 
 /// Digest and size of every file in `dir`.
-fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>, ExportError> {
+fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>> {
     let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).map_err(ExportError::io(dir))? {
-        let path = entry.map_err(ExportError::io(dir))?.path();
-        let bytes = std::fs::read(&path).map_err(ExportError::io(&path))?;
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         files.insert(name, FileDigest { sha256, size: bytes.len() as u64 });
     }
     Ok(files)
-}
-
-/// Gives the finished folder its name; what had it before is removed only after that.
-fn replace(finished: &Path, out: &Path) -> Result<(), ExportError> {
-    use std::os::unix::fs::PermissionsExt;
-    // Temporary folders are private; a package is for whoever may read its surroundings.
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(finished, open).map_err(ExportError::io(finished))?;
-    let old = finished.with_extension("old");
-    if out.exists() {
-        std::fs::rename(out, &old).map_err(ExportError::io(out))?;
-    }
-    std::fs::rename(finished, out).map_err(ExportError::io(out))?;
-    if old.exists() {
-        std::fs::remove_dir_all(&old).map_err(ExportError::io(&old))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -326,7 +301,7 @@ mod tests {
         );
 
         // A second export is refused, or replaces the first and leaves nothing else behind.
-        assert!(matches!(export(&wanted), Err(ExportError::Exists { .. })));
+        assert!(matches!(export(&wanted), Err(Error::Export(ExportError::Exists { .. }))));
         wanted.force = true;
         wanted.extra.clear();
         export(&wanted).unwrap();
@@ -339,7 +314,14 @@ mod tests {
         let (meta, dir) = (meta(), tempfile::tempdir().unwrap());
         let flat = dit::tests::parameters(&meta.config) * 1e9;
         let out = dir.path().join("small");
-        assert!(matches!(export(&request(&meta, &flat, out)), Err(ExportError::WeightValue { .. })));
+        // Weights that can be stored, but overflow on the way through the network.
+        let overflowing = dit::tests::parameters(&meta.config) * 1e25;
+        let mut large = request(&meta, &overflowing, out.clone());
+        large.table.weights = StoredWeights::F32;
+        let refused = export(&large).unwrap_err().to_string();
+        assert!(refused.contains("the network's output is not finite"), "{refused}");
+        let refused = export(&request(&meta, &flat, out)).unwrap_err();
+        assert!(matches!(refused, Error::Export(ExportError::WeightValue { .. })), "{refused}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

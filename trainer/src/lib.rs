@@ -1,7 +1,8 @@
 //! Trains diffusion transformers with windowed attention, and exports them as model packages.
 //!
 //! In the order of a model's life: `config` (a recipe and what it means), `data`, `model` with its `params` and
-//! `attention`, `loss`, `optim`, `train` with its `checkpoint` and `log`, `sample`, `eval`, `export`.
+//! `attention`, `loss`, `optim`, `train` with its `checkpoint` and `log`, `folder` (how both a
+//! checkpoint and a package come to be whole or absent), `sample`, `eval`, `export`.
 
 pub mod args;
 pub mod attention;
@@ -12,6 +13,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod export;
+pub mod folder;
 pub mod log;
 pub mod loss;
 pub mod model;

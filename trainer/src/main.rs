@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use windowpane_trainer::args::{Args, Command};
 use windowpane_trainer::commands;
+use windowpane_trainer::error::sentence;
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(error.chain()));
             ExitCode::FAILURE
         }
     }

@@ -11,13 +11,14 @@ use super::attention::{Heads, WindowValues};
 use super::graph::{Graph, GraphError, ValueId};
 use super::ops::Op;
 use super::shape::{Dim, Dtype, Shape, Type};
+use crate::error::Result;
 use crate::model::timestep_frequencies;
 
 /// The denoiser of `config` with one plan per layer, computing in `dtype`:
 /// `x [n,c,h,w]` f32, `t [n]` f32, `y [n]` i64 -> `prediction [n,out,h,w]` f32.
-pub fn denoiser(config: &ModelConfig, plans: &[Plan], dtype: Dtype) -> Result<Graph, ExportError> {
+pub fn denoiser(config: &ModelConfig, plans: &[Plan], dtype: Dtype) -> Result<Graph> {
     if plans.len() != config.depth {
-        return Err(ExportError::Plans { got: plans.len(), depth: config.depth });
+        return Err(ExportError::Plans { got: plans.len(), depth: config.depth }.into());
     }
     let grid = config.grid();
     let batch = Dim::BATCH;
@@ -39,7 +40,7 @@ struct Dit<'a> {
     windows: HashMap<(Window, Plan), WindowValues>,
 }
 
-type Built<T> = Result<T, GraphError>;
+type Built<T> = std::result::Result<T, GraphError>;
 
 // === impl Dit ===
 
@@ -378,6 +379,7 @@ pub(crate) mod tests {
     #[test]
     fn a_plan_per_layer_is_required() {
         let config = small(4, 4, 1, vec![local(3)]);
-        assert!(matches!(denoiser(&config, &[], Dtype::F32), Err(ExportError::Plans { got: 0, depth: 1 })));
+        let refused = denoiser(&config, &[], Dtype::F32).unwrap_err().to_string();
+        assert!(refused.contains("0 window plans for a model of 1 blocks"), "{refused}");
     }
 }

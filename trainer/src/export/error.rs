@@ -1,25 +1,15 @@
-//! What can go wrong in an export. Each variant names the weight, the node or the file.
+//! What only an export can find wrong. Each variant names the weight, the case or the folder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::graph::GraphError;
 use super::shape::Dtype;
 
-/// The exporter's error.
+/// Why these weights do not become a package.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// An operation that is not defined on its inputs.
-    #[error("graph: {0}")]
-    Graph(#[from] GraphError),
-    /// A configuration or manifest that the pure crate refuses.
-    #[error(transparent)]
-    Diffusion(#[from] windowpane_diffusion::Error),
-    /// libtorch refused something.
-    #[error("libtorch: {0}")]
-    Torch(#[from] tch::TchError),
     /// A weight that the graph needs is not there.
     #[error("the weights have no `{name}`")]
     MissingWeight {
@@ -62,29 +52,10 @@ pub enum ExportError {
         /// The folder.
         path: PathBuf,
     },
-    /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
+    /// The network says what no runtime could be held against.
+    #[error("golden case `{case}`: the network's output is not finite: these weights cannot be served")]
+    NotFinite {
+        /// The case.
+        case: String,
     },
-    /// A file could not be made.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-// === impl ExportError ===
-
-impl ExportError {
-    /// An `Io` error at `path`, for `map_err`.
-    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
-    }
 }

@@ -9,9 +9,10 @@ use super::ExportError;
 use super::graph::{Data, Graph, Source, ValueId};
 use super::ops::Op;
 use super::shape::{Dim, Dtype, Shape};
+use crate::error::Result;
 
 /// Computes the graph's outputs. `given` holds its inputs and parameters by name.
-pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Result<Vec<Tensor>, ExportError> {
+pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Result<Vec<Tensor>> {
     let live = graph.live();
     let mut values: HashMap<ValueId, Tensor> = HashMap::new();
     for (id, value) in graph.values().filter(|(id, _)| live.contains(id)) {
@@ -37,7 +38,7 @@ pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Result<Vec<Te
 }
 
 /// One operation on tensors. The graph has checked number and types of the inputs.
-fn apply(op: &Op, inputs: &[&Tensor]) -> Result<Tensor, ExportError> {
+fn apply(op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
     let x = inputs[0];
     let swap = |x: &Tensor, transposed: bool| {
         if transposed { x.f_transpose(-1, -2) } else { Ok(x.shallow_clone()) }

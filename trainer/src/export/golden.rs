@@ -10,6 +10,7 @@ use windowpane_diffusion::noise::{self, Domain};
 use windowpane_diffusion::{ModelConfig, Plan};
 
 use super::ExportError;
+use crate::error::{Error, Result};
 use crate::model::Geometry;
 
 /// Seed of the inputs. Any will do; it never changes, so that two exports of one checkpoint are equal.
@@ -34,7 +35,8 @@ pub struct Case {
 }
 
 /// The cases of a model with parameters `flat` (`[parameters]`, rounded as stored), trained with `steps` timesteps.
-pub fn cases(config: &ModelConfig, steps: usize, flat: &Tensor) -> Result<Vec<Case>, ExportError> {
+/// Errors: a prediction that is not finite proves nothing.
+pub fn cases(config: &ModelConfig, steps: usize, flat: &Tensor) -> Result<Vec<Case>> {
     let _guard = tch::no_grad_guard();
     let net = Geometry::planned(config, |_, _| Plan::Dense, Kind::Float, Device::Cpu).bind(flat);
     let (times, labels) = (times(steps), labels(config));
@@ -54,7 +56,11 @@ pub fn cases(config: &ModelConfig, steps: usize, flat: &Tensor) -> Result<Vec<Ca
         let t = Tensor::from_slice(&rows.clone().map(|i| times[i % times.len()]).collect::<Vec<_>>());
         let y = Tensor::from_slice(&rows.map(|i| labels[i % labels.len()]).collect::<Vec<_>>());
         let prediction = net.forward(&x, &t, &y);
-        cases.push(Case { name: format!("batch{n}"), x, t, y, prediction });
+        let name = format!("batch{n}");
+        if !prediction.isfinite().all().f_int64_value(&[]).is_ok_and(|all| all == 1) {
+            return Err(ExportError::NotFinite { case: name }.into());
+        }
+        cases.push(Case { name, x, t, y, prediction });
     }
     Ok(cases)
 }
@@ -76,7 +82,7 @@ fn labels(config: &ModelConfig) -> Vec<i64> {
 }
 
 /// Writes the cases as `NAME.x`, `NAME.t`, `NAME.y` and `NAME.prediction`.
-pub fn write(path: &Path, cases: &[Case]) -> Result<(), ExportError> {
+pub fn write(path: &Path, cases: &[Case]) -> Result<()> {
     let mut tensors = Vec::new();
     for case in cases {
         for (part, tensor) in [("x", &case.x), ("t", &case.t), ("prediction", &case.prediction)] {
@@ -88,15 +94,14 @@ pub fn write(path: &Path, cases: &[Case]) -> Result<(), ExportError> {
         let bytes = labels.iter().flat_map(|v| v.to_le_bytes()).collect();
         tensors.push((format!("{}.y", case.name), Dtype::I64, shape(&case.y), bytes));
     }
-    let failed =
-        |e: safetensors::SafeTensorError| ExportError::File { path: path.to_owned(), reason: e.to_string() };
+    let failed = |e: safetensors::SafeTensorError| Error::file(path, e);
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
     });
-    let views = views.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
     // Not `serialize_to_file`, whose file only its owner may read: a package is for whoever may read its folder.
     let bytes = safetensors::serialize(views, None).map_err(failed)?;
-    std::fs::write(path, bytes).map_err(ExportError::io(path))
+    std::fs::write(path, bytes).map_err(Error::io(path))
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {

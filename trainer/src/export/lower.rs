@@ -16,6 +16,7 @@ use super::onnx::{
 use super::ops::Op;
 use super::shape::{Dim, Dtype, Shape};
 use super::weights::{WeightFile, bytes};
+use crate::error::Result;
 
 /// ONNX operator set.
 pub const OPSET: i64 = 20;
@@ -24,7 +25,7 @@ const IR_VERSION: i64 = 9;
 
 /// The ONNX model of `graph`, its parameters pointing into the weights file. Only what outputs need is written;
 /// inputs are always kept. Errors: a parameter that the weights lack or hold in another shape.
-pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Result<ModelProto, ExportError> {
+pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Result<ModelProto> {
     let mut lowering =
         Lowering { graph, weights, live: graph.live(), proto: GraphProto::default(), done: HashSet::new() };
     for (id, value) in graph.values() {
@@ -58,7 +59,7 @@ struct Lowering<'a> {
 // === impl Lowering ===
 
 impl Lowering<'_> {
-    fn value(&mut self, id: ValueId, value: &Value) -> Result<(), ExportError> {
+    fn value(&mut self, id: ValueId, value: &Value) -> Result<()> {
         match &value.source {
             Source::Input => {}
             Source::Parameter => self.parameter(value)?,
@@ -73,14 +74,15 @@ impl Lowering<'_> {
 
     /// The initializer carries the checkpoint's name; where it is stored in another type than it is computed
     /// with, a Cast, which the runtime folds at load, makes the value that nodes read.
-    fn parameter(&mut self, value: &Value) -> Result<(), ExportError> {
+    fn parameter(&mut self, value: &Value) -> Result<()> {
         let stored = self.weights.get(&value.name)?;
         if value.ty.shape != Shape::new(stored.shape.iter().copied()) {
             return Err(ExportError::WeightShape {
                 name: value.name.clone(),
                 got: stored.shape.clone(),
                 expected: value.ty.shape.to_string(),
-            });
+            }
+            .into());
         }
         self.proto.initializer.push(TensorProto {
             dims: stored.shape.iter().map(|&n| n as i64).collect(),
@@ -101,9 +103,9 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn operation(&mut self, id: ValueId, value: &Value, op: &Op, ids: &[ValueId]) -> Result<(), ExportError> {
+    fn operation(&mut self, id: ValueId, value: &Value, op: &Op, ids: &[ValueId]) -> Result<()> {
         let name = &value.name;
-        let mut inputs = ids.iter().map(|&id| self.read_name(id)).collect::<Result<Vec<_>, _>>()?;
+        let mut inputs = ids.iter().map(|&id| self.read_name(id)).collect::<Result<Vec<_>>>()?;
         let mut attributes = Vec::new();
         let op_type = match op {
             Op::Gemm { transpose_b } => {
@@ -261,7 +263,7 @@ impl Lowering<'_> {
     }
 
     /// The name under which nodes read a value.
-    fn read_name(&self, id: ValueId) -> Result<String, ExportError> {
+    fn read_name(&self, id: ValueId) -> Result<String> {
         let value = self.graph.value(id);
         let cast =
             value.source == Source::Parameter && self.weights.get(&value.name)?.dtype != value.ty.dtype;

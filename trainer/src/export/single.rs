@@ -7,12 +7,12 @@ use std::path::Path;
 use prost::Message;
 use windowpane_diffusion::{Grid, Plan, Window};
 
-use super::ExportError;
 use super::attention::{Heads, WindowValues};
 use super::graph::Graph;
 use super::lower::lower;
 use super::shape::{Dim, Dtype, Shape, Type};
 use super::weights::WeightFile;
+use crate::error::{Error, Result};
 
 /// Sides of the square grids measured.
 pub const GRIDS: [usize; 2] = [32, 16];
@@ -27,7 +27,7 @@ pub const TILES: [usize; 3] = [2, 4, 8];
 const HEADS: (usize, usize) = (6, 64);
 
 /// One attention operation.
-pub fn attention(window: Window, plan: Plan, grid: Grid) -> Result<Graph, ExportError> {
+pub fn attention(window: Window, plan: Plan, grid: Grid) -> Result<Graph> {
     let (heads, head_dim) = HEADS;
     let heads = Heads { grid, heads, head_dim, batch: Dim::BATCH, dtype: Dtype::F32 };
     let mut graph = Graph::new();
@@ -41,14 +41,14 @@ pub fn attention(window: Window, plan: Plan, grid: Grid) -> Result<Graph, Export
 
 /// Writes every measured graph into `dir`: `GRID.global.onnx`, `GRID.WINDOW.dense.onnx` and
 /// `GRID.WINDOW.tilesSIDE.onnx`. Returns the number of files.
-pub fn write_all(dir: &Path) -> Result<usize, ExportError> {
-    std::fs::create_dir_all(dir).map_err(ExportError::io(dir))?;
+pub fn write_all(dir: &Path) -> Result<usize> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let mut written = 0;
-    let mut write = |name: String, window, plan, grid| -> Result<(), ExportError> {
+    let mut write = |name: String, window, plan, grid| -> Result<()> {
         let model =
             lower(&attention(window, plan, grid)?, &WeightFile::new(), &name, "one attention operation")?;
         let path = dir.join(format!("{name}.onnx"));
-        std::fs::write(&path, model.encode_to_vec()).map_err(ExportError::io(&path))?;
+        std::fs::write(&path, model.encode_to_vec()).map_err(Error::io(&path))?;
         written += 1;
         Ok(())
     };

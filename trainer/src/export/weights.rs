@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::ExportError;
 use super::shape::Dtype;
+use crate::error::Result;
 
 /// Offsets are multiples of this many bytes: a cache line, so that a memory-mapped weight is aligned for any
 /// vector instruction. (A page would leave the small models' files mostly empty.)
@@ -59,7 +60,7 @@ impl WeightFile {
     }
 
     /// Adds a weight, rounded to `dtype`. Errors: values that are not finite, or too large for f16.
-    pub fn add(&mut self, name: &str, tensor: &Tensor, dtype: Dtype) -> Result<(), ExportError> {
+    pub fn add(&mut self, name: &str, tensor: &Tensor, dtype: Dtype) -> Result<()> {
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
         let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_reshape([-1])?;
         let mut values = Vec::<f32>::try_from(&flat)?;
@@ -68,7 +69,7 @@ impl WeightFile {
         }
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let value = f64::from(Vec::<f32>::try_from(&flat)?[i]);
-            return Err(ExportError::WeightValue { name: name.to_owned(), element: i, value, dtype });
+            return Err(ExportError::WeightValue { name: name.to_owned(), element: i, value, dtype }.into());
         }
         let stored = StoredWeight { shape, dtype, offset: self.end.next_multiple_of(ALIGNMENT), values };
         self.end = stored.offset + stored.bytes();
@@ -79,8 +80,8 @@ impl WeightFile {
     }
 
     /// The weight `name`.
-    pub fn get(&self, name: &str) -> Result<&StoredWeight, ExportError> {
-        self.by_name.get(name).ok_or_else(|| ExportError::MissingWeight { name: name.to_owned() })
+    pub fn get(&self, name: &str) -> Result<&StoredWeight> {
+        self.by_name.get(name).ok_or_else(|| ExportError::MissingWeight { name: name.to_owned() }.into())
     }
 
     /// Number of values in all weights.
