@@ -50,7 +50,7 @@ pub struct Prepare {
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Where to draw the contact sheet.
-    #[arg(long, value_name = "PNG", default_value = "contact-sheet.png")]
+    #[arg(long, value_name = "PNG", default_value = "contact-sheet.png", value_parser = png)]
     pub out: PathBuf,
 }
 
@@ -86,7 +86,7 @@ pub struct Train {
     #[arg(long, value_name = "N")]
     pub images: Option<usize>,
     /// Stop after this many minutes, with a checkpoint.
-    #[arg(long)]
+    #[arg(long, value_parser = minutes)]
     pub minutes: Option<f64>,
     /// Checkpoints kept.
     #[arg(long, default_value_t = 2)]
@@ -102,7 +102,7 @@ pub struct Sample {
     /// A run's folder (its newest checkpoint) or a `.safetensors` file of weights.
     pub from: PathBuf,
     /// Where to draw the grid.
-    #[arg(long, value_name = "PNG", default_value = "samples.png")]
+    #[arg(long, value_name = "PNG", default_value = "samples.png", value_parser = png)]
     pub out: PathBuf,
     /// Images of every class (in all, for an unconditional model).
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -172,6 +172,24 @@ pub struct ExportOps {
     pub out: PathBuf,
 }
 
+/// The path of a picture to write.
+fn png(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("png")) {
+        Ok(path)
+    } else {
+        Err("expected a path that ends in .png, the only format written".to_owned())
+    }
+}
+
+/// A length of time; at most a million minutes, which is two years.
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(minutes) if minutes > 0.0 && minutes <= 1e6 => Ok(minutes),
+        _ => Err("expected a number above 0 and at most 1000000".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -181,5 +199,22 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_before_any_work() {
+        for (args, expected) in [
+            (&["train", "x", "--minutes", "1e300"][..], "at most 1000000"),
+            (&["train", "x", "--minutes", "nan"], "at most 1000000"),
+            (&["train", "x", "--minutes=-1"], "above 0"),
+            (&["train", "x", "--minutes", "0"], "above 0"),
+            (&["sample", "x", "--out", "o.xyz"], "ends in .png"),
+            (&["prepare", "x", "--out", "png"], "ends in .png"),
+        ] {
+            let error = Args::try_parse_from([&["trainer"][..], args].concat()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{args:?}: {error}");
+        }
+        Args::try_parse_from(["trainer", "train", "x", "--minutes", "0.5"]).unwrap();
+        Args::try_parse_from(["trainer", "sample", "x", "--out", "a/o.PNG"]).unwrap();
     }
 }

@@ -61,10 +61,18 @@ pub enum CheckError {
     Differs {
         /// The case.
         case: String,
-        /// max|Δ| / max|reference|, or NaN.
+        /// max|Δ| / max|reference|.
         error: f64,
         /// The bound.
         tolerance: f64,
+    },
+    /// A number that is none cannot be compared.
+    #[error("golden case `{case}`: {whose} is not finite")]
+    NotFinite {
+        /// The case.
+        case: String,
+        /// `the model's output` or `the stored prediction`.
+        whose: &'static str,
     },
     /// The engine failed.
     #[error(transparent)]
@@ -107,7 +115,13 @@ pub fn replay(
         let batch = StepBatch { shape: card.shape(), x: f32s(x), t: f32s(t), y: i64s(y) };
         let mut prediction = Vec::new();
         engine.denoise(&batch, &mut prediction)?;
-        let error = relative(&prediction, &f32s(reference));
+        let reference = f32s(reference);
+        for (whose, values) in [("the stored prediction", &reference), ("the model's output", &prediction)] {
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(CheckError::NotFinite { case: case.clone(), whose });
+            }
+        }
+        let error = relative(&prediction, &reference);
         if error.is_nan() || error >= graph.tolerance {
             return Err(CheckError::Differs { case: case.clone(), error, tolerance: graph.tolerance });
         }
