@@ -2,10 +2,14 @@
 //! u32 each), then the values.
 //!
 //! The folder holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and `t10k-…` for the held-out side; a
-//! dot in the place of the last dash but one is accepted too. Labels may be missing. A file must be exactly as long
-//! as its header says.
+//! dot in the place of the last dash but one is accepted too, and each file may be packed, its name ending in `.gz`.
+//! Labels may be missing. A file must be exactly as long as its header says; not a byte more is unpacked than that.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
 
 use super::collect::Collector;
 use super::decode::{Decoded, MAX_SIDE};
@@ -14,6 +18,9 @@ use super::{DataSource, ImageSet, Split};
 
 /// The type byte for unsigned bytes, the only type read.
 const UBYTE: u8 = 0x08;
+
+/// Bytes that one byte of gzip can become at most: a match of 258 bytes takes two bits of a DEFLATE block (RFC 1951).
+const LARGEST_RATIO: u64 = 1032;
 
 /// Loads one side of the folder.
 pub fn load(source: &DataSource) -> Result<ImageSet> {
@@ -24,7 +31,7 @@ pub fn load(source: &DataSource) -> Result<ImageSet> {
     };
     let images_path = find(folder, side, "images", 3)?.ok_or_else(|| DataError::Missing {
         path: folder.to_owned(),
-        hint: format!("the folder holds no file `{side}-images-idx3-ubyte` (unpacked: `gunzip` it first)"),
+        hint: format!("the folder holds no file `{side}-images-idx3-ubyte` nor one that ends in `.gz`"),
     })?;
     let ([count, height, width], pixels) = read::<3>(&images_path)?;
     if height == 0 || width == 0 || height > MAX_SIDE as usize || width > MAX_SIDE as usize {
@@ -52,39 +59,68 @@ pub fn load(source: &DataSource) -> Result<ImageSet> {
     set.finish()
 }
 
-/// The file's path, under either of its usual names.
+/// The file's path, under any of its usual names; unpacked before packed.
 fn find(folder: &Path, side: &str, what: &str, dimensions: usize) -> Result<Option<PathBuf>> {
-    let names = ["-", "."].map(|dot| format!("{side}-{what}{dot}idx{dimensions}-ubyte"));
+    let names = ["", ".gz"]
+        .into_iter()
+        .flat_map(|end| ["-", "."].map(|dot| format!("{side}-{what}{dot}idx{dimensions}-ubyte{end}")));
     std::fs::metadata(folder).map_err(|e| DataError::io(folder, e))?;
-    Ok(names.iter().map(|name| folder.join(name)).find(|path| path.is_file()))
+    Ok(names.map(|name| folder.join(name)).find(|path| path.is_file()))
 }
 
-/// Dimensions and values of a file.
+/// Dimensions and values of a file, packed or not.
 fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>)> {
-    let mut bytes = std::fs::read(path).map_err(|e| DataError::io(path, e))?;
     let bad = |reason: String| Err(DataError::container(path, "idx", reason));
+    let file = File::open(path).map_err(|e| DataError::io(path, e))?;
+    let stored = file.metadata().map_err(|e| DataError::io(path, e))?.len();
+    let packed = path.extension().is_some_and(|end| end == "gz");
+    let (mut reader, most): (Box<dyn Read>, u64) = if packed {
+        (Box::new(MultiGzDecoder::new(file)), stored.saturating_mul(LARGEST_RATIO))
+    } else {
+        (Box::new(file), stored)
+    };
+    let mut up_to = |length: u64| {
+        let mut bytes = Vec::new();
+        match reader.by_ref().take(length).read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) if packed => Err(DataError::container(path, "gzip", error)),
+            Err(error) => Err(DataError::io(path, error)),
+        }
+    };
+
     let header = 4 + 4 * D;
-    if bytes.len() < header {
-        return bad(format!("{} bytes, the header alone has {header}", bytes.len()));
+    let head = up_to(header as u64)?;
+    if head.len() < header {
+        return bad(format!("{} bytes, the header alone has {header}", head.len()));
     }
-    if bytes[..4] != [0, 0, UBYTE, D as u8] {
-        return bad(format!("it begins with {:02x?}, expected [00, 00, {UBYTE:02x}, {D:02x}]", &bytes[..4]));
+    if head[..4] != [0, 0, UBYTE, D as u8] {
+        return bad(format!("it begins with {:02x?}, expected [00, 00, {UBYTE:02x}, {D:02x}]", &head[..4]));
     }
     let sizes: [usize; D] = std::array::from_fn(|i| {
         let at = 4 + 4 * i;
-        u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize
+        u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
     });
-    let claimed = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    let found = bytes.len() - header;
-    if claimed != Some(found) {
-        return bad(format!("its header says {sizes:?} values, but {found} follow"));
+    let claimed = sizes.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64));
+    let Some(claimed) = claimed.filter(|&claimed| claimed <= most) else {
+        return bad(format!("its header says {sizes:?} values, more than {stored} bytes of file can hold"));
+    };
+    let values = up_to(claimed + 1)?;
+    match (values.len() as u64).cmp(&claimed) {
+        std::cmp::Ordering::Equal => Ok((sizes, values)),
+        std::cmp::Ordering::Less => {
+            bad(format!("its header says {sizes:?} values, but {} follow", values.len()))
+        }
+        std::cmp::Ordering::Greater => bad(format!("its header says {sizes:?} values, but more follow")),
     }
-    bytes.drain(..header);
-    Ok((sizes, bytes))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
     use super::*;
     use crate::data::Kind;
 
@@ -130,8 +166,11 @@ mod tests {
     #[test]
     fn lying_headers_are_errors() {
         for (images, expected) in [
-            (idx(&[u32::MAX, u32::MAX, u32::MAX], &[0; 8]), "values, but 8 follow"),
-            (idx(&[2, 2, 3], &[7; 13]), "[2, 2, 3] values, but 13 follow"),
+            (
+                idx(&[u32::MAX, u32::MAX, u32::MAX], &[0; 8]),
+                "4294967295] values, more than 24 bytes of file can hold",
+            ),
+            (idx(&[2, 2, 3], &[7; 13]), "[2, 2, 3] values, but more follow"),
             (idx(&[0, 0, 0], &[]), "images of 0×0"),
             (idx(&[12], &[7; 12]), "it begins with"),
         ] {
@@ -141,5 +180,48 @@ mod tests {
         let files = [(IMAGES, idx(&[1, 1, 1], &[0])), (LABELS, idx(&[2], &[0, 1]))];
         assert!(load_files(&files, Split::Train).unwrap_err().to_string().contains("2 labels for 1 images"));
         assert!(load_files(&[], Split::Train).unwrap_err().to_string().contains(IMAGES));
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    const PACKED: &str = "train-images-idx3-ubyte.gz";
+
+    #[test]
+    fn packed_files_are_read_as_unpacked_ones() {
+        let (images, labels) = (idx(&[2, 1, 3], &[1, 2, 3, 4, 5, 6]), idx(&[2], &[9, 0]));
+        let plain = [(IMAGES, images.clone()), (LABELS, labels.clone())];
+        let plain = load_files(&plain, Split::Train).unwrap();
+        // Two gzip members are one file.
+        let members = [gzip(&images[..17]), gzip(&images[17..])].concat();
+        for packed in [gzip(&images), members] {
+            let files = [(PACKED, packed), ("train-labels.idx1-ubyte.gz", gzip(&labels))];
+            assert_eq!(load_files(&files, Split::Train).unwrap(), plain);
+        }
+    }
+
+    #[test]
+    fn damaged_packed_files_are_named() {
+        let images = idx(&[2, 2, 3], &[7; 12]);
+        let packed = gzip(&images);
+        let error = |bytes: Vec<u8>| load_files(&[(PACKED, bytes)], Split::Train).unwrap_err().to_string();
+        for cut in 0..packed.len() {
+            let error = error(packed[..cut].to_vec());
+            assert!(error.contains(PACKED) && error.contains("not a readable"), "{cut}: {error}");
+        }
+        let mut checksum = packed.clone();
+        *checksum.iter_mut().nth_back(5).unwrap() ^= 1;
+        for bytes in [checksum, images.clone(), [packed, b"more".to_vec()].concat()] {
+            let error = error(bytes);
+            assert!(error.contains(PACKED) && error.contains("not a readable gzip file"), "{error}");
+        }
+        // A bomb: no more is unpacked than its header says, and its header may not say what it could not hold.
+        let bomb = gzip(&idx(&[2, 2, 3], &vec![0; 1 << 20]));
+        assert!(error(bomb).contains("[2, 2, 3] values, but more follow"));
+        let error = error(gzip(&idx(&[u32::MAX, 4, 4], &vec![0; 1 << 20])));
+        assert!(error.contains("bytes of file can hold"), "{error}");
     }
 }

@@ -54,7 +54,8 @@ pub enum Kind {
     Parquet,
     /// PNG, JPEG or WebP files, one subfolder a class; or files alone, without labels.
     Folder,
-    /// MNIST-style idx files, unpacked: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and `t10k-…`.
+    /// MNIST-style idx files: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, and `t10k-…`, each as it is or
+    /// packed as `.gz`.
     Idx,
     /// Procedural geometric images; needs no path.
     Toy,
