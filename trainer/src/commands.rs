@@ -167,6 +167,7 @@ pub fn export(args: &args::Export) -> Result<()> {
     let request = ExportRequest {
         name: recipe.name.clone(),
         description: recipe.description.clone(),
+        purpose: recipe.purpose.clone(),
         licence: recipe.licence.clone(),
         meta: &weights.meta,
         flat: &weights.flat,

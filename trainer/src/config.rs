@@ -27,6 +27,9 @@ pub struct Recipe {
     pub licence: String,
     /// What the images are, and whom to thank for them.
     pub attribution: String,
+    /// What the model is good for, and what not: a paragraph of the card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
     /// The network.
     pub model: ModelTable,
     /// The images.
@@ -214,6 +217,9 @@ impl Recipe {
     fn check(&self, model: &ModelConfig) -> Result<()> {
         plain_name("name", &self.name)?;
         let fail = |what: String| Err(Error::Config(format!("recipe: {what}")));
+        if self.purpose.as_ref().is_some_and(|purpose| purpose.trim().is_empty()) {
+            return fail("`purpose` is blank, expected a text or no such key".into());
+        }
         let t = &self.train;
         if !(1..=65_536).contains(&t.batch) || !(1..=65_536).contains(&t.accumulate) {
             return fail(format!(

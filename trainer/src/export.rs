@@ -57,6 +57,8 @@ pub struct ExportRequest<'a> {
     pub name: String,
     /// A sentence for people.
     pub description: String,
+    /// What it is good for, and what not; a paragraph of the card.
+    pub purpose: Option<String>,
     /// Licence of weights and data.
     pub licence: String,
     /// The network, its noise, prediction and classes.
@@ -250,6 +252,7 @@ mod tests {
         ExportRequest {
             name: "small".into(),
             description: "A network of a few hundred weights".into(),
+            purpose: None,
             licence: "none".into(),
             meta,
             flat,
@@ -300,11 +303,16 @@ mod tests {
             "{card}"
         );
 
+        assert!(card.contains("## What it is good for\n\nPictures of 8 × 6 pixels like those"), "{card}");
+
         // A second export is refused, or replaces the first and leaves nothing else behind.
         assert!(matches!(export(&wanted), Err(Error::Export(ExportError::Exists { .. }))));
         wanted.force = true;
         wanted.extra.clear();
+        wanted.purpose = Some(" For tests.\n".into());
         export(&wanted).unwrap();
+        let card = std::fs::read_to_string(out.join("CARD.md")).unwrap();
+        assert!(card.contains("## What it is good for\n\nFor tests.\n\n## Model"), "{card}");
         assert!(!out.join("samples.png").exists());
         assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), 1);
     }

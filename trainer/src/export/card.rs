@@ -18,6 +18,8 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     if request.extra.iter().any(|(name, _)| name == "samples.png") {
         card += "\n![Samples](samples.png)\n";
     }
+    let purpose = request.purpose.as_deref().map_or_else(|| unstated(request), |text| text.trim().to_owned());
+    write!(card, "\n## What it is good for\n\n{purpose}\n").expect("memory: a bug");
     card += "\n## Model\n\n| | |\n| --- | --- |\n";
     let grid = config.grid();
     let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("memory: a bug");
@@ -71,6 +73,16 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     }
     write!(card, "\n## Licence\n\n{}\n", request.licence).expect("memory: a bug");
     card
+}
+
+/// What can be said of any model, where its recipe says nothing.
+fn unstated(request: &ExportRequest<'_>) -> String {
+    let config = &request.meta.config;
+    format!(
+        "Pictures of {} × {} pixels like those it was trained on ({}). Not for anything else: it knows no other \
+         pictures, what it draws may resemble training images, and its recipe names no further purpose.",
+        config.height, config.width, request.lineage.data
+    )
 }
 
 fn window(window: Window) -> String {
