@@ -18,6 +18,7 @@ use crate::config::{Recipe, TrainConfig, run_dir};
 use crate::data;
 use crate::eval::{GapConfig, PsnrGap, psnr_gap};
 use crate::export::{self, ExportRequest};
+use crate::memory;
 use crate::model::Geometry;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample as draw};
@@ -78,9 +79,10 @@ pub fn sample(args: &args::Sample) -> Result<()> {
         0 => vec![0; per_class],
         classes => (0..classes).flat_map(|class| std::iter::repeat_n(class, per_class)).collect(),
     };
+    memory::check_images(config, labels.len(), memory::available())?;
     let solver = recipe.solver(args.steps);
-    let request =
-        SampleRequest { labels: labels.clone(), seed: args.seed, solver, guidance_scale, batch: 64 };
+    let batch = memory::pass(config, 2, 64); // an image and its unconditional twin
+    let request = SampleRequest { labels: labels.clone(), seed: args.seed, solver, guidance_scale, batch };
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
     let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
@@ -120,6 +122,7 @@ pub fn eval(args: &args::Eval) -> Result<()> {
         images: args.images,
         timesteps: args.timesteps as usize,
         classes: config.classes,
+        batch: memory::pass(config, 1, GapConfig::default().batch),
         ..GapConfig::default()
     };
     let sides = args.images.min(pair.train.len()) + args.images.min(pair.test.len());

@@ -1,7 +1,7 @@
 //! Trains diffusion transformers with windowed attention, and exports them as model packages.
 //!
 //! In the order of a model's life: `config` (a recipe and what it means), `data`, `model` with its `params` and
-//! `attention`, `loss`, `optim`, `train` with its `checkpoint` and `log`, `folder` (how both a
+//! `attention`, `loss`, `memory` (does it fit?), `optim`, `train` with its `checkpoint` and `log`, `folder` (how both a
 //! checkpoint and a package come to be whole or absent), `sample`, `eval`, `export`.
 
 pub mod args;
@@ -16,6 +16,7 @@ pub mod export;
 pub mod folder;
 pub mod log;
 pub mod loss;
+pub mod memory;
 pub mod model;
 pub mod optim;
 pub mod params;

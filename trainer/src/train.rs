@@ -17,6 +17,7 @@ use crate::data::{EpochOrder, ImageSet};
 use crate::error::{Error, Result};
 use crate::log::{Log, Record};
 use crate::loss::Process;
+use crate::memory;
 use crate::model::Geometry;
 use crate::optim::Optimiser;
 use crate::picture::Picture;
@@ -159,6 +160,9 @@ pub fn train(
 impl<'a> Run<'a> {
     fn begin(config: &'a TrainConfig, images: &'a ImageSet, options: &'a RunOptions) -> Result<Self> {
         let (recipe, device) = (&config.recipe, options.device);
+        if device == Device::Cpu {
+            memory::check_batch(config, memory::available())?;
+        }
         let schedule = recipe.diffusion.schedule.build()?;
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
@@ -264,7 +268,7 @@ impl<'a> Run<'a> {
             seed: 0,
             solver: recipe.solver(None),
             guidance_scale: recipe.sample.guidance_scale,
-            batch: 64,
+            batch: memory::pass(&self.config.model, 2, 64),
         };
         let net = self.geometry.bind(&self.optimiser.ema);
         let pixels =

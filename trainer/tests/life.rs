@@ -9,6 +9,7 @@ use windowpane_trainer::Error;
 use windowpane_trainer::checkpoint;
 use windowpane_trainer::config::{Recipe, TrainConfig};
 use windowpane_trainer::data;
+use windowpane_trainer::memory;
 use windowpane_trainer::train::{Ended, RunOptions, train};
 
 /// A network of a few thousand parameters on toy images, with everything random switched on.
@@ -137,6 +138,33 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     let Error::NotFinite { last_good: Some(last_good), .. } = &error else { panic!("{error}") };
     assert_eq!(last_good, &path);
     assert!(last_good.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
+    let gib = |n: f64| Some(n * 1024.0 * 1024.0 * 1024.0);
+    let (large, images) = config(|r| {
+        r.model.name = "DiT-XL/1".into();
+        (r.model.depth, r.model.hidden) = (None, None);
+        (r.data.toy, r.data.images) = (r.data.toy.map(|toy| data::Toy { size: 64, ..toy }), Some(4));
+        r.train.batch = 65_536;
+    });
+    let dir = tempfile::tempdir().unwrap();
+    // No machine has the 200 TiB, so the run itself refuses; nothing is written.
+    let error =
+        train(&large, &images, &options(dir.path(), false), &AtomicBool::new(true)).unwrap_err().to_string();
+    assert!(error.contains("`train.batch` is 65536: a step needs about"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let (mut small, _) = config(|r| r.train.batch = 65_536);
+    let error = memory::check_batch(&small, gib(1.0)).unwrap_err().to_string();
+    assert!(error.contains("1.0 GiB are available") && error.contains("`train.accumulate`"), "{error}");
+    let most = error.split("at most ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    small.recipe.train.batch = most.parse().unwrap();
+    memory::check_batch(&small, gib(1.0)).unwrap();
+    small.recipe.train.batch += 1;
+    memory::check_batch(&small, gib(1.0)).unwrap_err();
+    let error = memory::check_batch(&large, gib(1.0)).unwrap_err().to_string();
+    assert!(error.contains("not one image would fit"), "{error}");
 }
 
 #[test]

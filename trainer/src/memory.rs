@@ -1,0 +1,279 @@
+//! Does it fit? What a step and a pass of the network will need on the CPU, against what the machine has, asked before
+//! the work begins: a process that asks too much is killed without a word.
+//!
+//! The count is of f32 values. With t tokens, d the hidden width, r the MLP's ratio, autograd keeps of a block
+//!
+//! ```text
+//! (10 + 2 r + a) t d     10: its input, two LayerNorms and their modulations, attention before and after the heads are
+//!                            joined and projected, the residual between, the MLP's result
+//!                        2 r: the MLP before and after its GELU
+//!                        a: 3, the queries, keys and values; of tiles 2 (queries + keys) / t, as they were gathered
+//! ```
+//!
+//! and the backward pass of one block works in another 20 t d (the gradients of qkv alone are three times 3 t d). No
+//! score is kept: libtorch recomputes them. All of it is multiplied by [`OVERHEAD`].
+
+use std::path::{Path, PathBuf};
+
+use windowpane_diffusion::{ModelConfig, Plan, Window};
+
+use crate::attention::trainer_plan;
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+
+/// Measured peaks of resident memory over the count, two steps each, libtorch 2.11 on the CPU: 1.18 (DiT-S/8 at 32 × 32
+/// pixels, batch 256), 1.23 to 1.30 (DiT-Micro/4 and /2, batches 256 and 48), 1.42 (DiT-Micro/1 in tiles, batch 12), 1.51
+/// (the same, global): what the allocator cannot give back. Rounded to the worst.
+const OVERHEAD: f64 = 1.5;
+
+/// Copies of the parameters: weights, gradient, two moments, the average, and what a step and a checkpoint make of them.
+/// Measured: 8.4 for DiT-S/8.
+const PARAMETER_COPIES: f64 = 9.0;
+
+/// Bytes of an f32.
+const BYTES: f64 = 4.0;
+
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+
+/// What work needs: so many bytes once, and so many for every image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Need {
+    /// Bytes whatever the batch.
+    pub fixed: f64,
+    /// Bytes for each image of the batch.
+    pub image: f64,
+}
+
+// === impl Need ===
+
+impl Need {
+    /// A training step, forward and backward.
+    pub fn of_step(config: &ModelConfig) -> Self {
+        let stream = (config.grid().tokens() * config.hidden) as f64;
+        let kept: f64 = config.windows.iter().map(|&window| kept(config, window)).sum();
+        // The modulation of a block: its input, six parts, their gradients.
+        let modulation = (20 * config.hidden * config.depth) as f64;
+        let image = (kept + 20.0) * stream + modulation + pixels(config);
+        Self { fixed: BYTES * PARAMETER_COPIES * config.parameters() as f64, image: BYTES * OVERHEAD * image }
+    }
+
+    /// A forward pass of `rows` rows an image: one block's values, then the next one's in their place.
+    pub fn of_pass(config: &ModelConfig, rows: usize) -> Self {
+        let stream = (config.grid().tokens() * config.hidden) as f64;
+        let widest = config.windows.iter().map(|&window| kept(config, window)).fold(0.0, f64::max);
+        let image = (widest * stream + pixels(config)) * rows as f64;
+        Self { fixed: BYTES * config.parameters() as f64, image: BYTES * OVERHEAD * image }
+    }
+
+    /// Bytes for a batch.
+    pub fn of_batch(self, images: usize) -> f64 {
+        self.fixed + self.image * images as f64
+    }
+
+    /// The largest batch within so many bytes; 0 where none is.
+    pub fn largest(self, available: f64) -> usize {
+        ((available - self.fixed) / self.image).max(0.0) as usize
+    }
+}
+
+/// What autograd keeps of a block, in units of tokens times hidden.
+fn kept(config: &ModelConfig, window: Window) -> f64 {
+    let grid = config.grid();
+    let gathered = match trainer_plan(window, grid) {
+        Plan::Dense => 3.0,
+        Plan::Tiles { side } => {
+            let tiled = window.tile_plan(grid, side);
+            2.0 * (tiled.tiles * (tiled.queries + tiled.keys)) as f64 / grid.tokens() as f64
+        }
+    };
+    10.0 + 2.0 * config.mlp_ratio as f64 + gathered
+}
+
+/// Images in their several states: clean, noise, noisy, target, prediction, error, and gradients.
+fn pixels(config: &ModelConfig) -> f64 {
+    (8 * config.elements() + 4 * config.out_channels() * config.height * config.width) as f64
+}
+
+/// Refuses a batch that is larger than the memory that is left. Errors: what it needs, what there is, what would fit.
+pub fn check_batch(config: &TrainConfig, available: Option<f64>) -> Result<()> {
+    let (need, batch) = (Need::of_step(&config.model), config.recipe.train.batch);
+    let Some(available) = available.filter(|&available| need.of_batch(batch) > available) else {
+        return Ok(());
+    };
+    let (needed, there) = (need.of_batch(batch) / GIB, available / GIB);
+    let advice = match need.largest(available) {
+        0 => "not one image would fit: the model is too large for this machine".to_owned(),
+        most => {
+            format!("at most {most} would fit, and `train.accumulate` adds several batches up to one step")
+        }
+    };
+    Err(Error::Config(format!(
+        "`train.batch` is {batch}: a step needs about {needed:.1} GiB of memory and {there:.1} GiB are available; {advice}"
+    )))
+}
+
+/// The images of a forward pass of `rows` rows each: as many as are `wanted`, or as fit.
+pub fn pass(config: &ModelConfig, rows: usize, wanted: usize) -> usize {
+    let fits = available().map_or(wanted, |available| Need::of_pass(config, rows).largest(available));
+    wanted.min(fits).max(1)
+}
+
+/// Refuses to draw more images than can be held as bytes, in a grid of twice their side and as a PNG.
+pub fn check_images(config: &ModelConfig, images: usize, available: Option<f64>) -> Result<()> {
+    let image = 10.0 * config.elements() as f64;
+    match available {
+        Some(available) if image * images as f64 > available => Err(Error::Config(format!(
+            "`--per-class` makes {images} images, which need about {:.1} GiB of memory; {:.1} GiB are available, which \
+             hold {} images",
+            image * images as f64 / GIB,
+            available / GIB,
+            (available / image) as u64,
+        ))),
+        _ => Ok(()),
+    }
+}
+
+// === The machine ===
+
+/// Bytes that this process may still take: the system's estimate, or what its control groups leave if that is less.
+/// `None` where the system does not say.
+pub fn available() -> Option<f64> {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    available_in(&read)
+}
+
+fn available_in(read: &dyn Fn(&Path) -> Option<String>) -> Option<f64> {
+    let system = field(&read(Path::new("/proc/meminfo"))?, "MemAvailable:")? * 1024.0;
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let left = groups.lines().flat_map(folders).filter_map(|folder| left_in(&folder, read));
+    Some(left.fold(system, f64::min).max(0.0))
+}
+
+/// The folders of a line `number:controllers:/path` and of everything above it; a container sees only the upper ones.
+fn folders(line: &str) -> Vec<PathBuf> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
+    let root = match controllers {
+        "" => "/sys/fs/cgroup",
+        _ if controllers.split(',').any(|name| name == "memory") => "/sys/fs/cgroup/memory",
+        _ => return Vec::new(),
+    };
+    Path::new(path)
+        .ancestors()
+        .map(|above| Path::new(root).join(above.strip_prefix("/").unwrap_or(above)))
+        .collect()
+}
+
+/// What a control group's limit leaves, of version 2 or 1. Its cache of files that nobody uses can be taken back.
+fn left_in(folder: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<f64> {
+    let number = |name: &str| read(&folder.join(name))?.trim().parse::<f64>().ok();
+    let (limit, used) = match number("memory.max") {
+        Some(limit) => (limit, number("memory.current")?),
+        None => (number("memory.limit_in_bytes")?, number("memory.usage_in_bytes")?),
+    };
+    let stat = read(&folder.join("memory.stat")).unwrap_or_default();
+    let cache = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file")).unwrap_or(0.0);
+    Some(limit - used + cache)
+}
+
+/// The number behind a name at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<f64> {
+    let mut lines = text.lines().map(str::split_whitespace);
+    lines.find_map(|mut words| if words.next() == Some(name) { words.next()?.parse().ok() } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use windowpane_diffusion::config::{named, window_sides};
+
+    use super::*;
+
+    fn config(name: &str, windows: &str) -> ModelConfig {
+        let (size, patch) = named(name).unwrap();
+        let placement = windowpane_diffusion::Placement::Head;
+        ModelConfig {
+            channels: 1,
+            height: 32,
+            width: 32,
+            patch,
+            hidden: size.hidden,
+            depth: size.depth,
+            heads: size.heads,
+            mlp_ratio: 4,
+            classes: 4,
+            learn_sigma: false,
+            windows: placement.place(&window_sides(windows).unwrap(), size.depth).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_estimate_is_not_below_what_was_measured_nor_far_above() {
+        // Peak resident MiB of two training steps, one thread, less the 200 MiB of a process that trains nothing.
+        for (name, windows, batch, measured) in [
+            ("DiT-Micro/4", "global", 256, 1559.0),
+            ("DiT-Micro/1", "global", 12, 1313.0),
+            ("DiT-Micro/1", "3*6", 12, 1423.0),
+            ("DiT-Micro/2", "3*6", 48, 1231.0),
+            ("DiT-S/8", "global", 256, 3035.0),
+        ] {
+            let need = Need::of_step(&config(name, windows)).of_batch(batch) / (1024.0 * 1024.0);
+            let ratio = need / measured;
+            assert!((0.98..1.35).contains(&ratio), "{name} {windows}: {need:.0} MiB, measured {measured}");
+        }
+    }
+
+    #[test]
+    fn the_largest_batch_fits_and_the_next_does_not() {
+        let need = Need::of_step(&config("DiT-S/4", "3,5"));
+        for available in [0.0, need.fixed, 2.0 * GIB, 17.3 * GIB] {
+            let most = need.largest(available);
+            assert!(most == 0 || need.of_batch(most) <= available);
+            assert!(need.of_batch(most + 1) > available);
+        }
+        assert!(Need::of_pass(&config("DiT-S/4", "3,5"), 2).image < need.image);
+    }
+
+    #[test]
+    fn the_lowest_limit_counts() {
+        let gib = GIB.to_string();
+        let files = |extra: &[(&str, &str)]| -> HashMap<PathBuf, String> {
+            let meminfo = "MemTotal:  16777216 kB\nMemAvailable:    4194304 kB\n";
+            let all = [("/proc/meminfo", meminfo)].into_iter().chain(extra.iter().copied());
+            all.map(|(path, text)| (PathBuf::from(path), text.to_owned())).collect()
+        };
+        let left = |extra: &[(&str, &str)]| {
+            let files = files(extra);
+            available_in(&|path| files.get(path).cloned()).map(|bytes| bytes / GIB)
+        };
+        assert_eq!(left(&[]), Some(4.0));
+        let group = ("/proc/self/cgroup", "0::/a/b\n");
+        let unlimited = ("/sys/fs/cgroup/a/b/memory.max", "max\n");
+        let used = ("/sys/fs/cgroup/a/memory.current", gib.as_str());
+        let limit = ("/sys/fs/cgroup/a/memory.max", "2147483648\n");
+        assert_eq!(left(&[group, unlimited]), Some(4.0));
+        assert_eq!(left(&[group, unlimited, limit, used]), Some(1.0));
+        let cache = ("/sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 536870912\n");
+        assert_eq!(left(&[group, unlimited, limit, used, cache]), Some(1.5));
+        // Version 1, seen from inside a container: the path is the host's, the limit lies at the root.
+        let group = ("/proc/self/cgroup", "5:cpu:/x\n4:memory,hugetlb:/docker/0e88\n0::/\n");
+        let limit = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "3221225472");
+        let used = ("/sys/fs/cgroup/memory/memory.usage_in_bytes", gib.as_str());
+        assert_eq!(left(&[group, limit, used]), Some(2.0));
+        assert_eq!(available_in(&|_| None), None);
+        assert!(available().is_some_and(|bytes| bytes > 0.0), "this machine says what it has");
+    }
+
+    #[test]
+    fn images_beyond_the_memory_are_refused() {
+        let config = config("DiT-Micro/4", "global");
+        check_images(&config, 1000, Some(GIB)).unwrap();
+        check_images(&config, usize::MAX, None).unwrap();
+        let error = check_images(&config, 10_000_000, Some(GIB)).unwrap_err().to_string();
+        assert!(
+            error.contains("`--per-class` makes 10000000 images") && error.contains("hold 104857 images"),
+            "{error}"
+        );
+    }
+}
