@@ -21,13 +21,13 @@ use crate::attention::trainer_plan;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
-/// Measured peaks of resident memory over the count, two steps each, libtorch 2.11 on the CPU: 1.18 (DiT-S/8 at 32 × 32
-/// pixels, batch 256), 1.23 to 1.30 (DiT-Micro/4 and /2, batches 256 and 48), 1.42 (DiT-Micro/1 in tiles, batch 12), 1.51
-/// (the same, global): what the allocator cannot give back. Rounded to the worst.
+/// Measured peaks of resident memory over the count, two steps each, libtorch 2.11 on one CPU thread, toy images of 32 ×
+/// 32: 1.15 (DiT-S/8, batch 256), 1.24 (DiT-Micro/2 in tiles, 48), 1.32 (DiT-Micro/4, 256), 1.44 (DiT-Micro/1 in tiles,
+/// 12), 1.51 (the same, global): what the allocator does not give back. Rounded to the worst.
 const OVERHEAD: f64 = 1.5;
 
 /// Copies of the parameters: weights, gradient, two moments, the average, and what a step and a checkpoint make of them.
-/// Measured: 8.4 for DiT-S/8.
+/// Measured: 9.0 for DiT-S/8 at batch 8.
 const PARAMETER_COPIES: f64 = 9.0;
 
 /// Bytes of an f32.
@@ -210,13 +210,13 @@ mod tests {
 
     #[test]
     fn the_estimate_is_not_below_what_was_measured_nor_far_above() {
-        // Peak resident MiB of two training steps, one thread, less the 200 MiB of a process that trains nothing.
+        // Peak resident MiB of two training steps, one thread, less the 120 MiB that `prepare` of the same images takes.
         for (name, windows, batch, measured) in [
-            ("DiT-Micro/4", "global", 256, 1559.0),
-            ("DiT-Micro/1", "global", 12, 1313.0),
-            ("DiT-Micro/1", "3*6", 12, 1423.0),
-            ("DiT-Micro/2", "3*6", 48, 1231.0),
-            ("DiT-S/8", "global", 256, 3035.0),
+            ("DiT-Micro/4", "global", 256, 1639.0),
+            ("DiT-Micro/1", "global", 12, 1393.0),
+            ("DiT-Micro/1", "3*6", 12, 1503.0),
+            ("DiT-Micro/2", "3*6", 48, 1311.0),
+            ("DiT-S/8", "global", 256, 3115.0),
         ] {
             let need = Need::of_step(&config(name, windows)).of_batch(batch) / (1024.0 * 1024.0);
             let ratio = need / measured;
