@@ -22,4 +22,4 @@ pub use patch::Grid;
 pub use prediction::{Prediction, Variance};
 pub use schedule::{Level, Schedule, ScheduleConfig, ScheduleKind};
 pub use solver::{Evaluation, NoiseScale, Sampler, SolverConfig, State, TimeGrid};
-pub use window::{Plan, TilePlan, Window};
+pub use window::{Plan, Tile, TilePlan, Window};

@@ -5,10 +5,11 @@
 //! window is *truncated*: not shifted, not wrapped. Masks, tiles, exported graphs and analysis read it here.
 //!
 //! A window can be realised densely (all N² scores, a mask hides most) or as **tiles**: the grid is cut into
-//! `t × t` tiles of queries, each tile reads one rectangular patch of keys that holds all of its windows, and a
+//! rectangular tiles of queries, each tile reads one rectangular patch of keys that holds all of its windows, and a
 //! small bias hides the pairs outside the exact window. The numbers are the same, the work is a fraction.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,11 +39,18 @@ pub enum Window {
 pub enum Plan {
     /// All N² scores; a mask hides what is outside (no mask where nothing is).
     Dense,
-    /// Query tiles of side `side`, each against one patch of keys.
-    Tiles {
-        /// Side of a query tile in tokens.
-        side: usize,
-    },
+    /// Query tiles of this shape, each against one patch of keys.
+    Tiles(Tile),
+}
+
+/// Shape of a query tile in tokens. In JSON a square is `{"side": 4}`, any other `{"height": 4, "width": 8}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "WrittenTile", into = "WrittenTile")]
+pub struct Tile {
+    /// Tokens down.
+    pub height: usize,
+    /// Tokens across.
+    pub width: usize,
 }
 
 /// The indices and biases of a tiled window. All tiles have one shape: `queries` tokens against `keys` tokens.
@@ -87,8 +95,15 @@ pub struct CostModel {
     pub tile: f64,
 }
 
-/// Tile sides that are tried.
-pub const TILE_SIDES: [usize; 4] = [2, 4, 7, 8];
+/// Tiles that are tried.
+pub const TILES: [Tile; 6] = [
+    Tile { height: 2, width: 4 },
+    Tile::square(4),
+    Tile { height: 4, width: 7 },
+    Tile { height: 4, width: 8 },
+    Tile::square(7),
+    Tile::square(8),
+];
 
 // === impl Window ===
 
@@ -148,12 +163,12 @@ impl Window {
             .collect()
     }
 
-    /// Cuts `grid` into tiles of `tile × tile` queries (clamped to the grid) with their patches of keys.
+    /// Cuts `grid` into tiles of queries (clamped to the grid) with their patches of keys.
     ///
     /// A global window has one patch: the grid.
-    pub fn tile_plan(self, grid: Grid, tile: usize) -> TilePlan {
-        let rows = Axis::new(self, grid.height, tile.max(1));
-        let cols = Axis::new(self, grid.width, tile.max(1));
+    pub fn tile_plan(self, grid: Grid, tile: Tile) -> TilePlan {
+        let rows = Axis::new(self, grid.height, tile.height.max(1));
+        let cols = Axis::new(self, grid.width, tile.width.max(1));
         let mut plan = TilePlan {
             tiles: rows.starts.len() * cols.starts.len(),
             queries: rows.queries * cols.queries,
@@ -193,10 +208,8 @@ impl Window {
     pub fn plan(self, grid: Grid, cost: &CostModel) -> Plan {
         let dense = (Plan::Dense, cost.dense(self, grid));
         // A single tile that holds the grid is the dense plan.
-        let tiles = TILE_SIDES.iter().filter(|&&side| side < grid.height.max(grid.width)).map(|&side| {
-            let plan = Plan::Tiles { side };
-            (plan, cost.tiles(self, grid, side))
-        });
+        let cuts = |tile: &&Tile| tile.height < grid.height || tile.width < grid.width;
+        let tiles = TILES.iter().filter(cuts).map(|&tile| (Plan::Tiles(tile), cost.tiles(self, grid, tile)));
         let candidates = std::iter::once(dense).chain(tiles.filter(|_| !self.covers(grid)));
         candidates.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(Plan::Dense, |(plan, _)| plan)
     }
@@ -232,6 +245,22 @@ impl Axis {
     }
 }
 
+// === impl Tile ===
+
+impl Tile {
+    /// A square.
+    pub const fn square(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+}
+
+/// `4×8`.
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}", self.height, self.width)
+    }
+}
+
 // === impl TilePlan ===
 
 impl TilePlan {
@@ -261,14 +290,55 @@ impl CostModel {
         tokens * tokens * (self.dense_pair + mask) + tokens * (self.gathered_key + self.query) + self.tile
     }
 
-    /// Cost of tiles of side `side`.
-    pub fn tiles(&self, window: Window, grid: Grid, side: usize) -> f64 {
-        let rows = Axis::new(window, grid.height, side);
-        let cols = Axis::new(window, grid.width, side);
+    /// Cost of tiles of this shape.
+    pub fn tiles(&self, window: Window, grid: Grid, tile: Tile) -> f64 {
+        let rows = Axis::new(window, grid.height, tile.height);
+        let cols = Axis::new(window, grid.width, tile.width);
         let tiles = (rows.starts.len() * cols.starts.len()) as f64;
         let (queries, keys) = ((rows.queries * cols.queries) as f64, (rows.keys * cols.keys) as f64);
         tiles
             * (queries * keys * self.tile_pair + keys * self.gathered_key + queries * self.query + self.tile)
+    }
+}
+
+// === serde for Tile: a side, or height and width ===
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenTile {
+    Square(Square),
+    Rectangle(Rectangle),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Square {
+    side: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rectangle {
+    height: usize,
+    width: usize,
+}
+
+impl From<WrittenTile> for Tile {
+    fn from(written: WrittenTile) -> Self {
+        match written {
+            WrittenTile::Square(Square { side }) => Self::square(side),
+            WrittenTile::Rectangle(Rectangle { height, width }) => Self { height, width },
+        }
+    }
+}
+
+impl From<Tile> for WrittenTile {
+    fn from(Tile { height, width }: Tile) -> Self {
+        if height == width {
+            Self::Square(Square { side: height })
+        } else {
+            Self::Rectangle(Rectangle { height, width })
+        }
     }
 }
 
@@ -350,8 +420,22 @@ mod tests {
     }
 
     #[test]
+    fn a_square_tile_is_written_by_its_side() {
+        let written = |plan: Plan| serde_json::to_string(&plan).unwrap();
+        assert_eq!(written(Plan::Tiles(Tile::square(4))), r#"{"tiles":{"side":4}}"#);
+        let rectangle = Plan::Tiles(Tile { height: 4, width: 8 });
+        assert_eq!(written(rectangle), r#"{"tiles":{"height":4,"width":8}}"#);
+        for plan in [Plan::Dense, Plan::Tiles(Tile::square(7)), rectangle] {
+            assert_eq!(serde_json::from_str::<Plan>(&written(plan)).unwrap(), plan);
+        }
+        for bad in [r#"{"side":4,"width":8}"#, r#"{"height":4}"#, "4", r#"{"side":-1}"#] {
+            assert!(serde_json::from_str::<Plan>(&format!(r#"{{"tiles":{bad}}}"#)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn interior_tiles_share_one_bias() {
-        let plan = Window::local(5).unwrap().tile_plan(Grid::new(32, 32), 4);
+        let plan = Window::local(5).unwrap().tile_plan(Grid::new(32, 32), Tile::square(4));
         assert_eq!((plan.tiles, plan.queries, plan.keys, plan.classes()), (64, 16, 64, 9));
     }
 
@@ -359,9 +443,11 @@ mod tests {
         /// Tiles equal the mask, for any grid, window and tile side: every query appears, and the keys that its
         /// tile leaves visible are exactly those the definition allows, each once.
         #[test]
-        fn tiles_equal_the_mask(height in 1usize..20, width in 1usize..20, half in 0usize..14, tile in 1usize..10) {
+        fn tiles_equal_the_mask(
+            (height, width) in (1usize..20, 1usize..20), half in 0usize..14, tile in (1usize..10, 1usize..10),
+        ) {
             let (grid, window) = (Grid::new(height, width), Window::local(2 * half + 1).unwrap());
-            let plan = window.tile_plan(grid, tile);
+            let plan = window.tile_plan(grid, Tile { height: tile.0, width: tile.1 });
             prop_assert_eq!(plan.query_index.len(), plan.tiles * plan.queries);
             prop_assert_eq!(plan.key_index.len(), plan.tiles * plan.keys);
             let bias = plan.bias();
@@ -393,7 +479,7 @@ mod tests {
             let dense = cost.dense(window, grid);
             match window.plan(grid, &cost) {
                 Plan::Dense => {}
-                Plan::Tiles { side } => prop_assert!(cost.tiles(window, grid, side) < dense),
+                Plan::Tiles(tile) => prop_assert!(cost.tiles(window, grid, tile) < dense),
             }
         }
     }

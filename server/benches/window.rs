@@ -24,7 +24,7 @@ type Error = Box<dyn std::error::Error>;
 
 const GRIDS: [usize; 2] = [32, 16];
 const WINDOWS: [usize; 4] = [3, 5, 9, 13];
-const PLANS: [&str; 4] = ["dense", "tiles2", "tiles4", "tiles8"];
+const PLANS: [&str; 5] = ["dense", "tiles2x2", "tiles4x4", "tiles4x8", "tiles8x8"];
 const BATCH: usize = 4;
 /// Width of `qkv`: three times six heads of 64.
 const WIDTH: usize = 3 * 6 * 64;
@@ -91,7 +91,7 @@ fn graphs() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// The sessions of a window by name, the global one first: `32.global`, `32.3.dense`, `32.3.tiles2`, … Few at once,
+/// The sessions of a window by name, the global one first: `32.global`, `32.3.dense`, `32.3.tiles2x2`, … Few at once,
 /// since each keeps the memory of its largest run.
 fn open(
     environment: &Environment,
@@ -129,8 +129,8 @@ fn run(session: &mut Session, side: usize, qkv: &[f32]) -> ort::Result<f32> {
 }
 
 const HEADER: &str = "\
-| window | global | masked dense | tiles of 2 | of 4 | of 8 | best tiles against the mask | against global |
-| --- | --- | --- | --- | --- | --- | --- | --- |";
+| window | global | masked dense | tiles of 2×2 | 4×4 | 4×8 | 8×8 | best tiles against the mask | against global |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |";
 
 /// Times a window's plans in turns: a row of the table.
 fn row(side: usize, window: usize, sessions: &mut [(String, Session)]) -> Result<String, Error> {
@@ -144,7 +144,7 @@ fn row(side: usize, window: usize, sessions: &mut [(String, Session)]) -> Result
             *fastest = fastest.min(start.elapsed().as_secs_f64() * 1e3);
         }
     }
-    let [global, dense, tiles @ ..] = &fastest[..] else { return Err("five sessions are opened".into()) };
+    let [global, dense, tiles @ ..] = &fastest[..] else { return Err("six sessions are opened".into()) };
     let best = tiles.iter().copied().fold(f64::INFINITY, f64::min);
     let tiles: Vec<_> = tiles.iter().map(|ms| format!("{ms:.2}")).collect();
     let (mask, whole) = (dense / best, global / best);

@@ -2,7 +2,7 @@
 //! was new and never changed after; a new version adds a folder under `tests/formats/`.
 
 use windowpane_diffusion::manifest::{Dtype, FORMAT_VERSION, Manifest, Role};
-use windowpane_diffusion::{Plan, Prediction, Sampler, Window};
+use windowpane_diffusion::{Plan, Prediction, Sampler, Tile, Window};
 
 fn stored(version: u32) -> String {
     let path = suite::root().join(format!("tests/formats/v{version}/manifest.json"));
@@ -18,7 +18,7 @@ fn version_1_is_read() {
     assert_eq!(manifest.lookup("Circle").unwrap(), 3);
     let graph = &manifest.graphs[0];
     assert_eq!((graph.role, graph.dtype), (Role::Denoiser, Dtype::F32));
-    assert_eq!(graph.plan[2..], [Plan::Tiles { side: 8 }, Plan::Dense]);
+    assert_eq!(graph.plan[2..], [Plan::Tiles(Tile::square(8)), Plan::Dense]);
     assert_eq!(manifest.files["weights.bin"].size, 574_336);
 }
 

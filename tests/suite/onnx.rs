@@ -112,23 +112,22 @@ fn nodes_are_named_like_the_model_and_scores_have_the_windows_shape() {
         for graph in &manifest.graphs {
             let said = &files[&graph.file];
             for (layer, (window, plan)) in c.windows.iter().zip(&graph.plan).enumerate() {
-                let softmax = format!("blocks.{layer}.attn.softmax");
-                assert_eq!(said["nodes"][&softmax], "Softmax", "{}", graph.file);
                 assert_eq!(said["nodes"][format!("blocks.{layer}.mlp.fc1")], "Gemm", "{}", graph.file);
-                let expected = match (window, plan) {
-                    (Window::Local { side }, Plan::Tiles { side: t }) => {
-                        let patch = |n: usize| (t + side - 1).min(n);
-                        [t.min(&rows) * t.min(&cols), patch(rows) * patch(cols)]
+                let (names, expected) = match (window, plan) {
+                    (Window::Local { side }, Plan::Tiles(tile)) => {
+                        let patch = |t: usize, n: usize| (t + side - 1).min(n);
+                        let keys = patch(tile.height, rows) * patch(tile.width, cols);
+                        let heads = (0..c.heads).map(|head| format!("head.{head}.softmax")).collect();
+                        (heads, [tile.height.min(rows) * tile.width.min(cols), keys])
                     }
-                    _ => [rows * cols; 2],
+                    _ => (vec!["softmax".to_owned()], [rows * cols; 2]),
                 };
-                // As ONNX's own shape inference has it, queries against keys.
-                assert_eq!(
-                    said["scores"][&softmax],
-                    serde_json::json!(expected),
-                    "{softmax} of {}",
-                    graph.file
-                );
+                for name in names {
+                    let softmax = format!("blocks.{layer}.attn.{name}");
+                    assert_eq!(said["nodes"][&softmax], "Softmax", "{}", graph.file);
+                    // As ONNX's own shape inference has it, queries against keys.
+                    assert_eq!(said["scores"][&softmax], serde_json::json!(expected), "{softmax}");
+                }
             }
         }
     }

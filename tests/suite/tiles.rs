@@ -1,4 +1,4 @@
-//! The windows of the graph that serves are tiles: each layer gathers key patches of side t + w - 1, and nothing in
+//! The windows of the graph that serves are tiles: each layer gathers key patches t + w - 1 wide, and nothing in
 //! the graph is as large as a score for every pair of tokens.
 
 use std::fs;
@@ -36,7 +36,7 @@ fn the_fixture_has_the_windows_that_it_is_for() {
         .windows
         .iter()
         .zip(&plan)
-        .filter(|(_, plan)| matches!(plan, Plan::Tiles { .. }))
+        .filter(|(_, plan)| matches!(plan, Plan::Tiles(_)))
         .map(|(window, _)| match window {
             Window::Local { side } => *side,
             Window::Global => panic!("a global layer has no tiles"),
@@ -51,25 +51,30 @@ fn every_tiled_layer_gathers_its_key_patches() {
     let tokens = manifest.config.height / manifest.config.patch;
     let constants = graph.constants();
     for (layer, (window, plan)) in manifest.config.windows.iter().zip(&plan).enumerate() {
-        let name = |part: &str| format!("blocks.{layer}.attn.{part}");
-        let (Window::Local { side: w }, Plan::Tiles { side: t }) = (window, plan) else { continue };
-        let shared = format!("window.{w}.tiles.{t}");
-        for (part, rows) in [("q", "query"), ("k", "key"), ("v", "value")] {
-            let node = graph.node(&name(part));
-            assert_eq!((node.op.as_str(), &node.inputs[1]), ("Gather", &format!("{shared}.{rows}.rows")));
+        let (Window::Local { side: w }, Plan::Tiles(tile)) = (window, plan) else { continue };
+        let shared = format!("window.{w}.tiles.{}x{}", tile.height, tile.width);
+        for head in 0..manifest.config.heads {
+            let name = |part: &str| format!("blocks.{layer}.attn.head.{head}.{part}");
+            for (part, rows) in [("q", "query"), ("k", "key"), ("v", "value")] {
+                let node = graph.node(&name(part));
+                let rows = format!("{shared}.head.{head}.{rows}.rows");
+                assert_eq!((node.op.as_str(), &node.inputs[1]), ("Gather", &rows));
+            }
+            // What lies in the patch and outside the window is hidden before the softmax.
+            let hidden = graph.node(&name("window"));
+            assert_eq!((hidden.op.as_str(), &hidden.inputs[1]), ("Add", &format!("{shared}.bias")));
+            let softmax = graph.node(&name("softmax"));
+            assert_eq!((softmax.op.as_str(), &softmax.inputs[0]), ("Softmax", &hidden.outputs[0]));
         }
         // One row of token numbers for each tile: t queries against t + w - 1 keys a side.
-        let side = |of: &str| {
-            let dims = constants[format!("{shared}.{of}_tokens.rows").as_str()];
-            (dims[0] as usize, dims.iter().product::<i64>() as usize / dims[0] as usize)
+        let tiles = |of: &str, axis: &str, at: usize| {
+            let dims = constants[format!("{shared}.{of}_tokens.{axis}").as_str()];
+            (dims[at] as usize, dims.iter().product::<i64>() as usize / dims[at] as usize)
         };
-        assert_eq!(side("query"), (tokens / t, *t), "layer {layer}");
-        assert_eq!(side("key"), (tokens / t, t + w - 1), "layer {layer}");
-        // What lies in the patch and outside the window is hidden before the softmax.
-        let hidden = graph.node(&name("window"));
-        assert_eq!((hidden.op.as_str(), &hidden.inputs[1]), ("Add", &format!("{shared}.bias")));
-        let softmax = graph.node(&name("softmax"));
-        assert_eq!((softmax.op.as_str(), &softmax.inputs[0]), ("Softmax", &hidden.outputs[0]));
+        for (axis, at, t) in [("rows", 0, tile.height), ("cols", 1, tile.width)] {
+            assert_eq!(tiles("query", axis, at), (tokens / t, t), "layer {layer}");
+            assert_eq!(tiles("key", axis, at), (tokens / t, t + w - 1), "layer {layer}");
+        }
     }
 }
 

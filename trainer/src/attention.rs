@@ -5,7 +5,7 @@
 //! attention the cheaper one from about window 9 on (see [`trainer_plan`]).
 
 use tch::{Device, Kind, Tensor};
-use windowpane_diffusion::{Grid, Plan, Window};
+use windowpane_diffusion::{Grid, Plan, Tile, Window};
 
 /// A window made ready for one device: the tensors that its plan needs.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub fn trainer_plan(window: Window, grid: Grid) -> Plan {
         Window::Local { side } if grid.tokens() >= 1024 => side <= 7,
         Window::Local { side } => grid.tokens() >= 256 && side <= 3,
     };
-    if tiles && !window.covers(grid) { Plan::Tiles { side: 4 } } else { Plan::Dense }
+    if tiles && !window.covers(grid) { Plan::Tiles(Tile::square(4)) } else { Plan::Dense }
 }
 
 // === impl WindowedAttention ===
@@ -60,8 +60,8 @@ impl WindowedAttention {
         match plan {
             _ if window.covers(grid) => Self::Global,
             Plan::Dense => Self::Masked { bias_qk: floats(&window.dense_bias(grid)).view([tokens, tokens]) },
-            Plan::Tiles { side } => {
-                let tiled = window.tile_plan(grid, side);
+            Plan::Tiles(tile) => {
+                let tiled = window.tile_plan(grid, tile);
                 let shape = [1, tiled.tiles as i64, tiled.queries as i64, tiled.keys as i64];
                 Self::Tiled {
                     tiles: tiled.tiles as i64,
@@ -139,9 +139,8 @@ mod tests {
                 let expected = by_definition(&q, &k, &v, (height, width), side);
                 let expected_grads = grads(&expected);
                 let window = Window::local(side as usize).unwrap();
-                for plan in
-                    [Plan::Dense, Plan::Tiles { side: 2 }, Plan::Tiles { side: 4 }, Plan::Tiles { side: 7 }]
-                {
+                let tiles = [(2, 2), (4, 4), (4, 2), (7, 7)].map(|(height, width)| Tile { height, width });
+                for plan in std::iter::once(Plan::Dense).chain(tiles.map(Plan::Tiles)) {
                     let attention = WindowedAttention::new(window, grid, plan, Kind::Float, Device::Cpu);
                     let got = attention.forward(&q, &k, &v);
                     let close = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-5;

@@ -220,7 +220,7 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>> {
 mod tests {
     use windowpane_diffusion::manifest::Class;
     use windowpane_diffusion::solver::{Sampler, TimeGrid};
-    use windowpane_diffusion::{Plan, Prediction, ScheduleConfig, ScheduleKind, Variance, Window};
+    use windowpane_diffusion::{Plan, Prediction, ScheduleConfig, ScheduleKind, Tile, Variance, Window};
 
     use super::*;
 
@@ -338,7 +338,7 @@ mod tests {
         let meta = meta();
         let flat = dit::tests::parameters(&meta.config);
         let weights = stored_weights(&meta.config, &flat, StoredWeights::F16).unwrap();
-        let plans = [Plan::Tiles { side: 2 }, Plan::Dense];
+        let plans = [Plan::Tiles(Tile::square(2)), Plan::Dense];
         for dtype in [Dtype::F32, Dtype::F16] {
             let graph = dit::denoiser(&meta.config, &plans, dtype).unwrap();
             let model = lower::lower(&graph, &weights, "small", "").unwrap();

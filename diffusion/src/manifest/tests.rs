@@ -30,7 +30,7 @@ fn the_stored_manifest_is_read_and_written_back_unchanged() {
     let manifest = good();
     assert_eq!(manifest.to_json(), STORED);
     assert_eq!(manifest.name, "shapes-dit");
-    assert_eq!(manifest.graphs[0].plan[0], crate::window::Plan::Tiles { side: 4 });
+    assert_eq!(manifest.graphs[0].plan[0], crate::window::Plan::Tiles(crate::window::Tile::square(4)));
     assert_eq!(manifest.graphs[0].inputs[0].to_string(), "x: f32[n,1,8,8]");
 }
 
@@ -105,8 +105,8 @@ fn every_bad_value_is_refused_where_it_is() {
         ("/graphs/0/file", json!("..onnx"), "`graphs[0].file`"),
         ("/graphs/0/file", json!("other.onnx"), "`graphs[0].file`"),
         ("/graphs/0/plan", json!(["dense"]), "`graphs[0].plan`"),
-        ("/graphs/0/plan/1", json!({"tiles": {"side": 0}}), "`graphs[0].plan[1].tiles.side`"),
-        ("/graphs/0/plan/1", json!({"tiles": {"side": 9}}), "`graphs[0].plan[1].tiles.side`"),
+        ("/graphs/0/plan/1", json!({"tiles": {"side": 0}}), "`graphs[0].plan[1].tiles`"),
+        ("/graphs/0/plan/1", json!({"tiles": {"side": 9}}), "`graphs[0].plan[1].tiles`"),
         ("/graphs/0/tolerance", json!(0.0), "`graphs[0].tolerance`"),
         ("/graphs/0/tolerance", json!(-1e-4), "`graphs[0].tolerance`"),
         ("/graphs/0/tolerance", json!(1.0), "`graphs[0].tolerance`"),

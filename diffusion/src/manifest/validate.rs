@@ -177,10 +177,10 @@ fn graph_rules(manifest: &Manifest, graph: &Graph) -> Result<()> {
     let grid = manifest.config.grid();
     let widest = grid.height.max(grid.width);
     for (i, plan) in graph.plan.iter().enumerate() {
-        if let Plan::Tiles { side } = *plan
-            && !(1..=widest).contains(&side)
+        if let Plan::Tiles(tile) = *plan
+            && !((1..=widest).contains(&tile.height) && (1..=widest).contains(&tile.width))
         {
-            return bad(format!("plan[{i}].tiles.side"), side, format!("1 to {widest}"));
+            return bad(format!("plan[{i}].tiles"), tile, format!("sides of 1 to {widest}"));
         }
     }
     if !(graph.tolerance > 0.0 && graph.tolerance < 1.0) {

@@ -95,7 +95,7 @@ fn window(window: Window) -> String {
 fn plan(plan: Plan) -> String {
     match plan {
         Plan::Dense => "dense".to_owned(),
-        Plan::Tiles { side } => format!("tiles of {side}"),
+        Plan::Tiles(tile) => format!("tiles of {tile}"),
     }
 }
 

@@ -205,8 +205,8 @@ impl Dit<'_> {
 
     /// The constants of a window, made once.
     fn window(&mut self, window: Window, plan: Plan) -> Built<WindowValues> {
-        if let Some(&values) = self.windows.get(&(window, plan)) {
-            return Ok(values);
+        if let Some(values) = self.windows.get(&(window, plan)) {
+            return Ok(values.clone());
         }
         let side = match window {
             Window::Global => "global".to_owned(),
@@ -214,10 +214,10 @@ impl Dit<'_> {
         };
         let name = match plan {
             Plan::Dense => format!("window.{side}.dense"),
-            Plan::Tiles { side: tile } => format!("window.{side}.tiles.{tile}"),
+            Plan::Tiles(tile) => format!("window.{side}.tiles.{}x{}", tile.height, tile.width),
         };
         let values = WindowValues::new(&mut self.graph, &name, window, plan, &self.heads)?;
-        self.windows.insert((window, plan), values);
+        self.windows.insert((window, plan), values.clone());
         Ok(values)
     }
 
@@ -257,7 +257,7 @@ impl Dit<'_> {
 pub(crate) mod tests {
     use proptest::prelude::*;
     use tch::{Device, Kind, Tensor};
-    use windowpane_diffusion::noise;
+    use windowpane_diffusion::{Tile, noise};
 
     use super::super::eval::evaluate;
     use super::*;
@@ -323,10 +323,12 @@ pub(crate) mod tests {
     #[test]
     fn the_graph_is_the_model() {
         let all = vec![Window::Global, local(3), local(5), local(31)];
-        let tiles =
-            |side| vec![Plan::Dense, Plan::Tiles { side }, Plan::Tiles { side }, Plan::Tiles { side }];
+        let tiles = |height, width| {
+            let tiles = Plan::Tiles(Tile { height, width });
+            vec![Plan::Dense, tiles, tiles, tiles]
+        };
         for (height, width, patch) in [(8, 8, 1), (7, 7, 2), (5, 9, 4), (9, 2, 1), (1, 6, 2)] {
-            for plans in [vec![Plan::Dense; 4], tiles(2), tiles(4), tiles(7)] {
+            for plans in [vec![Plan::Dense; 4], tiles(2, 2), tiles(4, 4), tiles(2, 4), tiles(7, 7)] {
                 for learn_sigma in [false, true] {
                     let config = ModelConfig { learn_sigma, ..small(height, width, patch, all.clone()) };
                     let difference = difference(&config, &plans);
@@ -342,10 +344,10 @@ pub(crate) mod tests {
 
         #[test]
         fn any_window_on_any_grid(
-            (height, width) in (1usize..12, 1usize..12), half in 0usize..6, side in 1usize..9, patch in 1usize..4,
+            (height, width) in (1usize..12, 1usize..12), half in 0usize..6, tile in (1usize..9, 1usize..9), patch in 1usize..4,
         ) {
             let config = small(height, width, patch, vec![local(2 * half + 1)]);
-            let tiles = difference(&config, &[Plan::Tiles { side }]);
+            let tiles = difference(&config, &[Plan::Tiles(Tile { height: tile.0, width: tile.1 })]);
             let dense = difference(&config, &[Plan::Dense]);
             prop_assert!(tiles < 1e-5 && dense < 1e-5, "{} {}", tiles, dense);
         }
@@ -362,7 +364,7 @@ pub(crate) mod tests {
     #[test]
     fn half_precision_changes_types_and_nothing_else() {
         let config = small(4, 4, 2, vec![local(3), Window::Global]);
-        let plans = [Plan::Tiles { side: 2 }, Plan::Dense];
+        let plans = [Plan::Tiles(Tile::square(2)), Plan::Dense];
         let types = |dtype| {
             let graph = denoiser(&config, &plans, dtype).unwrap();
             let inputs: Vec<_> = graph.inputs().map(|value| value.ty.to_string()).collect();

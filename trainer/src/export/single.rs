@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use prost::Message;
-use windowpane_diffusion::{Grid, Plan, Window};
+use windowpane_diffusion::{Grid, Plan, Tile, Window};
 
 use super::attention::{Heads, WindowValues};
 use super::graph::Graph;
@@ -20,8 +20,9 @@ pub const GRIDS: [usize; 2] = [32, 16];
 /// Windows measured, besides the global one.
 pub const WINDOWS: [usize; 4] = [3, 5, 9, 13];
 
-/// Tile sides measured.
-pub const TILES: [usize; 3] = [2, 4, 8];
+/// Tiles measured.
+pub const TILES: [Tile; 4] =
+    [Tile::square(2), Tile::square(4), Tile { height: 4, width: 8 }, Tile::square(8)];
 
 /// Heads, and the width of each.
 const HEADS: (usize, usize) = (6, 64);
@@ -40,7 +41,7 @@ pub fn attention(window: Window, plan: Plan, grid: Grid) -> Result<Graph> {
 }
 
 /// Writes every measured graph into `dir`: `GRID.global.onnx`, `GRID.WINDOW.dense.onnx` and
-/// `GRID.WINDOW.tilesSIDE.onnx`. Returns the number of files.
+/// `GRID.WINDOW.tilesHEIGHTxWIDTH.onnx`. Returns the number of files.
 pub fn write_all(dir: &Path) -> Result<usize> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let mut written = 0;
@@ -59,7 +60,8 @@ pub fn write_all(dir: &Path) -> Result<usize> {
             let local = Window::local(window)?;
             write(format!("{side}.{window}.dense"), local, Plan::Dense, grid)?;
             for tile in TILES {
-                write(format!("{side}.{window}.tiles{tile}"), local, Plan::Tiles { side: tile }, grid)?;
+                let name = format!("{side}.{window}.tiles{}x{}", tile.height, tile.width);
+                write(name, local, Plan::Tiles(tile), grid)?;
             }
         }
     }
@@ -86,9 +88,9 @@ mod tests {
             evaluate(&graph, &given).unwrap().remove(0)
         };
         let dense = run(Plan::Dense);
-        for side in TILES {
-            let difference = (run(Plan::Tiles { side }) - &dense).abs().max().double_value(&[]);
-            assert!(difference < 1e-5, "tiles of {side}: {difference}");
+        for tile in TILES {
+            let difference = (run(Plan::Tiles(tile)) - &dense).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "tiles of {tile}: {difference}");
         }
     }
 
