@@ -81,8 +81,8 @@ fn kept(config: &ModelConfig, window: Window) -> f64 {
     let grid = config.grid();
     let gathered = match trainer_plan(window, grid) {
         Plan::Dense => 3.0,
-        Plan::Tiles { side } => {
-            let tiled = window.tile_plan(grid, side);
+        Plan::Tiles(tile) => {
+            let tiled = window.tile_plan(grid, tile);
             2.0 * (tiled.tiles * (tiled.queries + tiled.keys)) as f64 / grid.tokens() as f64
         }
     };
