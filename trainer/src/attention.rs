@@ -1,8 +1,8 @@
 //! Attention inside a window, on tensors. Queries, keys and values are `[n, heads, tokens, head_dim]` (`nhtd`).
 //!
 //! The window's mask or tiles come from `diffusion::window`, where the border rule lives. Which of the two is used
-//! here is the trainer's own choice: libtorch's backward pass of a gather is a scatter, which makes masked
-//! attention the cheaper one from about window 9 on (see [`trainer_plan`]).
+//! here is the trainer's own choice: libtorch's backward pass of a gather is a scatter, which makes larger tiles the
+//! cheaper ones, and masked attention on small grids (see [`trainer_plan`]).
 
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::{Grid, Plan, Tile, Window};
@@ -34,16 +34,17 @@ pub enum WindowedAttention {
 
 /// The plan that is fastest forward and backward in libtorch on the CPU.
 ///
-/// Measured at 32×32 tokens, six heads of 64, batch 4, against masked scaled-dot-product attention: tiles are
-/// 3.6× as fast at window 3, 1.6 to 2.4× at 5, 0.7 to 1.2× at 9, 0.3 to 0.8× at 13. On grids of 16×16 and below
-/// dense attention is cheap enough to win from window 5 on.
+/// Measured by `examples/attention_plans.rs` on two cores, six heads of 64, batch 4, against masked
+/// scaled-dot-product attention. At 32×32 tokens tiles of 8×8 are 3.9× as fast at window 3, 3.0× at 5, 2.3× at 7, 1.8×
+/// at 9, 1.4× at 11 and 1.3× at 13. At 16×16 tokens tiles of 4×4 are 3.2× as fast at window 3, and dense attention is
+/// cheap enough to win from window 5 on.
 pub fn trainer_plan(window: Window, grid: Grid) -> Plan {
-    let tiles = match window {
-        Window::Global => false,
-        Window::Local { side } if grid.tokens() >= 1024 => side <= 7,
-        Window::Local { side } => grid.tokens() >= 256 && side <= 3,
+    let side = match window {
+        Window::Local { side } if grid.tokens() >= 1024 && side <= 13 => 8,
+        Window::Local { side } if grid.tokens() >= 256 && side <= 3 => 4,
+        _ => return Plan::Dense,
     };
-    if tiles && !window.covers(grid) { Plan::Tiles(Tile::square(4)) } else { Plan::Dense }
+    if window.covers(grid) { Plan::Dense } else { Plan::Tiles(Tile::square(side)) }
 }
 
 // === impl WindowedAttention ===
