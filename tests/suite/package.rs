@@ -215,7 +215,7 @@ fn a_golden_that_does_not_match_is_refused() {
     refused(&package, &["tiny", "denoiser.f32.onnx", "golden case `batch1` differs"]);
     // Not a number matches nothing.
     package.write_pinned("golden.safetensors", &golden(&package, |_| f32::NAN));
-    refused(&package, &["golden case `batch1` differs"]);
+    refused(&package, &["golden case `batch1`: the stored prediction is not finite"]);
 }
 
 #[test]
