@@ -45,7 +45,7 @@ pub(crate) fn ensure(cache: &Path) -> Result<PathBuf> {
     python.check_version(OLDEST)?;
     python.check_pip()?;
     space::check(cache, BYTES_NEEDED)?;
-    make(&python, &folder, &inner, &list)?;
+    make(&python, &folder, &inner, &list).map_err(space::explain)?;
     Ok(inner)
 }
 

@@ -11,8 +11,11 @@ pub(crate) fn name(cxx: Option<OsString>) -> OsString {
 }
 
 pub(crate) fn check(compiler: &OsStr) -> Result<()> {
-    let mut command = Command::new(compiler);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // `CXX="ccache g++"` is a command with its first argument, to build scripts as to us.
+    let text = compiler.to_string_lossy();
+    let mut words = text.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     if !command.status().is_ok_and(|status| status.success()) {
         bail!(
             "no C++ compiler: `{} --version` does not run, and the trainer's bindings to libtorch need one; \
@@ -39,5 +42,7 @@ mod tests {
         let error = check(OsStr::new("windowpane-no-compiler")).unwrap_err().to_string();
         assert!(error.contains("windowpane-no-compiler") && error.contains("apt-get install g++"), "{error}");
         assert!(check(OsStr::new("false")).is_err(), "one that fails is none");
+        check(OsStr::new("env true")).unwrap();
+        assert!(check(OsStr::new("env false")).is_err(), "a wrapper without a compiler is none");
     }
 }

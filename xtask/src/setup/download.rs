@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::setup::pins::{WHEELS_FOR, Wheel};
 use crate::setup::python::Python;
+use crate::setup::space;
 
 /// How often the bar moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,11 +70,14 @@ fn trouble(log: &str) -> Option<&'static str> {
 /// Says in a line what went wrong, from all that pip wrote: its last error, or its last line.
 pub(crate) fn diagnosis(log: &str) -> String {
     let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let error = lines.iter().rev().find_map(|line| line.strip_prefix("ERROR:")).or(lines.last().copied());
-    let error = error.unwrap_or("it said nothing").trim();
+    let last = lines.last().copied().unwrap_or("it said nothing");
+    // Where pip itself broke, its last error is "Exception:", and the last line says which.
+    let error = lines.iter().rev().find_map(|line| line.strip_prefix("ERROR:")).map(str::trim);
+    let error = error.filter(|error| *error != "Exception:").unwrap_or(last);
     let has = |needles: &[&str]| needles.iter().any(|needle| log.contains(needle));
-    if has(&["No space left on device", "Errno 28"]) {
-        format!("the disk is full: {error}")
+    if let Some(full) = lines.iter().rev().find(|line| line.contains("Errno 28")) {
+        // Not the last line: pip's log lies on that disk, and may have been cut by it.
+        format!("{}: {}", space::FULL, full.trim_start_matches("ERROR:").trim_start())
     } else if has(&[
         "Retrying",
         "Connection",
@@ -84,14 +88,29 @@ pub(crate) fn diagnosis(log: &str) -> String {
         "ReadTimeout",
     ]) {
         format!(
-            "no network, or pip's index cannot be reached from here (its own proxy and index settings are the \
-             ones used): {error}"
+            "no network, or pip's index cannot be reached from here (`python3 -m pip config list` shows which \
+             index and proxy it was told to use): {}",
+            broken_connection(&lines).unwrap_or(error)
         )
+    } else if has(&["from versions: none"]) {
+        // Without retries pip keeps a broken connection to itself.
+        format!("pip's index cannot be reached from here, or does not offer it: {error}")
     } else if has(&["No matching distribution"]) {
         format!("pip's index does not offer it: {error}")
     } else {
         error.to_owned()
     }
+}
+
+/// Why pip tried again: the innermost of the causes that it nests in one line.
+fn broken_connection<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    let cause = lines
+        .iter()
+        .rev()
+        .find_map(|line| line.split_once("connection broken by '").map(|(_, rest)| rest))?;
+    let nested = cause.rsplit_once("': /").map_or(cause, |(nested, _)| nested);
+    let innermost = nested.rsplit_once(": ").map_or(nested, |(_, innermost)| innermost);
+    Some(innermost.trim_end_matches(['\'', '"', ')']))
 }
 
 fn only_file(folder: &Path) -> Result<PathBuf> {
@@ -122,15 +141,21 @@ mod tests {
 
     #[test]
     fn no_network_is_told_from_no_such_wheel() {
-        let offline = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n\
+        let offline = "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by \
+                       'NewConnectionError('<urllib3.HTTPSConnection object at 0x7f43>: Failed to establish a \
+                       new connection: [Errno -3] Temporary failure in name resolution')': /simple/torch/\n\
                        ERROR: Could not find a version that satisfies the requirement torch==2.11.0 (from versions: none)\n\
                        ERROR: No matching distribution found for torch==2.11.0\n\n";
         let said = diagnosis(offline);
-        assert!(
-            said.starts_with("no network")
-                && said.ends_with("No matching distribution found for torch==2.11.0"),
-            "{said}"
-        );
+        assert!(said.starts_with("no network") && said.contains("pip config list"), "{said}");
+        assert!(said.ends_with(": [Errno -3] Temporary failure in name resolution"), "{said}");
+        let proxy = "WARNING: Retrying (Retry(total=0)) after connection broken by \
+                     'ProxyError('Cannot connect to proxy.', NewConnectionError('<o>: Failed: [Errno 111] \
+                     Connection refused'))': /simple/torch/\nERROR: No matching distribution found for torch\n";
+        assert!(diagnosis(proxy).ends_with(": [Errno 111] Connection refused"), "{}", diagnosis(proxy));
+        let unsaid = "ERROR: Could not find a version that satisfies the requirement torch==2.11.0 (from versions: none)\n\
+                      ERROR: No matching distribution found for torch==2.11.0\n";
+        assert!(diagnosis(unsaid).contains("cannot be reached from here, or does not offer it"));
         let absent = "Looking in links\nERROR: No matching distribution found for torch==9\n";
         assert_eq!(
             diagnosis(absent),
@@ -140,9 +165,15 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_the_unforeseen() {
-        let full =
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n";
-        assert!(diagnosis(full).starts_with("the disk is full"), "{}", diagnosis(full));
+        for full in [
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
+            "ERROR: Exception:\nTraceback (most recent call last):\n  File \"x.py\", line 1\n\
+             OSError: [Errno 28] No space left on device\nDuring handling of that, another",
+        ] {
+            let said = diagnosis(full);
+            assert!(said.starts_with("the disk is full; set XDG_CACHE_HOME"), "{said}");
+            assert!(said.ends_with("OSError: [Errno 28] No space left on device"), "{said}");
+        }
         assert_eq!(diagnosis("something\n  odd \n"), "odd");
         assert_eq!(diagnosis(""), "it said nothing");
     }

@@ -31,7 +31,8 @@ pub(crate) fn ensure(cache: &Path, package: &Package, trust: Trust) -> Result<Pa
     let python = Python::find()?;
     python.check_pip()?;
     space::check(cache, package.bytes_needed())?;
-    install(cache, package, &|wheel, scratch| download::wheel(&python, wheel, scratch))?;
+    install(cache, package, &|wheel, scratch| download::wheel(&python, wheel, scratch))
+        .map_err(space::explain)?;
     eprintln!("{} {} is in {}", package.name, package.version, folder.display());
     Ok(folder)
 }

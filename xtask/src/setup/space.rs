@@ -1,9 +1,10 @@
 //! Free disk space, asked before a download rather than after it.
 
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 use crate::process;
 
@@ -27,6 +28,16 @@ pub(crate) fn check(folder: &Path, bytes: u64) -> Result<()> {
     }
 }
 
+/// What to do about a disk that was full after all.
+pub(crate) const FULL: &str = "the disk is full; set XDG_CACHE_HOME to a folder on a larger disk";
+
+/// The same error, with its remedy where the disk ran full under our hands: another program took the space, or
+/// it could not be told.
+pub(crate) fn explain(error: Error) -> Error {
+    let full = |cause: &io::Error| matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    if error.chain().filter_map(|cause| cause.downcast_ref()).any(full) { error.context(FULL) } else { error }
+}
+
 /// Rounded up, so that what is called enough is enough.
 fn megabytes(bytes: u64) -> u64 {
     bytes.div_ceil(1_000_000)
@@ -48,6 +59,13 @@ mod tests {
         assert_eq!(free_bytes(df), Some(81_000_000 * 1024));
         assert_eq!(free_bytes(""), None);
         assert_eq!(free_bytes("Filesystem\n- - - - -\n"), None);
+    }
+
+    #[test]
+    fn a_disk_that_ran_full_comes_with_its_remedy() {
+        let met = |kind| explain(Error::new(io::Error::from(kind)).context("cannot write /x"));
+        assert!(format!("{:#}", met(ErrorKind::StorageFull)).starts_with("the disk is full; set XDG_CACHE"));
+        assert!(format!("{:#}", met(ErrorKind::PermissionDenied)).starts_with("cannot write /x"));
     }
 
     #[test]

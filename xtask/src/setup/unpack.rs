@@ -92,7 +92,8 @@ fn write(from: &mut impl Read, to: &Path, progress: &dyn Fn(u64)) -> Result<(u64
 fn mismatch(name: &str, got: &str, pinned: &str) -> String {
     format!(
         "{name} is not the file that xtask/src/setup/pins.rs pins: it has {got}, pinned is {pinned}; nothing \
-         was installed. A mirror or proxy that pip uses may have changed it"
+         was installed. The download was cut short, or a mirror or proxy that pip uses changed it: run it again, \
+         or give pip another index"
     )
 }
 
@@ -174,10 +175,9 @@ mod tests {
         verify(&path, HELLO).unwrap();
         fs::write(&path, "hello").unwrap();
         let error = verify(&path, HELLO).unwrap_err().to_string();
-        assert!(
-            error.contains("hello.whl") && error.contains("5 bytes") && error.contains("6 bytes"),
-            "{error}"
-        );
+        for part in ["hello.whl", "5 bytes", "6 bytes", "cut short"] {
+            assert!(error.contains(part), "{error}");
+        }
         fs::write(&path, "hellO\n").unwrap();
         let error = verify(&path, HELLO).unwrap_err().to_string();
         assert!(error.contains(HELLO.sha256) && error.contains("nothing was installed"), "{error}");
