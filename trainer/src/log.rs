@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prost::Message;
 use serde::Serialize;
 
@@ -58,10 +58,10 @@ impl Log {
         let version = Event { file_version: Some("brain.Event:2".into()), ..Event::now() };
         events.1.write_all(&version.record()).map_err(Error::io(&events.0))?;
         let plain = !std::io::stderr().is_terminal();
-        let bar = ProgressBar::new(steps).with_position(done);
-        bar.set_draw_target(if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
-        let style = "{bar:32} {pos}/{len} steps  {msg}  {eta_precise} left";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is valid: this is a bug"));
+        let bar = bar(done, steps);
+        if !plain {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
         Ok(Self { bar, plain, printed: None, jsonl, events })
     }
 
@@ -74,9 +74,10 @@ impl Log {
     pub fn record(&mut self, record: &Record, steps: u64) -> Result<()> {
         let text = format!("loss {:.4}  {:.1} images/s", record.loss, record.images_per_second);
         self.bar.set_message(text.clone());
-        if self.plain && self.printed.is_none_or(|at| at.elapsed() > PLAIN_EVERY) {
+        let due = self.printed.is_none_or(|at| at.elapsed() > PLAIN_EVERY) || record.step == steps;
+        if self.plain && due {
             self.printed = Some(Instant::now());
-            eprintln!("step {}/{steps}  {text}", record.step);
+            eprintln!("step {}/{steps}  {text}  {} left", record.step, FormattedDuration(self.bar.eta()));
         }
         let line = serde_json::to_string(record).expect("a record is plain data: this is a bug");
         writeln!(self.jsonl.1, "{line}").map_err(Error::io(&self.jsonl.0))?;
@@ -103,6 +104,17 @@ impl Log {
             self.bar.println(text);
         }
     }
+}
+
+/// A bar of `steps` that nobody sees yet. The steps that an earlier session did are no measure of this one's speed.
+fn bar(done: u64, steps: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden()).with_position(done);
+    // It gives way to the text, which is some 65 columns.
+    let style = "{wide_bar} {pos}/{len} steps  {msg}  {eta_precise} left";
+    bar.set_style(ProgressStyle::with_template(style).expect("the template is valid: this is a bug"));
+    bar.tick();
+    bar.reset_eta();
+    bar
 }
 
 // === TensorBoard's event file: the few fields we write of tensorflow's event.proto and summary.proto ===
@@ -152,6 +164,16 @@ impl Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_earlier_session_did_shortens_no_estimate() {
+        let bar = bar(900, 1000);
+        std::thread::sleep(Duration::from_millis(50));
+        bar.inc(1);
+        // 99 steps of 50 ms; counted from the start of the run, it would be 901 steps in that time: 5 ms.
+        assert_eq!(bar.position(), 901);
+        assert!(bar.eta() > Duration::from_secs(2), "{:?}", bar.eta());
+    }
 
     #[test]
     fn both_files_hold_the_record() {

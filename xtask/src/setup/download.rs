@@ -55,7 +55,7 @@ pub(crate) fn bar(verb: &'static str, what: &str, bytes: u64) -> ProgressBar {
         eprintln!("{verb} {what} ({} MB)", bytes.div_ceil(1_000_000));
     }
     let style = ProgressStyle::with_template(
-        "{prefix:>11} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        "{prefix:>11} {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
     );
     bar.set_style(style.expect("a fixed template that does not parse is a bug"));
     bar.enable_steady_tick(TICK);
