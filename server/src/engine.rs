@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod dylib;
+pub mod externals;
 pub mod fake;
 pub mod onnx;
 pub mod ort;

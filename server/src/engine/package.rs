@@ -10,6 +10,8 @@ use std::time::UNIX_EPOCH;
 use sha2::{Digest, Sha256};
 use windowpane_diffusion::manifest::{FileDigest, MANIFEST_FILE, Manifest};
 
+use super::externals::{self, External};
+
 /// Largest manifest that is read: thousands of classes fit, a wrong file does not fill the memory.
 const MAX_MANIFEST: u64 = 16 << 20;
 
@@ -76,6 +78,30 @@ pub enum PackageError {
         /// Digest in the manifest.
         expected: String,
     },
+    /// A file ends before a tensor that a graph has in it.
+    #[error("`{}` has {got} bytes and is too short for the tensor `{tensor}` of `{graph}`, which ends at byte {end}", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Bytes on disk.
+        got: u64,
+        /// The tensor.
+        tensor: String,
+        /// The graph's file.
+        graph: String,
+        /// Where the tensor ends, in bytes.
+        end: u64,
+    },
+    /// A graph has a tensor in a file that the package does not hold.
+    #[error("`{}`: the tensor `{tensor}` lies in `{file}`, which manifest.json does not list", path.display())]
+    Elsewhere {
+        /// The graph's file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The file as the graph names it.
+        file: String,
+    },
 }
 
 /// The package folders under `models`, in order of name: `models` itself if it holds a manifest, else each subfolder
@@ -114,6 +140,9 @@ impl Package {
         only_listed(folder, &manifest)?;
         for (name, pinned) in &manifest.files {
             verify(&folder.join(name), pinned)?;
+        }
+        for graph in &manifest.graphs {
+            tensors_fit(folder, &graph.file, &manifest)?;
         }
         let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         Ok(Self {
@@ -178,6 +207,26 @@ fn verify(path: &Path, pinned: &FileDigest) -> Result<(), PackageError> {
     Ok(())
 }
 
+/// Every tensor that a graph has in another file lies in one of the package's, whole.
+fn tensors_fit(folder: &Path, graph: &str, manifest: &Manifest) -> Result<(), PackageError> {
+    let path = folder.join(graph);
+    let bytes = fs::read(&path).map_err(|cause| PackageError::Io { path: path.clone(), cause })?;
+    let Some(externals) = externals::read(&bytes) else {
+        return Err(PackageError::Kind { path, what: "not a whole ONNX graph" });
+    };
+    for External { tensor, file, offset, length } in externals {
+        let Some(pinned) = manifest.files.get(&file) else {
+            return Err(PackageError::Elsewhere { path, tensor, file });
+        };
+        let end = offset.saturating_add(length);
+        if end > pinned.size {
+            let (path, graph) = (folder.join(file), graph.to_owned());
+            return Err(PackageError::Short { path, got: pinned.size, tensor, graph, end });
+        }
+    }
+    Ok(())
+}
+
 fn sha256(path: &Path) -> io::Result<String> {
     let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 16]);
     loop {
@@ -198,12 +247,19 @@ mod tests {
     use windowpane_diffusion::manifest::WEIGHTS_FILE;
 
     use super::*;
-    use crate::testing::{GRAPH, package, rewrite};
+    use crate::testing::{GRAPH, package, pin, rewrite};
 
     fn good() -> (TempDir, PathBuf) {
         let folder = tempdir().unwrap();
         let package = package(folder.path(), "shoes");
         (folder, package)
+    }
+
+    /// Lets the manifest pin the files as they are.
+    fn repin(package: &Path) {
+        let mut manifest =
+            Manifest::from_json(&fs::read_to_string(package.join(MANIFEST_FILE)).unwrap()).unwrap();
+        pin(package, &mut manifest);
     }
 
     fn error(package: &Path) -> String {
@@ -229,6 +285,33 @@ mod tests {
         assert!(error(&path).contains("weights.bin` has sha256"), "{}", error(&path));
         fs::remove_file(&weights).unwrap();
         assert!(error(&path).contains("weights.bin"), "{}", error(&path));
+    }
+
+    #[test]
+    fn weights_too_short_for_a_tensor_are_named_whatever_the_manifest_pins() {
+        let (_folder, path) = good();
+        fs::write(path.join(WEIGHTS_FILE), [0; 3]).unwrap();
+        repin(&path);
+        let said = error(&path);
+        assert!(said.contains("weights.bin` has 3 bytes and is too short for the tensor `half`"), "{said}");
+        assert!(said.contains("`denoiser.f32.onnx`, which ends at byte 4"), "{said}");
+    }
+
+    #[test]
+    fn a_graph_that_is_cut_or_reads_elsewhere_is_refused() {
+        let (_folder, path) = good();
+        let graph = fs::read(path.join(GRAPH)).unwrap();
+        fs::write(path.join(GRAPH), &graph[..graph.len() / 2]).unwrap();
+        repin(&path);
+        assert!(error(&path).contains("denoiser.f32.onnx`: not a whole ONNX graph"), "{}", error(&path));
+        let at = graph.windows(WEIGHTS_FILE.len()).position(|w| w == WEIGHTS_FILE.as_bytes()).unwrap();
+        let mut elsewhere = graph.clone();
+        elsewhere[at..at + WEIGHTS_FILE.len()].copy_from_slice(b"../../x.bin");
+        fs::write(path.join(GRAPH), elsewhere).unwrap();
+        repin(&path);
+        assert!(
+            error(&path).contains("tensor `half` lies in `../../x.bin`, which manifest.json does not list")
+        );
     }
 
     #[test]

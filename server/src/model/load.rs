@@ -340,7 +340,15 @@ mod tests {
     fn a_file_that_is_no_graph_is_refused() {
         let (_folder, path, config) = good();
         let mut manifest = Package::open(&path).unwrap().manifest;
-        fs::write(path.join("denoiser.f32.onnx"), b"not a graph").unwrap();
+        let file = path.join("denoiser.f32.onnx");
+        let mut graph = fs::read(&file).unwrap();
+        fs::write(&file, b"not a graph").unwrap();
+        pin(&path, &mut manifest);
+        assert!(error(&config).contains("denoiser.f32.onnx`: not a whole ONNX graph"), "{}", error(&config));
+        // A whole one, of an operator that nobody knows.
+        let at = graph.windows(3).position(|three| three == b"Mul").unwrap();
+        graph[at..at + 3].copy_from_slice(b"Mux");
+        fs::write(&file, graph).unwrap();
         pin(&path, &mut manifest);
         assert!(error(&config).contains("`denoiser.f32.onnx` on cpu"), "{}", error(&config));
     }
