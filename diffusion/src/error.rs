@@ -37,6 +37,12 @@ pub enum Error {
     },
 }
 
+/// A number as a message shows it: with an exponent where it would otherwise be a row of zeros (1e308 has 309
+/// digits).
+pub fn number(value: f64) -> String {
+    if value == 0.0 || (1e-5..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
+}
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -66,5 +72,29 @@ impl Error {
             }
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_read_back() {
+        for (value, shown) in [
+            (1e308, "1e308"),
+            (-1e-300, "-1e-300"),
+            (5e-324, "5e-324"),
+            (-0.5, "-0.5"),
+            (100.00001, "100.00001"),
+            (1e9, "1000000000"),
+            (0.0, "0"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(number(value), shown);
+        }
+        assert_eq!(number(f64::MAX).parse(), Ok(f64::MAX));
+        assert!(number(-f64::MAX).len() < 30);
     }
 }

@@ -1,7 +1,7 @@
 //! Classifier-free guidance (Ho & Salimans 2022): push the prediction away from what the network would say
 //! without the class. Two network rows go in, one prediction comes out.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, number};
 
 /// Scales beyond this only saturate the image; far beyond, f32 overflows.
 pub const MAX_SCALE: f64 = 100.0;
@@ -11,7 +11,7 @@ pub fn check_scale(scale: f64) -> Result<()> {
     if (0.0..=MAX_SCALE).contains(&scale) {
         Ok(())
     } else {
-        Err(Error::bad_value("guidance_scale", scale, format!("a number from 0 to {MAX_SCALE}")))
+        Err(Error::bad_value("guidance_scale", number(scale), format!("a number from 0 to {MAX_SCALE}")))
     }
 }
 

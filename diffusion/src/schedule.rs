@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, number};
 
 /// The name of a noise schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl Schedule {
         let mut product = 1.0;
         for (t, beta) in betas.into_iter().enumerate() {
             if !(beta > 0.0 && beta < 1.0) {
-                return Err(Error::bad_value(format!("betas[{t}]"), beta, "between 0 and 1"));
+                return Err(Error::bad_value(format!("betas[{t}]"), number(beta), "between 0 and 1"));
             }
             let before = product;
             product *= 1.0 - beta;
@@ -90,7 +90,7 @@ impl Schedule {
             if !(product < before && product > 0.0) {
                 return Err(Error::bad_value(
                     format!("betas[{t}]"),
-                    beta,
+                    number(beta),
                     "a step that lowers alpha_bar above 0",
                 ));
             }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, number};
 use crate::prediction::{Prediction, Variance};
 use crate::schedule::{Level, Schedule};
 
@@ -214,11 +214,11 @@ impl SolverConfig {
     /// Errors: `steps` outside what the grid allows, `eta` outside [0, 1] or given to a sampler without one.
     pub fn build(&self, schedule: &Schedule) -> Result<Vec<Evaluation>> {
         if !(0.0..=1.0).contains(&self.eta) {
-            return Err(Error::bad_value("eta", self.eta, "a number from 0 to 1"));
+            return Err(Error::bad_value("eta", number(self.eta), "a number from 0 to 1"));
         }
         if self.eta != 0.0 && self.sampler != Sampler::Ddim {
             let expected = format!("0: the sampler {} has no eta, only ddim has", self.sampler);
-            return Err(Error::bad_value("eta", self.eta, expected));
+            return Err(Error::bad_value("eta", number(self.eta), expected));
         }
         let levels = grid::levels(self.grid, self.steps, schedule)?;
         let mut evaluations = Vec::new();

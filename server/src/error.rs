@@ -129,9 +129,11 @@ impl Cause {
 // === impl ApiError ===
 
 impl ApiError {
-    /// An error of `cause` that says `message`.
+    /// An error of `cause` that says `message`, without its middle where it is longer than anybody reads: it may quote
+    /// what a client sent.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Self { cause, message: message.into(), param: None, retry_after: None, detail: None }
+        let message = abridged(message.into(), MESSAGE_MOST);
+        Self { cause, message, param: None, retry_after: None, detail: None }
     }
 
     /// `param` holds `got`, which is not `expected`.
@@ -162,7 +164,7 @@ impl ApiError {
     /// The same, about a field.
     #[must_use]
     pub fn param(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
+        self.param = Some(abridged(param.into(), PARAM_MOST));
         self
     }
 
@@ -186,6 +188,23 @@ impl ApiError {
             },
         }
     }
+}
+
+/// Characters of a message. The longest of ours lists fifty classes.
+const MESSAGE_MOST: usize = 4000;
+
+/// Characters of a field's name. Ours are shorter; the unknown ones are a client's.
+const PARAM_MOST: usize = 100;
+
+/// The text, or its first and last characters, `most` in all, where it has more. What was expected is said last.
+fn abridged(text: String, most: usize) -> String {
+    let length = text.chars().count();
+    if length <= most {
+        return text;
+    }
+    let head = text.chars().take(most / 8);
+    let tail = text.chars().skip(length - (most - most / 8));
+    head.chain(['…']).chain(tail).collect()
 }
 
 impl IntoResponse for ApiError {
@@ -218,6 +237,16 @@ mod tests {
                 "request_id": "req_1",
             }})
         );
+    }
+
+    #[test]
+    fn what_a_client_sent_makes_no_answer_long() {
+        let long = "é".repeat(1_000_000);
+        let error =
+            ApiError::new(Cause::UnknownField, format!("unknown field `{long}`, expected `n`")).param(long);
+        assert!(error.message.chars().count() <= MESSAGE_MOST + 1);
+        assert!(error.message.starts_with("unknown field `é") && error.message.ends_with("`, expected `n`"));
+        assert_eq!(error.param.unwrap().chars().count(), PARAM_MOST + 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod seed;
 
 use std::sync::Arc;
 
+use windowpane_diffusion::error::number;
 use windowpane_diffusion::manifest::Manifest;
 use windowpane_diffusion::{Evaluation, Sampler, SolverConfig, TimeGrid, guidance};
 
@@ -210,7 +211,7 @@ fn guidance_scale(request: &ImageRequest, manifest: &Manifest) -> Result<f64, Ap
     if manifest.classes.is_empty() && guidance::needs_unconditional(scale) {
         return Err(ApiError::invalid(
             "guidance_scale",
-            scale,
+            number(scale),
             "1: the model has no classes to be guided to",
         ));
     }

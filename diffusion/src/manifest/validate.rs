@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, number};
 use crate::guidance;
 use crate::prediction::Variance;
 use crate::solver::SolverConfig;
@@ -184,7 +184,7 @@ fn graph_rules(manifest: &Manifest, graph: &Graph) -> Result<()> {
         }
     }
     if !(graph.tolerance > 0.0 && graph.tolerance < 1.0) {
-        return bad("tolerance", graph.tolerance, "a relative error between 0 and 1");
+        return bad("tolerance", number(graph.tolerance), "a relative error between 0 and 1");
     }
     let mut cases = HashSet::new();
     for (i, case) in graph.golden.iter().enumerate() {

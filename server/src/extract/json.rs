@@ -117,8 +117,19 @@ fn culprit<T: DeserializeOwned>(fields: serde_json::Map<String, Value>) -> Optio
     fields.into_iter().find_map(|(name, value)| {
         let alone = serde_json::Map::from_iter([(name.clone(), value)]);
         let error = serde_json::from_value::<T>(Value::Object(alone)).err()?;
+        let error = in_words(&error.to_string());
         Some(ApiError::new(Cause::InvalidValue, format!("`{name}`: {error}")).param(name))
     })
+}
+
+/// The parser's sentence without the names that Rust has for numbers.
+fn in_words(error: &str) -> String {
+    for (rust, words) in [("u64", "a whole number, 0 or more"), ("f64", "a number")] {
+        if let Some(start) = error.strip_suffix(rust).filter(|start| start.ends_with("expected ")) {
+            return format!("{start}{words}");
+        }
+    }
+    error.to_owned()
 }
 
 #[cfg(test)]
@@ -155,6 +166,7 @@ mod tests {
         {
             let (cause, param, _) = refused(body);
             assert_eq!((cause, param.as_deref()), (Cause::InvalidValue, Some("n")), "{body}");
+            assert!(refused(body).2.ends_with("expected a whole number, 0 or more"), "{body}");
         }
         assert_eq!(refused(r#"{"n": 1, "n": 2}"#).1.as_deref(), Some("n"));
     }
@@ -174,6 +186,19 @@ mod tests {
                 refused(body),
                 (Cause::InvalidValue, None, "the body is not a JSON object".to_owned())
             );
+        }
+    }
+
+    #[test]
+    fn a_long_wrong_value_or_field_is_cut_and_what_was_expected_is_not() {
+        let long = "x".repeat(500_000);
+        for (body, end) in [
+            (format!(r#"{{"n": "{long}"}}"#), "expected a whole number, 0 or more"),
+            (format!(r#"{{"{long}": 1}}"#), "expected `n` or `name` at line 1 column 500003"),
+        ] {
+            let (_, param, message) = refused(body);
+            assert!(message.len() < 5000 && message.ends_with(end), "{message}");
+            assert!(param.unwrap().len() < 200);
         }
     }
 

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use windowpane_diffusion::error::number;
 
 use crate::app::{App, shutting_down};
 use crate::batcher::{Sample, SampleError, SubmitError};
@@ -299,7 +300,7 @@ fn raw(form: Form, model: &Model, order: &Order, images: Vec<Encoded>) -> Result
         ("x-steps", spec.solver.steps.to_string()),
         ("x-sampler", spec.solver.sampler.to_string()),
         ("x-time-grid", spec.solver.grid.to_string()),
-        ("x-guidance-scale", spec.guidance_scale.to_string()),
+        ("x-guidance-scale", number(spec.guidance_scale)),
         ("x-upscaled", order.output.scale.to_string()),
     ];
     // The index, since a name may hold letters that a header cannot.

@@ -202,6 +202,14 @@ fn the_form_is_what_accept_prefers() {
 }
 
 #[test]
+fn a_huge_number_is_written_with_its_exponent() {
+    for (field, value, shown) in [("guidance_scale", 1e308, "1e308"), ("eta", -1e-300, "-1e-300")] {
+        let message = refused(json!({field: value})).2;
+        assert!(message.starts_with(&format!("`{field}` is {shown}, expected a number from 0")), "{message}");
+    }
+}
+
+#[test]
 fn a_long_wrong_word_is_cut_in_the_error() {
     let message = refused(json!({"prompt": "é".repeat(100_000)})).2;
     assert!(message.len() < 1000 && message.contains('…'), "{}", message.len());
