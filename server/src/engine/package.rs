@@ -113,8 +113,11 @@ pub fn find(models: &Path) -> Result<Vec<PathBuf>, PackageError> {
     let io = |cause| PackageError::Io { path: models.to_owned(), cause };
     let mut found = Vec::new();
     for entry in fs::read_dir(models).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.join(MANIFEST_FILE).is_file() {
+        let entry = entry.map_err(io)?;
+        let path = entry.path();
+        // A leading dot is what an export that runs, or was killed, has beside its package; no package begins so.
+        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if !hidden && path.join(MANIFEST_FILE).is_file() {
             found.push(path);
         }
     }

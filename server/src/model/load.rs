@@ -313,6 +313,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_export_leaves_is_no_package() {
+        let (folder, path, config) = good();
+        fs::create_dir(folder.path().join(".shoes.partial")).unwrap();
+        fs::copy(path.join("manifest.json"), folder.path().join(".shoes.partial/manifest.json")).unwrap();
+        assert_eq!(all(&config, &Metrics::new()).unwrap().len(), 1);
+    }
+
+    #[test]
     fn another_network_than_the_goldens_is_refused() {
         let (_folder, path, config) = good();
         let mut manifest = Package::open(&path).unwrap().manifest;

@@ -52,8 +52,8 @@ pub struct WindowValues {
 /// Heads computed together: where the rows of `[tokens * 3 * heads, head_dim]` are that they read.
 #[derive(Debug, Clone)]
 struct HeadGroup {
-    /// The heads' numbers.
-    heads: Range<usize>,
+    /// What its nodes' names begin with: nothing where it holds all heads, `head.2.` where it is one of them.
+    prefix: String,
     /// Row of each query, `[heads, tiles, queries]`.
     query_rows: ValueId,
     /// Row of each key, `[heads, tiles, keys]`.
@@ -113,8 +113,9 @@ impl WindowValues {
         let at_once = if plan == Plan::Dense { heads.heads } else { 1 };
         let groups = (0..heads.heads).step_by(at_once).map(|first| {
             let group = first..first + at_once;
+            let prefix = prefix(&group, heads);
             let mut rows = |what: &str, tokens: ValueId, part: usize| {
-                let what = grouped(what, &group, heads);
+                let what = format!("{prefix}{what}");
                 let offsets = group.clone().map(|head| (part * heads.heads + head) as i64).collect();
                 let offsets = sum.graph.indices(&sum.named(&what, "heads"), &[at_once, 1, 1], offsets)?;
                 sum.graph.add(&sum.named(&what, "rows"), Op::Add, &[tokens, offsets])
@@ -122,7 +123,7 @@ impl WindowValues {
             let query_rows = rows("query", query, 0)?;
             let key_rows = rows("key", key, 1)?;
             let value_rows = rows("value", key, 2)?;
-            Ok(HeadGroup { heads: group, query_rows, key_rows, value_rows })
+            Ok(HeadGroup { prefix, query_rows, key_rows, value_rows })
         });
         let groups = groups.collect::<Result<Vec<_>, GraphError>>()?;
         let output_rows = sum.output_rows(&rows, &cols, heads)?;
@@ -151,7 +152,7 @@ impl WindowValues {
         let named = |what: &str| format!("{name}.{what}");
         let flat = Shape::led_by(batch, &[tokens * 3 * heads.heads, dim]);
         let flat = graph.add(&named("qkv.rows"), Op::Reshape(flat), &[qkv])?; // [n, tokens * 3 * heads, dim]
-        let group = |group| self.group(graph, name, flat, group, heads); // [n, group, tiles, queries, dim]
+        let group = |group| self.group(graph, name, flat, group); // [n, group, tiles, queries, dim]
         let mut out = self.groups.iter().map(group).collect::<Result<Vec<_>, _>>()?;
         let out = match out[..] {
             [_] => out.remove(0),
@@ -169,9 +170,8 @@ impl WindowValues {
         name: &str,
         flat: ValueId,
         group: &HeadGroup,
-        heads: &Heads,
     ) -> Result<ValueId, GraphError> {
-        let named = |what: &str| format!("{name}.{}", grouped(what, &group.heads, heads));
+        let named = |what: &str| format!("{name}.{}{what}", group.prefix);
         let rows = Op::Gather { axis: 1 };
         let q = graph.add(&named("q"), rows.clone(), &[flat, group.query_rows])?; // [n, group, tiles, queries, dim]
         let k = graph.add(&named("k"), rows.clone(), &[flat, group.key_rows])?; // [n, group, tiles, keys, dim]
@@ -188,9 +188,9 @@ impl WindowValues {
     }
 }
 
-/// `softmax` for all heads at once, `head.2.softmax` for one by itself.
-fn grouped(what: &str, group: &Range<usize>, heads: &Heads) -> String {
-    if group.len() == heads.heads { what.to_owned() } else { format!("head.{}.{what}", group.start) }
+/// What names of a group's nodes begin with.
+fn prefix(group: &Range<usize>, heads: &Heads) -> String {
+    if group.len() == heads.heads { String::new() } else { format!("head.{}.", group.start) }
 }
 
 /// Appends constants of the form (part for rows) + (part for columns).
