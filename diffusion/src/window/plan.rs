@@ -1,0 +1,179 @@
+//! How a window is computed: densely or in tiles of some shape, and which is cheaper by measured costs.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Window;
+use super::tiles::Axis;
+use crate::patch::Grid;
+
+/// How a window is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plan {
+    /// All N² scores; a mask hides what is outside (no mask where nothing is).
+    Dense,
+    /// Query tiles of this shape, each against one patch of keys.
+    Tiles(Tile),
+}
+
+/// Shape of a query tile in tokens. In JSON a square is `{"side": 4}`, any other `{"height": 4, "width": 8}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "WrittenTile", into = "WrittenTile")]
+pub struct Tile {
+    /// Tokens down.
+    pub height: usize,
+    /// Tokens across.
+    pub width: usize,
+}
+
+/// Measured costs of one device, from which the cheaper plan of a window is chosen. Units are arbitrary but
+/// common: nanoseconds per head on the machine where they were measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CostModel {
+    /// Per query-key pair of an unmasked dense layer (score, softmax, product with the values).
+    pub dense_pair: f64,
+    /// Extra per query-key pair for adding a mask.
+    pub mask_pair: f64,
+    /// Per query-key pair inside a tile, the bias included.
+    pub tile_pair: f64,
+    /// Per key collected into a tile's patch (a row of the key and one of the value).
+    pub gathered_key: f64,
+    /// Per query, for leaving and entering token order.
+    pub query: f64,
+    /// Per tile: the fixed cost of two small matrix products.
+    pub tile: f64,
+}
+
+/// Tiles that are tried.
+pub const TILES: [Tile; 6] = [
+    Tile { height: 2, width: 4 },
+    Tile::square(4),
+    Tile { height: 4, width: 7 },
+    Tile { height: 4, width: 8 },
+    Tile::square(7),
+    Tile::square(8),
+];
+
+// === impl Window ===
+
+impl Window {
+    /// The cheapest plan for this window on `grid` under `cost`; dense wherever tiles would not be cheaper.
+    pub fn plan(self, grid: Grid, cost: &CostModel) -> Plan {
+        let dense = (Plan::Dense, cost.dense(self, grid));
+        // A single tile that holds the grid is the dense plan.
+        let cuts = |tile: &&Tile| tile.height < grid.height || tile.width < grid.width;
+        let tiles = TILES.iter().filter(cuts).map(|&tile| (Plan::Tiles(tile), cost.tiles(self, grid, tile)));
+        let candidates = std::iter::once(dense).chain(tiles.filter(|_| !self.covers(grid)));
+        candidates.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(Plan::Dense, |(plan, _)| plan)
+    }
+}
+
+// === impl Tile ===
+
+impl Tile {
+    /// A square.
+    pub const fn square(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+}
+
+/// `4×8`.
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}", self.height, self.width)
+    }
+}
+
+// === impl CostModel ===
+
+impl CostModel {
+    /// Cost of the dense plan, which is one tile holding the grid: its tokens are collected once, too.
+    pub fn dense(&self, window: Window, grid: Grid) -> f64 {
+        let tokens = grid.tokens() as f64;
+        let mask = if window.covers(grid) { 0.0 } else { self.mask_pair };
+        tokens * tokens * (self.dense_pair + mask) + tokens * (self.gathered_key + self.query) + self.tile
+    }
+
+    /// Cost of tiles of this shape.
+    pub fn tiles(&self, window: Window, grid: Grid, tile: Tile) -> f64 {
+        let rows = Axis::new(window, grid.height, tile.height.max(1));
+        let cols = Axis::new(window, grid.width, tile.width.max(1));
+        let tiles = (rows.starts.len() * cols.starts.len()) as f64;
+        let (queries, keys) = ((rows.queries * cols.queries) as f64, (rows.keys * cols.keys) as f64);
+        tiles
+            * (queries * keys * self.tile_pair + keys * self.gathered_key + queries * self.query + self.tile)
+    }
+}
+
+// === serde for Tile: a side, or height and width ===
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenTile {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    side: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    height: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    width: Option<usize>,
+}
+
+impl TryFrom<WrittenTile> for Tile {
+    type Error = &'static str;
+
+    fn try_from(written: WrittenTile) -> Result<Self, Self::Error> {
+        match (written.side, written.height, written.width) {
+            (Some(side), None, None) => Ok(Self::square(side)),
+            (None, Some(height), Some(width)) => Ok(Self { height, width }),
+            _ => Err("tiles have a `side`, or a `height` and a `width`"),
+        }
+    }
+}
+
+impl From<Tile> for WrittenTile {
+    fn from(Tile { height, width }: Tile) -> Self {
+        if height == width {
+            Self { side: Some(height), ..Self::default() }
+        } else {
+            Self { height: Some(height), width: Some(width), ..Self::default() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_square_tile_is_written_by_its_side() {
+        let written = |plan: Plan| serde_json::to_string(&plan).unwrap();
+        assert_eq!(written(Plan::Tiles(Tile::square(4))), r#"{"tiles":{"side":4}}"#);
+        let rectangle = Plan::Tiles(Tile { height: 4, width: 8 });
+        assert_eq!(written(rectangle), r#"{"tiles":{"height":4,"width":8}}"#);
+        for plan in [Plan::Dense, Plan::Tiles(Tile::square(7)), rectangle] {
+            assert_eq!(serde_json::from_str::<Plan>(&written(plan)).unwrap(), plan);
+        }
+        for bad in [r#"{"side":4,"width":8}"#, r#"{"height":4}"#, "{}", "4", r#"{"side":-1}"#] {
+            assert!(serde_json::from_str::<Plan>(&format!(r#"{{"tiles":{bad}}}"#)).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_plan_is_never_dearer_than_dense(height in 1usize..33, width in 1usize..33, half in 0usize..8) {
+            let cost = CostModel {
+                dense_pair: 1.0, mask_pair: 0.3, tile_pair: 1.4, gathered_key: 60.0, query: 40.0, tile: 500.0,
+            };
+            let (grid, window) = (Grid::new(height, width), Window::local(2 * half + 1).unwrap());
+            let dense = cost.dense(window, grid);
+            match window.plan(grid, &cost) {
+                Plan::Dense => {}
+                Plan::Tiles(tile) => prop_assert!(cost.tiles(window, grid, tile) < dense),
+            }
+        }
+    }
+}
