@@ -81,7 +81,7 @@ pub fn sample(args: &args::Sample) -> Result<()> {
     };
     memory::check_images(config, labels.len(), memory::available())?;
     let solver = recipe.solver(args.steps);
-    let batch = memory::pass(config, 2, 64); // an image and its unconditional twin
+    let batch = memory::pass(config, 2, 64, memory::available())?; // an image and its unconditional twin
     let request = SampleRequest { labels: labels.clone(), seed: args.seed, solver, guidance_scale, batch };
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
@@ -113,6 +113,8 @@ pub fn eval(args: &args::Eval) -> Result<()> {
         eprintln!("{} held-out images are also training images and were dropped", pair.dropped);
     }
     let config = &weights.meta.config;
+    // Before the network is made: its masks are what may not fit.
+    let batch = memory::pass(config, 1, GapConfig::default().batch, memory::available())?;
     let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
     let denoise = |x: &Tensor, t: &[f32], y: &[i64]| {
         let (t, y) = (Tensor::from_slice(t), Tensor::from_slice(y));
@@ -122,7 +124,7 @@ pub fn eval(args: &args::Eval) -> Result<()> {
         images: args.images,
         timesteps: args.timesteps as usize,
         classes: config.classes,
-        batch: memory::pass(config, 1, GapConfig::default().batch),
+        batch,
         ..GapConfig::default()
     };
     let sides = args.images.min(pair.train.len()) + args.images.min(pair.test.len());

@@ -22,6 +22,7 @@ use crate::checkpoint::Meta;
 use crate::config::{ExportTable, StoredWeights};
 use crate::error::{Error, Result};
 use crate::folder::NewFolder;
+use crate::memory;
 use crate::model::position_table;
 use crate::params::Layout;
 
@@ -87,6 +88,7 @@ pub fn export(request: &ExportRequest<'_>) -> Result<Manifest> {
         return Err(ExportError::Exists { path: request.out.clone() }.into());
     }
     request.meta.config.validate()?;
+    memory::pass(&request.meta.config, 1, 1, memory::available())?; // the golden is drawn from the network
     let folder = NewFolder::begin(&request.out)?;
     let manifest = write_files(request, folder.path())?;
     folder.commit()?;

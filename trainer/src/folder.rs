@@ -4,7 +4,8 @@
 //! `.NAME.old`, comes back if the new folder cannot take its place, and is removed after that. A process that is killed
 //! in between leaves at most those two; the next one that writes `NAME` clears them away.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -16,6 +17,8 @@ pub struct NewFolder {
     partial: PathBuf,
     /// Held open and locked, so that no second process writes into the same folder.
     handle: File,
+    /// Whether it has its name: what lies in its old place then is another process's.
+    named: bool,
 }
 
 // === impl NewFolder ===
@@ -34,7 +37,13 @@ impl NewFolder {
             std::fs::TryLockError::WouldBlock => Error::file(&partial, "another process is writing here"),
             std::fs::TryLockError::Error(source) => Error::io(&partial)(source),
         })?;
-        let folder = Self { target: target.to_owned(), partial, handle };
+        // Between opening and locking, its writer may have given that folder its name.
+        let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        let there = std::fs::metadata(&partial).and_then(|there| Ok(same(there, handle.metadata()?)));
+        if !there.unwrap_or(false) {
+            return Err(Error::file(&partial, "another process is writing here"));
+        }
+        let folder = Self { target: target.to_owned(), partial, handle, named: false };
         for entry in entries(&folder.partial)? {
             // What a killed process left.
             let removed =
@@ -51,13 +60,14 @@ impl NewFolder {
 
     /// Flushes every file, and gives the folder its name. If that fails, the target is what it was. Errors: those
     /// of the file system.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         for path in entries(&self.partial)? {
             File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
         }
         self.handle.sync_all().map_err(Error::io(&self.partial))?;
         let old = beside(&self.target, "old")?;
         swap(&self.partial, &self.target, &old)?;
+        self.named = true;
         let parent = parent(&self.target);
         File::open(parent).and_then(|folder| folder.sync_all()).map_err(Error::io(parent))?;
         remove(&old)
@@ -66,8 +76,10 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // After a commit nothing is there. A folder that cannot be removed now is removed by the next writer.
-        let _ = std::fs::remove_dir_all(&self.partial);
+        if !self.named {
+            // A folder that cannot be removed now is removed by the next writer.
+            let _ = std::fs::remove_dir_all(&self.partial);
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! and the backward pass of one block works in another 20 t d (the gradients of qkv alone are three times 3 t d). No
 //! score is kept: libtorch recomputes them. All of it is multiplied by [`OVERHEAD`].
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use windowpane_diffusion::{ModelConfig, Plan, Window};
@@ -54,7 +55,8 @@ impl Need {
         // The modulation of a block: its input, six parts, their gradients.
         let modulation = (20 * config.hidden * config.depth) as f64;
         let image = (kept + 20.0) * stream + modulation + pixels(config);
-        Self { fixed: BYTES * PARAMETER_COPIES * config.parameters() as f64, image: BYTES * OVERHEAD * image }
+        let fixed = PARAMETER_COPIES * config.parameters() as f64 + masks(config);
+        Self { fixed: BYTES * fixed, image: BYTES * OVERHEAD * image }
     }
 
     /// A forward pass of `rows` rows an image: one block's values, then the next one's in their place.
@@ -62,7 +64,8 @@ impl Need {
         let stream = (config.grid().tokens() * config.hidden) as f64;
         let widest = config.windows.iter().map(|&window| kept(config, window)).fold(0.0, f64::max);
         let image = (widest * stream + pixels(config)) * rows as f64;
-        Self { fixed: BYTES * config.parameters() as f64, image: BYTES * OVERHEAD * image }
+        let fixed = config.parameters() as f64 + masks(config);
+        Self { fixed: BYTES * fixed, image: BYTES * OVERHEAD * image }
     }
 
     /// Bytes for a batch.
@@ -74,6 +77,15 @@ impl Need {
     pub fn largest(self, available: f64) -> usize {
         ((available - self.fixed) / self.image).max(0.0) as usize
     }
+}
+
+/// Values of the dense masks: one of tokens² for each window that is masked, and two more while one is made.
+fn masks(config: &ModelConfig) -> f64 {
+    let grid = config.grid();
+    let masked = |window: &&Window| !window.covers(grid) && trainer_plan(**window, grid) == Plan::Dense;
+    let windows: HashSet<_> = config.windows.iter().filter(masked).collect();
+    let held = if windows.is_empty() { 0 } else { windows.len() + 2 };
+    held as f64 * (grid.tokens() as f64).powi(2)
 }
 
 /// What autograd keeps of a block, in units of tokens times hidden.
@@ -112,10 +124,18 @@ pub fn check_batch(config: &TrainConfig, available: Option<f64>) -> Result<()> {
     )))
 }
 
-/// The images of a forward pass of `rows` rows each: as many as are `wanted`, or as fit.
-pub fn pass(config: &ModelConfig, rows: usize, wanted: usize) -> usize {
-    let fits = available().map_or(wanted, |available| Need::of_pass(config, rows).largest(available));
-    wanted.min(fits).max(1)
+/// The images of a forward pass of `rows` rows each: as many as are `wanted`, or as fit into what is `available`.
+/// Errors: what the model needs, where not one fits.
+pub fn pass(config: &ModelConfig, rows: usize, wanted: usize, available: Option<f64>) -> Result<usize> {
+    let need = Need::of_pass(config, rows);
+    match available.map_or(wanted, |available| need.largest(available)) {
+        0 => Err(Error::Config(format!(
+            "one image of this model needs about {:.1} GiB of memory and {:.1} GiB are available",
+            need.of_batch(1) / GIB,
+            available.unwrap_or_default() / GIB
+        ))),
+        fits => Ok(wanted.min(fits)),
+    }
 }
 
 /// Refuses to draw more images than can be held as bytes, in a grid of twice their side and as a PNG.
@@ -233,6 +253,20 @@ mod tests {
             assert!(need.of_batch(most + 1) > available);
         }
         assert!(Need::of_pass(&config("DiT-S/4", "3,5"), 2).image < need.image);
+    }
+
+    #[test]
+    fn masks_count() {
+        // 65,536 tokens under one masked window: a mask of 16 GiB, and two more while it is made.
+        let large = ModelConfig { height: 256, width: 256, ..config("DiT-Micro/1", "15") };
+        let global = ModelConfig { height: 256, width: 256, ..config("DiT-Micro/1", "global") };
+        for need in [Need::of_step, |config: &ModelConfig| Need::of_pass(config, 1)] {
+            let masks = (need(&large).fixed - need(&global).fixed) / GIB;
+            assert!((masks - 48.0).abs() < 1e-6, "{masks}");
+        }
+        let error = pass(&large, 1, 64, Some(20.0 * GIB)).unwrap_err().to_string();
+        assert!(error.contains("20.0 GiB are available"), "{error}");
+        assert_eq!(pass(&config("DiT-Micro/1", "15"), 1, 64, Some(20.0 * GIB)).unwrap(), 64);
     }
 
     #[test]

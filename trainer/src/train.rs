@@ -268,7 +268,7 @@ impl<'a> Run<'a> {
             seed: 0,
             solver: recipe.solver(None),
             guidance_scale: recipe.sample.guidance_scale,
-            batch: memory::pass(&self.config.model, 2, 64),
+            batch: memory::pass(&self.config.model, 2, 64, memory::available())?,
         };
         let net = self.geometry.bind(&self.optimiser.ema);
         let pixels =
