@@ -11,7 +11,7 @@
 //! ```
 //!
 //! and the backward pass of one block works in another 20 t d (the gradients of qkv alone are three times 3 t d). No
-//! score is kept: libtorch recomputes them. All of it is multiplied by [`OVERHEAD`].
+//! score is kept: libtorch recomputes them. All of it is multiplied by `OVERHEAD`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
