@@ -138,6 +138,8 @@ impl Manifest {
         let head: Head = serde_json::from_str(text).map_err(malformed)?;
         validate::version(head.format_version)?;
         let manifest: Self = serde_json::from_str(text).map_err(malformed)?;
+        let value = |manifest| serde_json::to_value(manifest).map_err(malformed);
+        validate::objects("", &serde_json::from_str(text).map_err(malformed)?, &value(&manifest)?)?;
         manifest.validate()?;
         Ok(manifest)
     }

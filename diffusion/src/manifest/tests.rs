@@ -71,6 +71,25 @@ fn unknown_and_missing_fields_are_named() {
 }
 
 #[test]
+fn an_array_is_no_object() {
+    // Each holds the right values in the order of the fields.
+    for (pointer, value, expected) in [
+        (
+            "/schedule",
+            json!(["linear", 250]),
+            "`schedule` is an array, expected an object with the keys kind, steps",
+        ),
+        ("/classes/1", json!(["square", []]), "`classes[1]` is an array"),
+        ("/files/weights.bin", json!(["0".repeat(64), 1]), "`files.weights.bin` is an array"),
+        ("/graphs/0/inputs/1", json!(["t", "f32", ["n"]]), "`graphs[0].inputs[1]` is an array"),
+        ("/graphs/0/plan/1", json!({"tiles": [4]}), "expected tiles as `{\"side\": 4}` or as"),
+    ] {
+        let error = changed(pointer, value).unwrap_err();
+        assert!(error.contains(expected), "{pointer}: {error}");
+    }
+}
+
+#[test]
 fn every_bad_value_is_refused_where_it_is() {
     let digest = |c: char| c.to_string().repeat(64);
     let dims = |n: usize| json!({"name": "x", "dtype": "f32", "shape": ["n", n, 8, 8]});

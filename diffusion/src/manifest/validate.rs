@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use serde_json::Value;
+
 use crate::error::{Error, Result, number};
 use crate::guidance;
 use crate::prediction::Variance;
@@ -41,6 +43,27 @@ pub(super) fn version(version: u32) -> Result<()> {
         Ok(())
     } else {
         bad("format_version", version, format!("{FORMAT_VERSION}, the only version this program reads"))
+    }
+}
+
+/// Is every object one in the text, too? serde also reads a struct from the array of its fields, in their order, which
+/// is no format of ours. `read` is the text and `written` what was made of it, both at `path`.
+pub(super) fn objects(path: &str, read: &Value, written: &Value) -> Result<()> {
+    match (read, written) {
+        (Value::Array(_), Value::Object(fields)) => {
+            let keys: Vec<_> = fields.keys().map(String::as_str).collect();
+            bad(path, "an array", format!("an object with the keys {}", keys.join(", ")))
+        }
+        (Value::Object(read), Value::Object(written)) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            let mut both = written.iter().filter_map(|(key, value)| Some((key, read.get(key)?, value)));
+            both.try_for_each(|(key, read, written)| objects(&format!("{path}{dot}{key}"), read, written))
+        }
+        (Value::Array(read), Value::Array(written)) => {
+            let mut both = read.iter().zip(written).enumerate();
+            both.try_for_each(|(i, (read, written))| objects(&format!("{path}[{i}]"), read, written))
+        }
+        _ => Ok(()),
     }
 }
 

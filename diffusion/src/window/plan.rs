@@ -20,7 +20,7 @@ pub enum Plan {
 
 /// Shape of a query tile in tokens. In JSON a square is `{"side": 4}`, any other `{"height": 4, "width": 8}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "WrittenTile", into = "WrittenTile")]
+#[serde(from = "WrittenTile", into = "WrittenTile")]
 pub struct Tile {
     /// Tokens down.
     pub height: usize,
@@ -109,36 +109,30 @@ impl CostModel {
 
 // === serde for Tile: a side, or height and width ===
 
-#[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenTile {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    side: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    height: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    width: Option<usize>,
+// Untagged: serde reads other structs from arrays, too, which would make a tile of `[4]`.
+#[derive(Serialize, Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected tiles as `{\"side\": 4}` or as `{\"height\": 4, \"width\": 8}`"
+)]
+enum WrittenTile {
+    Square { side: usize },
+    Rectangle { height: usize, width: usize },
 }
 
-impl TryFrom<WrittenTile> for Tile {
-    type Error = &'static str;
-
-    fn try_from(written: WrittenTile) -> Result<Self, Self::Error> {
-        match (written.side, written.height, written.width) {
-            (Some(side), None, None) => Ok(Self::square(side)),
-            (None, Some(height), Some(width)) => Ok(Self { height, width }),
-            _ => Err("tiles have a `side`, or a `height` and a `width`"),
+impl From<WrittenTile> for Tile {
+    fn from(written: WrittenTile) -> Self {
+        match written {
+            WrittenTile::Square { side } => Self::square(side),
+            WrittenTile::Rectangle { height, width } => Self { height, width },
         }
     }
 }
 
 impl From<Tile> for WrittenTile {
     fn from(Tile { height, width }: Tile) -> Self {
-        if height == width {
-            Self { side: Some(height), ..Self::default() }
-        } else {
-            Self { height: Some(height), width: Some(width), ..Self::default() }
-        }
+        if height == width { Self::Square { side: height } } else { Self::Rectangle { height, width } }
     }
 }
 
@@ -157,8 +151,10 @@ mod tests {
         for plan in [Plan::Dense, Plan::Tiles(Tile::square(7)), rectangle] {
             assert_eq!(serde_json::from_str::<Plan>(&written(plan)).unwrap(), plan);
         }
-        for bad in [r#"{"side":4,"width":8}"#, r#"{"height":4}"#, "{}", "4", r#"{"side":-1}"#] {
-            assert!(serde_json::from_str::<Plan>(&format!(r#"{{"tiles":{bad}}}"#)).is_err(), "{bad}");
+        for bad in [r#"{"side":4,"width":8}"#, r#"{"height":4}"#, "{}", "4", "[4]", "[4,8]", r#"{"side":-1}"#]
+        {
+            let error = serde_json::from_str::<Plan>(&format!(r#"{{"tiles":{bad}}}"#)).unwrap_err();
+            assert!(error.to_string().starts_with("expected tiles as"), "{bad}: {error}");
         }
     }
 
