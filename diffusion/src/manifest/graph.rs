@@ -18,7 +18,8 @@ pub struct Graph {
     pub dtype: Dtype,
     /// Its file in the package.
     pub file: String,
-    /// How the window of every layer was realised, first to last.
+    /// How the exporter realised the window of every layer, first to last; as many as `config.depth`. It informs people
+    /// and tools: what runs is the ONNX, and nothing compares the two.
     pub plan: Vec<Plan>,
     /// Largest relative error, max|Δ| / max|reference|, at which its golden matches.
     pub tolerance: f64,
