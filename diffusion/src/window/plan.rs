@@ -46,12 +46,13 @@ pub struct CostModel {
     pub tile: f64,
 }
 
-/// Tiles that are tried.
-pub const TILES: [Tile; 6] = [
+/// Tiles that are tried. Of equal costs the first wins: on a square grid 4×8, never 8×4.
+pub const TILES: [Tile; 7] = [
     Tile { height: 2, width: 4 },
     Tile::square(4),
     Tile { height: 4, width: 7 },
     Tile { height: 4, width: 8 },
+    Tile { height: 8, width: 4 },
     Tile::square(7),
     Tile::square(8),
 ];
@@ -158,12 +159,27 @@ mod tests {
         }
     }
 
+    const COST: CostModel = CostModel {
+        dense_pair: 1.0,
+        mask_pair: 0.3,
+        tile_pair: 1.4,
+        gathered_key: 60.0,
+        query: 40.0,
+        tile: 500.0,
+    };
+
+    #[test]
+    fn a_tall_grid_has_the_turned_plan_of_a_wide_one() {
+        let plan = |height, width| Window::local(5).unwrap().plan(Grid::new(height, width), &COST);
+        assert_eq!(plan(12, 24), Plan::Tiles(Tile { height: 4, width: 8 }));
+        assert_eq!(plan(24, 12), Plan::Tiles(Tile { height: 8, width: 4 }));
+        assert_eq!(plan(32, 32), Plan::Tiles(Tile { height: 4, width: 8 }));
+    }
+
     proptest! {
         #[test]
         fn the_plan_is_never_dearer_than_dense(height in 1usize..33, width in 1usize..33, half in 0usize..8) {
-            let cost = CostModel {
-                dense_pair: 1.0, mask_pair: 0.3, tile_pair: 1.4, gathered_key: 60.0, query: 40.0, tile: 500.0,
-            };
+            let cost = COST;
             let (grid, window) = (Grid::new(height, width), Window::local(2 * half + 1).unwrap());
             let dense = cost.dense(window, grid);
             match window.plan(grid, &cost) {
