@@ -1,6 +1,8 @@
 //! The one error type of this crate. Every variant says what was wrong, where, and what is accepted; callers
 //! that know a file's name or a request's field add it on the way up.
 
+use std::fmt::{Display, LowerExp};
+
 use thiserror::Error;
 
 /// What can be wrong with a configuration, a window, a schedule, a sampling plan or a manifest.
@@ -37,10 +39,11 @@ pub enum Error {
     },
 }
 
-/// A number as a message shows it: with an exponent where it would otherwise be a row of zeros (1e308 has 309
+/// A number, f32 or f64, as a message shows it: with an exponent where it would otherwise be a row of zeros (1e308 has 309
 /// digits).
-pub fn number(value: f64) -> String {
-    if value == 0.0 || (1e-5..1e15).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
+pub fn number(value: impl Copy + Display + LowerExp + Into<f64>) -> String {
+    let size = value.into().abs();
+    if size == 0.0 || (1e-5..1e15).contains(&size) { value.to_string() } else { format!("{value:e}") }
 }
 
 /// The crate's result.
@@ -50,11 +53,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// A `BadValue`, from anything that can be shown.
-    pub fn bad_value(
-        field: impl Into<String>,
-        got: impl std::fmt::Display,
-        expected: impl Into<String>,
-    ) -> Self {
+    pub fn bad_value(field: impl Into<String>, got: impl Display, expected: impl Into<String>) -> Self {
         Self::BadValue { field: field.into(), got: got.to_string(), expected: expected.into() }
     }
 
@@ -94,6 +93,7 @@ mod tests {
         ] {
             assert_eq!(number(value), shown);
         }
+        assert_eq!([0.1f32, 1e30].map(number), ["0.1", "1e30"]);
         assert_eq!(number(f64::MAX).parse(), Ok(f64::MAX));
         assert!(number(-f64::MAX).len() < 30);
     }

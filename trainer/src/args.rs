@@ -49,7 +49,7 @@ pub struct Prepare {
     /// Where the images are, instead of the recipe's `data.path`.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// Where to draw the contact sheet.
+    /// Where to draw the contact sheet; folders above it are made.
     #[arg(long, value_name = "PNG", default_value = "contact-sheet.png", value_parser = png)]
     pub out: PathBuf,
 }
@@ -101,7 +101,7 @@ pub struct Train {
 pub struct Sample {
     /// A run's folder (its newest checkpoint) or a `.safetensors` file of weights.
     pub from: PathBuf,
-    /// Where to draw the grid.
+    /// Where to draw the grid; folders above it are made.
     #[arg(long, value_name = "PNG", default_value = "samples.png", value_parser = png)]
     pub out: PathBuf,
     /// Images of every class (in all, for an unconditional model).
@@ -136,8 +136,8 @@ pub struct Eval {
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Images of each side, K in the paper.
-    #[arg(long, default_value_t = 300)]
-    pub images: usize,
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub images: u32,
     /// Respaced timesteps.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub timesteps: u32,
@@ -210,6 +210,7 @@ mod tests {
             (&["train", "x", "--minutes", "0"], "above 0"),
             (&["sample", "x", "--out", "o.xyz"], "ends in .png"),
             (&["prepare", "x", "--out", "png"], "ends in .png"),
+            (&["eval", "x", "--images", "0"], "0 is not in 1..=100000000"),
         ] {
             let error = Args::try_parse_from([&["trainer"][..], args].concat()).unwrap_err().to_string();
             assert!(error.contains(expected), "{args:?}: {error}");

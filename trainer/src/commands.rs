@@ -120,14 +120,15 @@ pub fn eval(args: &args::Eval) -> Result<()> {
         let (t, y) = (Tensor::from_slice(t), Tensor::from_slice(y));
         tch::no_grad(|| net.forward(&x.to_device(device), &t.to_device(device), &y.to_device(device)))
     };
+    let images = args.images as usize;
     let gap = GapConfig {
-        images: args.images,
+        images,
         timesteps: args.timesteps as usize,
         classes: config.classes,
         batch,
         ..GapConfig::default()
     };
-    let sides = args.images.min(pair.train.len()) + args.images.min(pair.test.len());
+    let sides = images.min(pair.train.len()) + images.min(pair.test.len());
     let bar = ProgressBar::new(u64::from(args.timesteps) * sides as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {percent}%  {eta_precise} left")?);
     let schedule = weights.meta.schedule.build()?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use windowpane_diffusion::config::{named, window_sides};
+use windowpane_diffusion::error::number;
 use windowpane_diffusion::guidance::check_scale;
 use windowpane_diffusion::manifest::{Class, SampleDefaults, plain_name};
 use windowpane_diffusion::solver::SolverConfig;
@@ -231,7 +232,8 @@ impl Recipe {
             return fail(format!("`train.steps` is {}, expected 1 to {}", t.steps, u32::MAX - 1));
         }
         if !(0.0..1.0).contains(&t.label_drop) {
-            return fail(format!("`train.label_drop` is {}, expected 0 to below 1", t.label_drop));
+            let got = number(t.label_drop);
+            return fail(format!("`train.label_drop` is {got}, expected 0 to below 1"));
         }
         if t.log_every == 0 || t.checkpoint_every == 0 {
             return fail("`train.log_every` and `train.checkpoint_every` are at least 1".into());

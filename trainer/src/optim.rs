@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+use windowpane_diffusion::error::number;
 
 /// What the optimiser needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -92,7 +93,8 @@ impl OptimConfig {
             ("ema", self.ema, 0.0..=1.0),
         ];
         checks.into_iter().find(|(_, got, range)| !range.contains(got)).map(|(field, got, range)| {
-            format!("`optim.{field}` is {got}, expected {} to {}", range.start(), range.end())
+            let [got, low, high] = [got, *range.start(), *range.end()].map(number);
+            format!("`optim.{field}` is {got}, expected {low} to {high}")
         })
     }
 }

@@ -8,6 +8,7 @@
 //! An image is a pure function of (seed, side, index).
 
 use serde::{Deserialize, Serialize};
+use windowpane_diffusion::error::number;
 use windowpane_diffusion::noise::{Domain, fill_normal_in};
 
 use super::collect::Collector;
@@ -91,7 +92,7 @@ impl Toy {
             Err(DataError::source(field, format!("is {got}, expected {accepted}")))
         };
         if !(0.1..=8.0).contains(&self.alpha) {
-            return fail("toy.alpha", self.alpha.to_string(), "0.1 to 8");
+            return fail("toy.alpha", number(self.alpha), "0.1 to 8");
         }
         if !(4..=256).contains(&self.size) {
             return fail("toy.size", self.size.to_string(), "4 to 256");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use thiserror::Error;
+use windowpane_diffusion::error::number;
 
 use super::shape::Dtype;
 
@@ -27,7 +28,7 @@ pub enum ExportError {
         expected: String,
     },
     /// A weight that is not a number, or that the stored type cannot hold.
-    #[error("`{name}`[{element}] is {value}, which {dtype} cannot store")]
+    #[error("`{name}`[{element}] is {}, which {dtype} cannot store", number(*value))]
     WeightValue {
         /// Name in the checkpoint.
         name: String,
