@@ -3,7 +3,8 @@
 //!
 //! The folder holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and `t10k-…` for the held-out side; a
 //! dot in the place of the last dash but one is accepted too, and each file may be packed, its name ending in `.gz`.
-//! Labels may be missing. A file must be exactly as long as its header says; not a byte more is unpacked than that.
+//! Labels may be missing. A file must be exactly as long as its header says; not a byte more is unpacked than that. Where
+//! only the first images are wanted, reading stops behind them, and what follows is neither unpacked nor looked at.
 
 use std::fs::File;
 use std::io::Read;
@@ -33,7 +34,8 @@ pub fn load(source: &DataSource) -> Result<ImageSet> {
         path: folder.to_owned(),
         hint: format!("the folder holds no file `{side}-images-idx3-ubyte` nor one that ends in `.gz`"),
     })?;
-    let ([count, height, width], pixels) = read::<3>(&images_path)?;
+    let first = source.images.unwrap_or(usize::MAX);
+    let ([count, height, width], pixels) = read::<3>(&images_path, first)?;
     if height == 0 || width == 0 || height > MAX_SIDE as usize || width > MAX_SIDE as usize {
         let reason = format!("images of {height}×{width}, expected sides of 1 to {MAX_SIDE}");
         return Err(DataError::container(&images_path, "idx", reason));
@@ -41,7 +43,7 @@ pub fn load(source: &DataSource) -> Result<ImageSet> {
     let labels = match find(folder, side, "labels", 1)? {
         None => None,
         Some(path) => {
-            let ([labels], values) = read::<1>(&path)?;
+            let ([labels], values) = read::<1>(&path, first)?;
             if labels != count {
                 let reason = format!("{labels} labels for {count} images");
                 return Err(DataError::container(&path, "idx", reason));
@@ -49,9 +51,9 @@ pub fn load(source: &DataSource) -> Result<ImageSet> {
             Some(values)
         }
     };
-    let wanted = source.images.map_or(count, |n| n.min(count));
+    let wanted = first.min(count);
     let mut set = Collector::new(source, wanted, Vec::new());
-    for (i, image) in pixels.chunks_exact(height * width).take(wanted).enumerate() {
+    for (i, image) in pixels.chunks_exact(height * width).enumerate() {
         let at = || format!("`{}` image {i}", images_path.display());
         let label = labels.as_ref().map(|values| i64::from(values[i]));
         set.push(Decoded { channels: 1, height, width, pixels: image.to_vec() }, label, at)?;
@@ -68,8 +70,8 @@ fn find(folder: &Path, side: &str, what: &str, dimensions: usize) -> Result<Opti
     Ok(names.map(|name| folder.join(name)).find(|path| path.is_file()))
 }
 
-/// Dimensions and values of a file, packed or not.
-fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>)> {
+/// Dimensions of a file, packed or not, and its values: all of them, or those of the `first` images where it has more.
+fn read<const D: usize>(path: &Path, first: usize) -> Result<([usize; D], Vec<u8>)> {
     let bad = |reason: String| Err(DataError::container(path, "idx", reason));
     let file = File::open(path).map_err(|e| DataError::io(path, e))?;
     let stored = file.metadata().map_err(|e| DataError::io(path, e))?.len();
@@ -101,11 +103,16 @@ fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>)> {
         u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
     });
     let claimed = sizes.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64));
-    let Some(claimed) = claimed.filter(|&claimed| claimed <= most) else {
+    // Of a whole file one byte more is asked for, which must not be there.
+    let wanted = claimed.map(|claimed| match sizes[0] {
+        count if first < count => (claimed / count as u64 * first as u64, 0),
+        _ => (claimed, 1),
+    });
+    let Some((wanted, more)) = wanted.filter(|&(wanted, _)| wanted <= most) else {
         return bad(format!("its header says {sizes:?} values, more than {stored} bytes of file can hold"));
     };
-    let values = up_to(claimed + 1)?;
-    match (values.len() as u64).cmp(&claimed) {
+    let values = up_to(wanted + more)?;
+    match (values.len() as u64).cmp(&wanted) {
         std::cmp::Ordering::Equal => Ok((sizes, values)),
         std::cmp::Ordering::Less => {
             bad(format!("its header says {sizes:?} values, but {} follow", values.len()))
@@ -132,11 +139,15 @@ mod tests {
     }
 
     fn load_files(files: &[(&str, Vec<u8>)], split: Split) -> Result<ImageSet> {
+        load_first(files, split, None)
+    }
+
+    fn load_first(files: &[(&str, Vec<u8>)], split: Split, images: Option<usize>) -> Result<ImageSet> {
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in files {
             std::fs::write(dir.path().join(name), bytes).unwrap();
         }
-        load(&DataSource { split, ..DataSource::new(Kind::Idx, dir.path()) })
+        load(&DataSource { split, images, ..DataSource::new(Kind::Idx, dir.path()) })
     }
 
     const IMAGES: &str = "train-images-idx3-ubyte";
@@ -223,5 +234,27 @@ mod tests {
         assert!(error(bomb).contains("[2, 2, 3] values, but more follow"));
         let error = error(gzip(&idx(&[u32::MAX, 4, 4], &vec![0; 1 << 20])));
         assert!(error.contains("bytes of file can hold"), "{error}");
+    }
+
+    #[test]
+    fn only_the_images_that_are_wanted_are_read() {
+        let values: Vec<u8> = (1..=90).collect();
+        let (images, labels) = (idx(&[45, 1, 2], &values), idx(&[45], &values[..45]));
+        let first = |files: &[(&str, Vec<u8>)], n| load_first(files, Split::Train, Some(n));
+        // Header and two images; what follows could not be unpacked.
+        let damaged = [gzip(&images[..20]), b"no gzip".to_vec()].concat();
+        let packed = [(PACKED, damaged), ("train-labels-idx1-ubyte.gz", gzip(&labels))];
+        let plain = [(IMAGES, images[..20].to_vec()), (LABELS, labels)];
+        for files in [&packed, &plain] {
+            let set = first(files, 2).unwrap();
+            assert_eq!((set.pixels, set.labels), (vec![1, 2, 3, 4], vec![1, 2]));
+            for n in [3, 45, 46] {
+                assert!(first(files, n).is_err(), "{n}");
+            }
+        }
+        let cut = [(PACKED, gzip(&images[..19]))];
+        let error = first(&cut, 2).unwrap_err().to_string();
+        assert!(error.contains("its header says [45, 1, 2] values, but 3 follow"), "{error}");
+        assert_eq!(first(&[(IMAGES, images)], 46).unwrap().len(), 45);
     }
 }
