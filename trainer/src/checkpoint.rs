@@ -15,7 +15,7 @@ use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
 
 use crate::error::{Error, Result};
-use crate::folder::NewFolder;
+use crate::folder::{self, NewFolder};
 use crate::model::position_table;
 use crate::optim::Optimiser;
 use crate::params::Layout;
@@ -98,9 +98,21 @@ pub fn save(
     folder.commit()?;
     let (all, _) = scan(dir)?;
     for old in &all[..all.len().saturating_sub(keep.max(1))] {
-        std::fs::remove_dir_all(old).map_err(Error::io(old))?;
+        folder::remove(old)?;
     }
     Ok(path)
+}
+
+/// Removes from `dir` what a killed process left of checkpoints it was writing or removing. The caller has the run to
+/// itself.
+pub fn clear(dir: &Path) -> Result<()> {
+    for path in folder::entries(dir)? {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(folder::left_behind);
+        if name.is_some_and(|name| step_of(name).is_some()) {
+            folder::erase(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes weights under DiT's names. `flat` is `[parameters]`.
@@ -156,19 +168,16 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// What is named like a checkpoint in `dir`, by step: those that are one, and those that are not.
 fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    if !dir.exists() {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("step-").and_then(|n| n.parse::<u64>().ok()) {
-            found.push((step, path));
-        }
-    }
+    let step = |path: &PathBuf| step_of(path.file_name()?.to_str()?);
+    let mut found: Vec<_> =
+        folder::entries(dir)?.into_iter().filter_map(|path| Some((step(&path)?, path))).collect();
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).partition(|path| path.join(STATE_FILE).is_file()))
+}
+
+/// The step of a checkpoint's name.
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
 }
 
 /// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.

@@ -1,10 +1,12 @@
-//! A folder that is whole or absent: written beside its place, flushed to the disk, then renamed.
+//! A folder that is whole or absent: written beside its place, flushed to the disk, then renamed. And the lock of a
+//! folder, by which one process alone writes there.
 //!
 //! For a target `NAME` the files lie in `.NAME.partial` until all are there. What had the name before steps aside as
 //! `.NAME.old`, comes back if the new folder cannot take its place, and is removed after that. A process that is killed
-//! in between leaves at most those two; the next one that writes `NAME` clears them away.
+//! in between leaves at most those two; the next one that writes `NAME` clears them away. What is removed steps aside in
+//! the same way first.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -31,24 +33,15 @@ impl NewFolder {
         if target.exists() && !target.is_dir() {
             return Err(Error::file(target, "is in the way, expected a folder or nothing"));
         }
-        std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        let handle = File::open(&partial).map_err(Error::io(&partial))?;
-        handle.try_lock().map_err(|error| match error {
-            std::fs::TryLockError::WouldBlock => Error::file(&partial, "another process is writing here"),
-            std::fs::TryLockError::Error(source) => Error::io(&partial)(source),
-        })?;
-        // Between opening and locking, its writer may have given that folder its name.
-        let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let there = std::fs::metadata(&partial).and_then(|there| Ok(same(there, handle.metadata()?)));
-        if !there.unwrap_or(false) {
-            return Err(Error::file(&partial, "another process is writing here"));
+        if std::fs::symlink_metadata(&partial).is_ok_and(|there| !there.is_dir()) {
+            // Such as a link, which would lead elsewhere. Never a folder, which may be another process's.
+            std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
         }
+        std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+        let handle = lock(&partial)?;
         let folder = Self { target: target.to_owned(), partial, handle, named: false };
-        for entry in entries(&folder.partial)? {
-            // What a killed process left.
-            let removed =
-                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) };
-            removed.map_err(Error::io(&entry))?;
+        for left in entries(&folder.partial)? {
+            erase(&left)?; // by a killed process
         }
         Ok(folder)
     }
@@ -65,12 +58,18 @@ impl NewFolder {
             File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
         }
         self.handle.sync_all().map_err(Error::io(&self.partial))?;
+        let old = self.take_name()?;
+        let parent = parent(&self.target);
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(Error::io(parent))?;
+        erase(&old)
+    }
+
+    /// Returns the path of what had the name before.
+    fn take_name(&mut self) -> Result<PathBuf> {
         let old = beside(&self.target, "old")?;
         swap(&self.partial, &self.target, &old)?;
         self.named = true;
-        let parent = parent(&self.target);
-        File::open(parent).and_then(|folder| folder.sync_all()).map_err(Error::io(parent))?;
-        remove(&old)
+        Ok(old)
     }
 }
 
@@ -83,11 +82,59 @@ impl Drop for NewFolder {
     }
 }
 
+/// Locks a folder for as long as the handle lives. Errors: another process has it, or has meanwhile given it another
+/// name.
+pub fn lock(folder: &Path) -> Result<File> {
+    lock_opened(folder, File::open(folder).map_err(Error::io(folder))?)
+}
+
+fn lock_opened(folder: &Path, handle: File) -> Result<File> {
+    let taken = || Error::file(folder, "another process is writing here, expected one at a time");
+    handle.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => taken(),
+        TryLockError::Error(source) => Error::io(folder)(source),
+    })?;
+    // Between opening and locking, its writer may have given that folder its name.
+    let there = std::fs::symlink_metadata(folder).and_then(|there| {
+        let locked = handle.metadata()?;
+        Ok((there.dev(), there.ino()) == (locked.dev(), locked.ino()))
+    });
+    if there.unwrap_or(false) { Ok(handle) } else { Err(taken()) }
+}
+
+/// Removes a folder: its name is free at once, or it is as it was. Errors: those of the file system.
+pub fn remove(folder: &Path) -> Result<()> {
+    let old = beside(folder, "old")?;
+    step_aside(folder, &old)?;
+    erase(&old)
+}
+
+/// Whether a name is that of what [`NewFolder`] and [`remove`] leave behind for `NAME` when they are killed; if so, `NAME`.
+pub fn left_behind(name: &str) -> Option<&str> {
+    let name = name.strip_prefix('.')?;
+    name.strip_suffix(".partial").or_else(|| name.strip_suffix(".old"))
+}
+
+/// Removes a file, a link (and never what it leads to) or a folder, if there is one.
+pub fn erase(path: &Path) -> Result<()> {
+    let folder = std::fs::symlink_metadata(path).is_ok_and(|there| there.is_dir());
+    let removed = if folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Renames `target` to `old`, in the place of what may be there.
+fn step_aside(target: &Path, old: &Path) -> Result<()> {
+    erase(old)?;
+    std::fs::rename(target, old).map_err(Error::io(target))
+}
+
 /// Renames `new` to `target`, whose present folder steps aside to `old`, and comes back on an error.
 fn swap(new: &Path, target: &Path, old: &Path) -> Result<()> {
     if target.exists() {
-        remove(old)?;
-        std::fs::rename(target, old).map_err(Error::io(target))?;
+        step_aside(target, old)?;
     }
     std::fs::rename(new, target).map_err(|source| {
         if old.exists() {
@@ -98,11 +145,11 @@ fn swap(new: &Path, target: &Path, old: &Path) -> Result<()> {
     })
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() { std::fs::remove_dir_all(folder).map_err(Error::io(folder)) } else { Ok(()) }
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+/// What lies in a folder; nothing where there is none.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
     let listed = std::fs::read_dir(folder).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
     listed.map_err(Error::io(folder))
 }
@@ -189,5 +236,64 @@ mod tests {
         let error = NewFolder::begin(&dir.path().join("b")).unwrap_err().to_string();
         assert!(error.contains("is in the way"), "{error}");
         assert!(NewFolder::begin(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn what_a_writer_let_go_of_is_the_next_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, partial) = (dir.path().join("a"), dir.path().join(".a.partial"));
+        // A writer whose folder has its name, but that is not done yet, leaves the next one's alone.
+        let mut first = NewFolder::begin(&target).unwrap();
+        first.take_name().unwrap();
+        let second = NewFolder::begin(&target).unwrap();
+        drop(first);
+        assert!(second.path().is_dir());
+        // A folder that has its name since it was opened is nobody's to write into.
+        let opened = || File::open(&partial).unwrap();
+        let late = [opened(), opened()];
+        second.commit().unwrap();
+        for late in late {
+            let error = lock_opened(&partial, late).unwrap_err().to_string();
+            assert!(error.contains("another process is writing here"), "{error}");
+            std::fs::create_dir_all(&partial).unwrap(); // a third writer
+        }
+        lock_opened(&partial, opened()).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_removed_and_not_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        write(&precious, "file").unwrap();
+        let target = dir.path().join("a");
+        for left in [".a.partial", ".a.old"] {
+            std::os::unix::fs::symlink(&precious, dir.path().join(left)).unwrap();
+        }
+        write(&target, "new").unwrap();
+        assert_eq!(names(dir.path()), ["a", "precious"]);
+        assert_eq!((names(&target), names(&precious)), (vec!["new".into()], vec!["file".to_owned()]));
+        for place in [".a.partial", ".a.old"] {
+            std::os::unix::fs::symlink(dir.path().join("nowhere"), dir.path().join(place)).unwrap();
+        }
+        write(&target, "again").unwrap();
+        assert_eq!(
+            (names(dir.path()), names(&target)),
+            (vec!["a".into(), "precious".into()], vec!["again".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_removed_gives_up_its_name_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, old) = (dir.path().join("a"), dir.path().join(".a.old"));
+        for left in [&target, &old] {
+            write(left, "file").unwrap();
+        }
+        step_aside(&target, &old).unwrap();
+        assert_eq!((names(dir.path()), names(&old)), (vec![".a.old".into()], vec!["file".to_owned()]));
+        write(&target, "file").unwrap();
+        remove(&target).unwrap();
+        assert!(names(dir.path()).is_empty());
+        assert!(remove(&target).is_err(), "there is none");
     }
 }
