@@ -3,6 +3,7 @@
 //! Everything random (order, timesteps, noise, flips, dropped labels) is a pure function of (seed, step), so a
 //! run that was interrupted and resumed is the run that was not, bit for bit on the CPU.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::checkpoint::{self, State};
 use crate::config::TrainConfig;
 use crate::data::{EpochOrder, ImageSet};
 use crate::error::{Error, Result};
+use crate::folder;
 use crate::log::{Log, Record};
 use crate::loss::Process;
 use crate::memory;
@@ -57,6 +59,8 @@ struct Batch {
 
 /// A run in memory.
 struct Run<'a> {
+    /// Held for the life of the run: no second process writes into its folder.
+    _lock: File,
     config: &'a TrainConfig,
     images: &'a ImageSet,
     options: &'a RunOptions,
@@ -70,6 +74,9 @@ struct Run<'a> {
 }
 
 /// Trains to the recipe's last step, or until `stop` is set. Checkpoints lie in `dir/checkpoints`.
+///
+/// Errors: too little memory, another process in the run's folder, a checkpoint that is in the way, beyond the last step
+/// or of another run, a loss that is no longer a number, those of the file system.
 pub fn train(
     config: &TrainConfig,
     images: &ImageSet,
@@ -163,6 +170,9 @@ impl<'a> Run<'a> {
         if device == Device::Cpu {
             memory::check_batch(config, memory::available())?;
         }
+        let dir = &options.dir;
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let lock = folder::lock(dir)?;
         let schedule = recipe.diffusion.schedule.build()?;
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
@@ -179,8 +189,20 @@ impl<'a> Run<'a> {
             seconds: 0.0,
         };
         let order = EpochOrder::new(seed, images.len());
-        let mut run =
-            Self { config, images, options, schedule, process, geometry, order, flat, optimiser, state };
+        let mut run = Self {
+            _lock: lock,
+            config,
+            images,
+            options,
+            schedule,
+            process,
+            geometry,
+            order,
+            flat,
+            optimiser,
+            state,
+        };
+        checkpoint::clear(&run.checkpoints())?;
         run.go_on()?;
         run.flat = run.flat.set_requires_grad(true);
         Ok(run)
@@ -204,6 +226,14 @@ impl<'a> Run<'a> {
                 let (state, flat) = checkpoint::load(&path, &meta, &mut self.optimiser, self.options.device)?;
                 if state.data_sha256 != self.state.data_sha256 || state.seed != self.state.seed {
                     return Err(Error::file(&path, "was trained on other images or with another seed"));
+                }
+                let steps = self.config.recipe.train.steps;
+                if state.step > steps {
+                    let reason = format!(
+                        "is at step {} already, expected at most {steps}, the steps of the run",
+                        state.step
+                    );
+                    return Err(Error::file(&path, reason));
                 }
                 self.state = state;
                 self.flat = flat;

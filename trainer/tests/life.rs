@@ -9,6 +9,7 @@ use windowpane_trainer::Error;
 use windowpane_trainer::checkpoint;
 use windowpane_trainer::config::{Recipe, TrainConfig};
 use windowpane_trainer::data;
+use windowpane_trainer::folder;
 use windowpane_trainer::memory;
 use windowpane_trainer::train::{Ended, RunOptions, train};
 
@@ -104,16 +105,43 @@ fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
     train(&config, &images, &options(dir.path(), false), &stop).unwrap();
     let refused = train(&config, &images, &options(dir.path(), false), &stop).unwrap_err().to_string();
     assert!(refused.contains("--resume"), "{refused}");
-    let recipe = std::fs::read(dir.path().join("recipe.toml")).unwrap();
-    let (mut shorter, fewer) = (config.clone(), images.first(20).unwrap());
-    shorter.recipe.train.steps = 5;
-    let config = shorter;
-    let refused = train(&config, &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
+    let recipe = || std::fs::read(dir.path().join("recipe.toml")).unwrap();
+    let before = recipe();
+    train(&config, &images, &options(dir.path(), true), &stop).unwrap();
+    let shorter = |steps: u64| {
+        let mut shorter = config.clone();
+        shorter.recipe.train.steps = steps;
+        shorter
+    };
+    let fewer = images.first(20).unwrap();
+    let refused = train(&shorter(5), &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
     assert!(refused.contains("other images"), "{refused}");
-    assert!(
-        std::fs::read(dir.path().join("recipe.toml")).unwrap() == recipe,
-        "a refused run rewrote the recipe"
-    );
+    let refused = train(&shorter(1), &images, &options(dir.path(), true), &stop).unwrap_err().to_string();
+    assert!(refused.contains("step-00000002: is at step 2 already, expected at most 1"), "{refused}");
+    assert!(recipe() == before, "a refused run rewrote the recipe");
+    let ended = train(&shorter(2), &images, &options(dir.path(), true), &stop).unwrap();
+    assert_eq!(ended, Ended::Finished, "nothing is left to do");
+}
+
+#[test]
+fn a_run_has_its_folder_to_itself_and_clears_it() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    let left = [".step-00000007.partial", ".step-00000001.old"]
+        .map(|name| dir.path().join("checkpoints").join(name));
+    for path in &left {
+        std::fs::create_dir_all(path.join("half")).unwrap();
+    }
+    let stop = AtomicBool::new(true);
+    let other = folder::lock(dir.path()).unwrap();
+    let refused = train(&config, &images, &options(dir.path(), false), &stop).unwrap_err().to_string();
+    let expected =
+        format!("{}: another process is writing here, expected one at a time", dir.path().display());
+    assert_eq!(refused, expected);
+    assert!(left.iter().all(|path| path.exists()), "what lies there may be the other's");
+    drop(other);
+    train(&config, &images, &options(dir.path(), false), &stop).unwrap();
+    assert!(!left.iter().any(|path| path.exists()));
 }
 
 #[test]

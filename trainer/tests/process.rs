@@ -93,6 +93,8 @@ fn from_a_recipe_to_a_package() {
         assert!(begun.elapsed() < PATIENCE && running.try_wait().unwrap().is_none(), "it does not train");
         std::thread::sleep(Duration::from_millis(5));
     }
+    let second = fail(dir, &["train", "r.toml", "--resume"], 1);
+    assert!(second.contains("runs/small: another process is writing here"), "{second}");
     let interrupt = Command::new("sh").args(["-c", &format!("kill -INT {}", running.id())]).status().unwrap();
     assert!(interrupt.success());
     while running.try_wait().unwrap().is_none() {
@@ -107,6 +109,8 @@ fn from_a_recipe_to_a_package() {
     let end = (stopped + 2).to_string();
     succeed(dir, &["train", "r.toml", "--resume", "--steps", &end]);
     assert_eq!(steps(dir), [stopped, stopped + 2]);
+    let beyond = fail(dir, &["train", "r.toml", "--resume", "--steps", "3"], 1);
+    assert!(beyond.contains("already, expected at most 3"), "{beyond}");
 
     // Sample.
     succeed(
