@@ -157,7 +157,7 @@ pub struct Export {
     /// The package's folder. [default: models/NAME, the recipe's name]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Replace a package that is already there.
+    /// Replace a package that is already there, and nothing else that is.
     #[arg(long)]
     pub force: bool,
     /// Export the raw weights instead of their moving average.

@@ -76,20 +76,25 @@ pub struct ExportRequest<'a> {
     pub extra: Vec<(String, Vec<u8>)>,
     /// The package's folder.
     pub out: PathBuf,
-    /// Whether a folder that exists is replaced.
+    /// Whether a package that exists is replaced.
     pub force: bool,
 }
 
 /// Writes the package: into a folder beside `out`, which takes its name when everything is there. Errors: `out`
-/// exists, weights that cannot be stored, a manifest that contradicts itself, a full disk.
+/// exists and is no package or not to be replaced, another process writing it, weights that cannot be stored, a manifest that contradicts itself, a full disk.
 pub fn export(request: &ExportRequest<'_>) -> Result<Manifest> {
-    // `--force` replaces a package, and nothing else that happens to have the name.
-    if request.out.exists() && !(request.force && request.out.join(MANIFEST_FILE).is_file()) {
-        return Err(ExportError::Exists { path: request.out.clone() }.into());
-    }
     request.meta.config.validate()?;
     memory::pass(&request.meta.config, 1, 1, memory::available())?; // the golden is drawn from the network
-    let folder = NewFolder::begin(&request.out)?;
+    let (out, folder) = (&request.out, NewFolder::begin(&request.out)?);
+    // Only now, when no other process can put a package there. `--force` replaces a package, and nothing else that
+    // happens to have the name.
+    let package = out.join(MANIFEST_FILE).is_file();
+    if out.exists() && !package {
+        return Err(ExportError::NoPackage { path: out.clone() }.into());
+    }
+    if package && !request.force {
+        return Err(ExportError::Exists { path: out.clone() }.into());
+    }
     let manifest = write_files(request, folder.path())?;
     folder.commit()?;
     Ok(manifest)
@@ -317,6 +322,35 @@ mod tests {
         assert!(card.contains("## What it is good for\n\nFor tests.\n\n## Model"), "{card}");
         assert!(!out.join("samples.png").exists());
         assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_package_is_not_replaced() {
+        let (meta, dir) = (meta(), tempfile::tempdir().unwrap());
+        let flat = dit::tests::parameters(&meta.config);
+        let out = dir.path().join("small");
+        let refused = |force: bool| {
+            export(&ExportRequest { force, ..request(&meta, &flat, out.clone()) }).unwrap_err().to_string()
+        };
+        std::fs::write(&out, "mine").unwrap();
+        for force in [false, true] {
+            let error = refused(force);
+            assert!(error.contains("is in the way") && !error.contains("--force"), "{error}");
+        }
+        assert_eq!(std::fs::read(&out).unwrap(), b"mine");
+        std::fs::remove_file(&out).unwrap();
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join("notes"), "mine").unwrap();
+        for force in [false, true] {
+            let error = refused(force);
+            assert!(error.contains("is no package") && !error.contains("--force"), "{error}");
+        }
+        // Whether it exists is asked under the lock: the other one's answer comes first.
+        let other = NewFolder::begin(&out).unwrap();
+        assert!(refused(false).contains("another process is writing here"));
+        drop(other);
+        assert_eq!(std::fs::read(out.join("notes")).unwrap(), b"mine");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use windowpane_diffusion::error::number;
+use windowpane_diffusion::manifest::MANIFEST_FILE;
 
 use super::shape::Dtype;
 
@@ -47,9 +48,15 @@ pub enum ExportError {
         /// Blocks of the model.
         depth: usize,
     },
-    /// The package's folder exists.
+    /// The package exists.
     #[error("{} exists; `--force` replaces it", path.display())]
     Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder that is no package has the name.
+    #[error("{} exists and is no package, for it has no `{MANIFEST_FILE}`: nothing replaces it; `--out DIR` writes elsewhere", path.display())]
+    NoPackage {
         /// The folder.
         path: PathBuf,
     },
