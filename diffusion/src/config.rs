@@ -166,6 +166,29 @@ impl ModelConfig {
     }
 }
 
+// === impl Size ===
+
+impl Size {
+    /// An unconditional model of this size, its variance not learned, for images of (channels, height, width); its MLPs
+    /// are four times as wide as the stream (Peebles & Xie 2023). Nothing is checked: see [`ModelConfig::validate`].
+    pub fn model(self, patch: usize, image: (usize, usize, usize), windows: Vec<Window>) -> ModelConfig {
+        let (channels, height, width) = image;
+        ModelConfig {
+            channels,
+            height,
+            width,
+            patch,
+            hidden: self.hidden,
+            depth: self.depth,
+            heads: self.heads,
+            mlp_ratio: 4,
+            classes: 0,
+            learn_sigma: false,
+            windows,
+        }
+    }
+}
+
 // === impl Placement ===
 
 impl Placement {
@@ -257,19 +280,7 @@ mod tests {
 
     fn xs1() -> ModelConfig {
         let (size, patch) = named("DiT-XS/1").unwrap();
-        ModelConfig {
-            channels: 3,
-            height: 32,
-            width: 32,
-            patch,
-            hidden: size.hidden,
-            depth: size.depth,
-            heads: size.heads,
-            mlp_ratio: 4,
-            classes: 0,
-            learn_sigma: false,
-            windows: Placement::Head.place(&window_sides("global").unwrap(), size.depth).unwrap(),
-        }
+        size.model(patch, (3, 32, 32), vec![Window::Global; size.depth])
     }
 
     #[test]

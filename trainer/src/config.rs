@@ -198,17 +198,12 @@ impl Recipe {
         let depth = m.depth.unwrap_or(size.depth);
         let windows = m.placement.place(&window_sides(&m.windows)?, depth)?;
         let model = ModelConfig {
-            channels,
-            height,
-            width,
-            patch,
             hidden: m.hidden.unwrap_or(size.hidden),
             depth,
             heads: m.heads.unwrap_or(size.heads),
-            mlp_ratio: 4,
             classes: self.classes.len(),
             learn_sigma: m.learn_sigma,
-            windows,
+            ..size.model(patch, (channels, height, width), windows)
         };
         model.validate()?;
         self.check(&model)?;

@@ -227,31 +227,20 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>> {
 mod tests {
     use windowpane_diffusion::manifest::Class;
     use windowpane_diffusion::solver::{Sampler, TimeGrid};
-    use windowpane_diffusion::{Plan, Prediction, ScheduleConfig, ScheduleKind, Tile, Variance, Window};
+    use windowpane_diffusion::{Plan, ScheduleConfig, Tile, Window};
 
     use super::*;
+    use crate::checkpoint::tests::small_meta;
 
     fn meta() -> Meta {
-        let config = ModelConfig {
-            channels: 1,
-            height: 8,
-            width: 6,
-            patch: 1,
-            hidden: 8,
-            depth: 2,
-            heads: 2,
-            mlp_ratio: 2,
-            classes: 1,
-            learn_sigma: false,
-            windows: vec![Window::local(3).unwrap(), Window::Global],
-        };
+        let small = small_meta();
+        let windows = vec![Window::local(3).unwrap(), Window::Global];
         Meta {
-            config,
-            schedule: ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000 },
-            prediction: Prediction::Eps,
-            variance: Variance::FixedSmall,
+            config: ModelConfig { height: 8, patch: 1, depth: 2, classes: 1, windows, ..small.config },
+            schedule: ScheduleConfig { steps: 1000, ..small.schedule },
             classes: vec![Class { name: "thing".into(), aliases: Vec::new() }],
             step: 7,
+            ..small
         }
     }
 

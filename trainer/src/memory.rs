@@ -206,26 +206,15 @@ fn field(text: &str, name: &str) -> Option<f64> {
 mod tests {
     use std::collections::HashMap;
 
+    use windowpane_diffusion::Placement;
     use windowpane_diffusion::config::{named, window_sides};
 
     use super::*;
 
     fn config(name: &str, windows: &str) -> ModelConfig {
         let (size, patch) = named(name).unwrap();
-        let placement = windowpane_diffusion::Placement::Head;
-        ModelConfig {
-            channels: 1,
-            height: 32,
-            width: 32,
-            patch,
-            hidden: size.hidden,
-            depth: size.depth,
-            heads: size.heads,
-            mlp_ratio: 4,
-            classes: 4,
-            learn_sigma: false,
-            windows: placement.place(&window_sides(windows).unwrap(), size.depth).unwrap(),
-        }
+        let windows = Placement::Head.place(&window_sides(windows).unwrap(), size.depth).unwrap();
+        ModelConfig { classes: 4, ..size.model(patch, (1, 32, 32), windows) }
     }
 
     #[test]

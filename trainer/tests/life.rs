@@ -13,53 +13,13 @@ use windowpane_trainer::folder;
 use windowpane_trainer::memory;
 use windowpane_trainer::train::{Ended, RunOptions, train};
 
-/// A network of a few thousand parameters on toy images, with everything random switched on.
-const RECIPE: &str = r#"
-name = "life"
-description = "a test"
-licence = "MIT"
-attribution = "made up"
-classes = [{ name = "ground", aliases = [] }, { name = "curtain", aliases = [] }]
-[model]
-name = "DiT-Tiny/4"
-depth = 2
-hidden = 16
-windows = "3"
-[data]
-kind = "toy"
-toy = { size = 16, count = 40, classes = 2 }
-[diffusion]
-schedule = { kind = "linear", steps = 100 }
-prediction = "eps"
-variance = "fixed_small"
-[train]
-seed = 3
-steps = 9
-batch = 4
-accumulate = 2
-flip = true
-label_drop = 0.5
-log_every = 2
-checkpoint_every = 3
-[optim]
-lr = 1e-3
-warmup = 2
-cooldown = 3
-clip = 1.0
-[sample]
-sampler = "ddim"
-grid = "uniform"
-steps = 3
-guidance_scale = 2.0
-eta = 0.0
-clip_x0 = true
-"#;
+const RECIPE: &str = include_str!("small.toml");
 
+/// The recipe for nine steps, then changed.
 fn config(change: impl Fn(&mut Recipe)) -> (TrainConfig, data::ImageSet) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("recipe.toml");
-    std::fs::write(&path, RECIPE).unwrap();
-    let mut recipe = Recipe::read(&path).unwrap();
+    let mut recipe = Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/small.toml")).unwrap();
+    let table = &mut recipe.train;
+    (table.steps, table.log_every, table.checkpoint_every) = (9, 2, 3);
     change(&mut recipe);
     let images = data::load(&recipe.data).unwrap();
     (TrainConfig::new(recipe, &images).unwrap(), images)
@@ -200,10 +160,10 @@ fn unknown_keys_and_bad_values_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("recipe.toml");
     for (from, to, says) in [
-        ("label_drop = 0.5", "label_dorp = 0.5", "line 25: unknown field `label_dorp`"),
-        ("name = \"life\"", "name = \"../../x\"", "`name` is \"../../x\", expected 1 to 64"),
-        ("name = \"life\"", "name = \".x\"", "`name` is \".x\""),
-        ("name = \"life\"", "name = \"\"", "`name` is \"\""),
+        ("label_drop = 0.5", "label_dorp = 0.5", "line 24: unknown field `label_dorp`"),
+        ("name = \"small\"", "name = \"../../x\"", "`name` is \"../../x\", expected 1 to 64"),
+        ("name = \"small\"", "name = \".x\"", "`name` is \".x\""),
+        ("name = \"small\"", "name = \"\"", "`name` is \"\""),
         ("lr = 1e-3", "lr = nan", "optim.lr"),
         ("lr = 1e-3", "lr = 1e300", "`optim.lr` is 1e300, expected 0 to 10"),
         ("lr = 1e-3", "epsilon = 0.0", "`optim.epsilon` is 0, expected 1e-30 to 1"),

@@ -7,29 +7,7 @@ use std::time::{Duration, Instant};
 use windowpane_diffusion::manifest::{MANIFEST_FILE, Manifest};
 use windowpane_trainer::checkpoint;
 
-/// Toy images and a network of a few thousand parameters; more steps than anyone waits for.
-const RECIPE: &str = r#"
-name = "small"
-description = "a test"
-licence = "MIT"
-attribution = "made up"
-purpose = "Tests, and nothing else."
-classes = [{ name = "ground" }, { name = "curtain" }]
-model = { name = "DiT-Tiny/4", depth = 2, hidden = 16, windows = "3" }
-data = { kind = "toy", toy = { size = 16, count = 40, classes = 2 } }
-train = { seed = 3, steps = 1000000, batch = 4, log_every = 1, checkpoint_every = 1000000 }
-[diffusion]
-schedule = { kind = "linear", steps = 100 }
-prediction = "eps"
-variance = "fixed_small"
-[sample]
-sampler = "ddim"
-grid = "uniform"
-steps = 3
-guidance_scale = 2.0
-eta = 0.0
-clip_x0 = true
-"#;
+const RECIPE: &str = include_str!("small.toml");
 
 /// The longest that anything here may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -147,7 +125,7 @@ fn mistakes_are_one_line_and_an_exit_code() {
         ("batch = 4", "bacth = 4", "unknown field `bacth`"),
         ("batch = 4", "batch = 65537", "`train.batch` 65537"),
         ("name = \"small\"", "name = \"../../x\"", "`name` is \"../../x\""),
-        ("prediction = \"eps\"", "prediction = eps", "r.toml: line 13"),
+        ("prediction = \"eps\"", "prediction = eps", "r.toml: line 15"),
         ("count = 40", "count = 0", "data.toy.count"),
     ] {
         std::fs::write(dir.join("r.toml"), RECIPE.replace(from, to)).unwrap();
