@@ -12,17 +12,21 @@
 //! # Ok(()) }
 //! ```
 
+pub mod requests;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::model::load::{self, LoadError};
+use crate::model::load::{LoadError, Loader};
+use requests::Requests;
 
 /// The application.
 #[derive(Debug, Clone)]
@@ -32,8 +36,12 @@ pub struct App(Arc<Inner>);
 struct Inner {
     config: Config,
     metrics: Metrics,
-    /// Empty while loading, then never changed.
-    models: OnceLock<BTreeMap<String, Model>>,
+    loader: Loader,
+    /// None while loading. A model that is replaced lives on in the requests that hold it.
+    models: RwLock<Option<BTreeMap<String, Arc<Model>>>>,
+    /// Held while a model is loaded or unloaded: one at a time.
+    changing: Mutex<()>,
+    requests: Requests,
     draining: AtomicBool,
     /// Generations being answered.
     jobs: watch::Sender<usize>,
@@ -59,10 +67,14 @@ pub struct Job(App);
 impl App {
     /// An application whose models are still to be loaded: it can serve at once, and says that it is not ready.
     pub fn new(config: Config) -> Self {
+        let metrics = Metrics::new();
         Self(Arc::new(Inner {
+            loader: Loader::new(config.clone(), metrics.clone()),
             config,
-            metrics: Metrics::new(),
-            models: OnceLock::new(),
+            metrics,
+            models: RwLock::default(),
+            changing: Mutex::default(),
+            requests: Requests::default(),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
         }))
@@ -78,17 +90,58 @@ impl App {
     /// Loads every package under `config.models` and becomes ready. Blocks for seconds: on an async runtime, call it
     /// from `spawn_blocking`.
     pub fn load(&self) -> Result<(), LoadError> {
-        self.install(load::all(&self.0.config, &self.0.metrics)?);
+        self.install(self.0.loader.all()?);
         Ok(())
     }
 
-    /// Becomes ready with these models, e.g. [`Model::fake`] ones. Models that are installed stay: a second call is
-    /// ignored.
+    /// Becomes ready, and serves these models, e.g. [`Model::fake`] ones, beside what is served already. Of a name that
+    /// is served, new requests go to the new model; the old one finishes what it has.
     pub fn install(&self, models: Vec<Model>) {
-        let table = models.into_iter().map(|model| (model.name().to_owned(), model)).collect();
-        if self.0.models.set(table).is_err() {
-            tracing::warn!("models are installed already; the new ones are dropped");
+        let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
+        let table = table.get_or_insert_default();
+        for model in models {
+            table.insert(model.name().to_owned(), Arc::new(model));
         }
+    }
+
+    /// Loads the package of this name under `config.models`, in place of the one that is served under it, if any. If it
+    /// does not load, nothing changes.
+    pub async fn load_model(&self, name: &str) -> Result<Arc<Model>, ApiError> {
+        self.model_names()?;
+        let _one_at_a_time = self.0.changing.lock().await;
+        let (app, name) = (self.clone(), name.to_owned());
+        let load = move || app.0.loader.named(&name).map(|model| (app, model));
+        let (app, model) = tokio::task::spawn_blocking(load)
+            .await
+            .map_err(|error| ApiError::internal(format!("the loader ended early: {error}")))??;
+        let name = model.name().to_owned();
+        app.install(vec![model]);
+        app.model(Some(&name))
+    }
+
+    /// Serves the model no longer; requests under way are finished.
+    pub async fn unload_model(&self, name: &str) -> Result<(), ApiError> {
+        let _one_at_a_time = self.0.changing.lock().await;
+        let model = self.model(Some(name))?;
+        let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
+        table.as_mut().and_then(|table| table.remove(name));
+        self.0.loader.forget(&model);
+        Ok(())
+    }
+
+    /// The loader, which knows the packages that could be served.
+    pub fn loader(&self) -> &Loader {
+        &self.0.loader
+    }
+
+    /// The API keys.
+    pub fn keys(&self) -> &Keys {
+        &self.0.config.keys
+    }
+
+    /// The requests under way.
+    pub fn requests(&self) -> &Requests {
+        &self.0.requests
     }
 
     /// The configuration.
@@ -105,30 +158,41 @@ impl App {
     pub fn phase(&self) -> Phase {
         if self.0.draining.load(Relaxed) {
             Phase::Draining
-        } else if self.0.models.get().is_none() {
+        } else if self.table().is_none() {
             Phase::Loading
         } else {
             Phase::Ready
         }
     }
 
-    /// The models that serve, by name; none while loading.
-    pub fn models(&self) -> impl Iterator<Item = &Model> {
-        self.0.models.get().into_iter().flat_map(BTreeMap::values)
+    /// The models that serve, in order of name; none while loading.
+    pub fn models(&self) -> Vec<Arc<Model>> {
+        self.table().iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
     /// The model of this name; without a name, the only one.
-    pub fn model(&self, name: Option<&str>) -> Result<&Model, ApiError> {
-        let models = self.0.models.get().ok_or_else(loading)?;
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
+        let table = self.table();
+        let models = table.as_ref().ok_or_else(loading)?;
         let names: Vec<&str> = models.keys().map(String::as_str).collect();
         match (name, names.as_slice()) {
-            (Some(name), _) => models.get(name).ok_or_else(|| {
+            (Some(name), _) => models.get(name).cloned().ok_or_else(|| {
                 let shown: String = name.chars().take(64).collect();
                 ApiError::model_not_found(&shown, &names)
             }),
-            (None, [only]) => Ok(&models[*only]),
+            (None, [only]) => Ok(Arc::clone(&models[*only])),
+            (None, []) => Err(ApiError::new(Cause::ModelNotFound, "no model is served now").param("model")),
             (None, _) => Err(ApiError::invalid("model", "missing", format!("one of {}", names.join(", ")))),
         }
+    }
+
+    /// The names of the models that serve, in order. Errors: still loading.
+    pub fn model_names(&self) -> Result<Vec<String>, ApiError> {
+        self.table().as_ref().map(|table| table.keys().cloned().collect()).ok_or_else(loading)
+    }
+
+    fn table(&self) -> std::sync::RwLockReadGuard<'_, Option<BTreeMap<String, Arc<Model>>>> {
+        self.0.models.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a generation. Errors: not ready yet, or no longer.
@@ -156,7 +220,7 @@ impl App {
 
     /// Ends the workers after the ticks they are in. Images under way are answered with an error.
     pub fn stop(&self) {
-        self.models().for_each(|model| model.batcher.stop());
+        self.models().iter().for_each(|model| model.batcher.stop());
     }
 }
 

@@ -39,15 +39,46 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_THREADS", default_value_t = 0, value_name = "N")]
     pub threads: usize,
 
-    /// Rows in one call of the network; a guided image takes two. More rows serve more images at once and make
-    /// each tick, and so every image in it, slower.
+    /// The most rows in one call of the network; a guided image takes two. The server takes as few as serve the most
+    /// images a second, as it measures when it starts; this bounds them.
     #[arg(long, env = "WINDOWPANE_MAX_ROWS", default_value_t = 32, value_name = "N")]
     pub max_rows: usize,
 
-    /// Images of one model that may wait or run. Beyond it a request is told 429 and when to come back. A low
-    /// limit refuses rather than queues, which is usually what a caller with a timeout wants.
-    #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 256, value_name = "N")]
+    /// Work of one model that may wait or run, in seconds of the engine's time as measured. Beyond it a request is
+    /// told 429 and when there will be room for it. A low limit refuses rather than queues, which is usually what a
+    /// caller with a timeout wants.
+    #[arg(long, env = "WINDOWPANE_MAX_BACKLOG", default_value_t = 20, value_name = "SECONDS")]
+    pub max_backlog: u64,
+
+    /// Images of one model that may wait or run, whatever they cost: a bound on memory.
+    #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 4096, value_name = "N")]
     pub queue_limit: usize,
+
+    /// File of API keys (TOML: [[key]] with name, role and sha256; roles are generate, analyse and admin). Without
+    /// it everybody may generate, and nobody may load or unload models.
+    #[arg(long, env = "WINDOWPANE_KEYS", value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+
+    /// Look at the model folder every so many seconds: new packages are loaded, changed ones replaced without
+    /// dropping a request, removed ones unloaded. Without it the folder is read at start and when an administrator
+    /// asks.
+    #[arg(long, env = "WINDOWPANE_WATCH", value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5")]
+    pub watch: Option<u64>,
+
+    /// How ticks are formed. `continuous` is the one to serve with; the other two are what it is measured against:
+    /// whole batches of requests, and one request at a time.
+    #[arg(long, env = "WINDOWPANE_SCHEDULING", value_enum, default_value_t = SchedulingName::Continuous, hide_short_help = true)]
+    pub scheduling: SchedulingName,
+
+    /// Milliseconds that a batch waits for company with `--scheduling request`.
+    #[arg(
+        long,
+        env = "WINDOWPANE_BATCH_DELAY_MS",
+        default_value_t = 10,
+        value_name = "MS",
+        hide_short_help = true
+    )]
+    pub batch_delay_ms: u64,
 
     /// Largest request body in bytes.
     #[arg(long, env = "WINDOWPANE_BODY_LIMIT", default_value_t = 1 << 20, value_name = "BYTES")]
@@ -75,6 +106,17 @@ pub enum Device {
     Cpu,
     /// The first CUDA device, or refuse.
     Cuda,
+}
+
+/// How ticks are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SchedulingName {
+    /// Step by step: fair between callers, short requests first.
+    Continuous,
+    /// Batches of whole requests.
+    Request,
+    /// One request at a time.
+    Serial,
 }
 
 /// Form of the log.
@@ -110,7 +152,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_help() {
         let args = Args::try_parse_from(["windowpane"]).unwrap();
-        assert_eq!((args.port, args.max_rows, args.queue_limit), (8080, 32, 256));
+        assert_eq!((args.port, args.max_rows, args.queue_limit), (8080, 32, 4096));
         assert!(args.host.is_loopback());
     }
 

@@ -1,30 +1,71 @@
-//! The handle of a model's worker: submit images, wait for them, stop. Admission happens here, before any work; who
-//! goes next is `policy.rs`, what waits is `queue.rs`, and the thread that owns the engine is `worker.rs`.
+//! The handle of a model's worker: submit work, wait for it, cancel it, stop. What waits and who is admitted is
+//! `queue.rs`, with the pure parts that it decides by: `admission.rs` (may it come in), `policy.rs` (who goes next),
+//! `costs.rs` (what does a tick cost). The thread that owns the engine is `worker.rs`; workers of one device take turns
+//! by `device.rs`.
 
+pub mod admission;
+pub mod baseline;
+pub mod costs;
+pub mod device;
 pub mod policy;
 pub mod queue;
 pub mod worker;
 
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
+use crate::engine::Denoiser;
 use crate::metrics::Metrics;
-use crate::sampler::Trajectory;
-use crate::spec::SampleSpec;
-use queue::{Job, Load};
-use worker::{Command, Worker};
+use crate::sampler::{Frame, Unit};
+use costs::TickCosts;
+use device::Device;
+use queue::{Queue, Standing};
+use worker::Worker;
 
-/// Asks a model's worker for images. Cheap to share by reference; the worker ends with the handle.
+/// Asks a model's worker for work. Cheap to share by reference; dropped, it lets the worker finish what it has.
 #[derive(Debug)]
 pub struct Batcher {
-    commands: mpsc::Sender<Command>,
-    load: Arc<Load>,
+    queue: Arc<Queue>,
     elements: usize,
     thread: JoinHandle<()>,
+}
+
+/// Whoever shares the engine fairly with others: the holder of an API key, or everybody who has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u32);
+
+/// What is submitted: admitted whole or not at all.
+#[derive(Debug)]
+pub struct Request {
+    /// Whose it is.
+    pub caller: Caller,
+    /// A hash of what was asked: by it a client is known again that was told when to come back.
+    pub fingerprint: u64,
+    /// When the results are worth nothing any more.
+    pub deadline: Option<Instant>,
+    /// Whether the rows must run in a bucket that always gives the same bits, where buckets differ.
+    pub reproducible: bool,
+    /// The pieces of work, independent of each other.
+    pub units: Vec<Unit>,
+}
+
+/// How ticks are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduling {
+    /// Step by step, fair, short ones first: `policy.rs`.
+    Continuous,
+    /// Whole batches of requests: `baseline.rs`.
+    Request {
+        /// How long a batch waits for company.
+        delay: Duration,
+    },
+    /// One request at a time: `baseline.rs`.
+    Serial,
 }
 
 /// What a worker needs to know of its model.
@@ -36,20 +77,47 @@ pub struct WorkerConfig {
     pub shape: [usize; 3],
     /// Channels of the network's output.
     pub out_channels: usize,
-    /// Rows in one tick.
+    /// Rows that a tick may have.
     pub max_rows: usize,
     /// Images that may wait or run.
     pub queue_limit: usize,
-    /// Measured time of one row, the first guess of the backlog.
-    pub row_time: Duration,
+    /// Work that may wait or run, as the time it takes.
+    pub max_backlog: Duration,
+    /// Measured tick durations.
+    pub costs: TickCosts,
+    /// Whether ticks are filled up to the next measured size, since others are slower or differ.
+    pub padded: bool,
+    /// The size that gives the same bits whatever the company, where sizes differ.
+    pub pinned: Option<usize>,
+    /// How ticks are formed.
+    pub scheduling: Scheduling,
 }
 
-/// A finished image.
+/// What a request is told while it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A watched step of one unit.
+    Frame {
+        /// Position of the unit in the request.
+        unit: usize,
+        /// The step.
+        frame: Frame,
+    },
+    /// A unit is done.
+    Done {
+        /// Position of the unit in the request.
+        unit: usize,
+        /// Its result.
+        sample: Sample,
+    },
+}
+
+/// A finished piece of work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Its effective seed.
+    /// Its effective seed; 0 for a row that was only evaluated.
     pub seed: u64,
-    /// `[channels, height, width]`, all finite.
+    /// `[channels, height, width]`, or the prediction `[out_channels, height, width]`; all finite.
     pub values: Vec<f32>,
     /// From admission to its first tick.
     pub queue: Duration,
@@ -57,15 +125,21 @@ pub struct Sample {
     pub denoise: Duration,
 }
 
-/// An image was not finished.
+/// Work was not finished.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
-    /// The engine failed in a tick that the image took part in.
+    /// The engine failed in a tick that the work took part in.
     #[error("{0}")]
     Engine(String),
-    /// The image has values that are infinite or not numbers.
+    /// The result has values that are infinite or not numbers.
     #[error("the image has values that are not finite")]
     NotFinite,
+    /// Somebody cancelled the request.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The deadline passed.
+    #[error("the deadline passed")]
+    DeadlinePassed,
     /// The server is stopping.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -74,24 +148,47 @@ pub enum SampleError {
 /// A request was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// The queue has no room for all images of the request.
-    #[error("{waiting} of {limit} images are waiting or running")]
+    /// Too much is waiting or running.
+    #[error("too much work is waiting")]
     Overloaded {
-        /// Images admitted.
-        waiting: usize,
-        /// The bound.
-        limit: usize,
-        /// Time that those still take.
-        backlog: Duration,
+        /// Seconds after which there will be room for it.
+        retry_after: u64,
     },
-    /// The worker has ended.
+    /// It cannot be done by its deadline.
+    #[error("it would take {needs:?}")]
+    TooLate {
+        /// Time it would take as things stand.
+        needs: Duration,
+        /// Time it would take with nothing else to do.
+        alone: Duration,
+        /// Seconds after which it could be done in time, if `alone` allows.
+        retry_after: u64,
+    },
+    /// The worker has ended, or is about to.
     #[error("the worker has ended")]
     Ended,
 }
 
-/// Images under way. Dropping it abandons them: their rows are free at the next tick.
+/// Work under way. Dropping it abandons what is left: the rows are free at the next tick.
 #[derive(Debug)]
-pub struct Ticket(Vec<oneshot::Receiver<Result<Sample, SampleError>>>);
+pub struct Ticket {
+    events: mpsc::UnboundedReceiver<Result<Event, SampleError>>,
+    cancelled: Arc<AtomicBool>,
+    units: usize,
+    left: usize,
+    eta: Duration,
+}
+
+/// Cancels a request from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Canceller(Arc<AtomicBool>);
+
+// === impl Caller ===
+
+impl Caller {
+    /// Everybody without a key.
+    pub const ANONYMOUS: Self = Self(0);
+}
 
 // === impl Batcher ===
 
@@ -100,66 +197,62 @@ impl Batcher {
     /// the engine and a report `R`; the handle and the report come back once it has.
     pub fn start<R: Send + 'static, E: Send + 'static>(
         spawn: impl FnOnce(&str, Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>>,
-        open: impl FnOnce() -> Result<(Box<dyn crate::engine::Denoiser>, WorkerConfig, R), E> + Send + 'static,
+        open: impl FnOnce() -> Result<(Box<dyn Denoiser>, WorkerConfig, R), E> + Send + 'static,
         name: &str,
+        device: Arc<Device>,
         metrics: Metrics,
     ) -> Result<(Self, R), StartError<E>> {
-        let (commands, received) = mpsc::channel();
-        let (opened, answer) = mpsc::channel();
+        let (opened, answer) = blocking::channel();
         let work = move || {
             let (engine, config, report) = match open() {
                 Ok(opened) => opened,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            let load = Arc::new(Load::new(config.queue_limit, config.row_time));
+            let queue = Arc::new(Queue::new(&config, Arc::clone(&device)));
             let elements = config.shape.iter().product();
-            let worker = Worker {
-                model: config.model,
-                engine,
-                commands: received,
-                load: Arc::clone(&load),
-                metrics,
-                max_rows: config.max_rows,
-                shape: config.shape,
-                row: config.out_channels * config.shape[1] * config.shape[2],
-            };
-            if opened.send(Ok((load, elements, report))).is_ok() {
-                worker.run();
+            if opened.send(Ok((Arc::clone(&queue), elements, report))).is_ok() {
+                Worker::new(engine, config, queue, metrics).run(&device);
             }
         };
         let thread = spawn(name, Box::new(work)).map_err(|error| StartError::Thread(error.to_string()))?;
         match answer.recv() {
-            Ok(Ok((load, elements, report))) => Ok((Self { commands, load, elements, thread }, report)),
+            Ok(Ok((queue, elements, report))) => Ok((Self { queue, elements, thread }, report)),
             Ok(Err(error)) => Err(StartError::Open(error)),
             Err(_) => Err(StartError::Thread("it died while opening the model".to_owned())),
         }
     }
 
-    /// Admits one image for each seed, all or none.
-    pub fn submit(&self, spec: &Arc<SampleSpec>, seeds: &[u64]) -> Result<Ticket, SubmitError> {
-        let trajectory = |&seed| Trajectory::new(Arc::clone(spec), seed, self.elements);
-        let trajectories: Vec<_> = seeds.iter().map(trajectory).collect();
-        let rows = trajectories.first().map_or(0, Trajectory::rows_left);
-        let Some(places) = self.load.admit(seeds.len(), rows) else {
-            let (waiting, limit, backlog) = (self.load.images(), self.load.limit(), self.load.backlog());
-            return Err(SubmitError::Overloaded { waiting, limit, backlog });
-        };
-        let admitted = Instant::now();
-        let (jobs, replies) = trajectories
-            .into_iter()
-            .zip(places)
-            .map(|(trajectory, place)| {
-                let (reply, receiver) = oneshot::channel();
-                (Job { trajectory, place, reply, admitted }, receiver)
-            })
-            .unzip();
-        self.commands.send(Command::Run(jobs)).map_err(|_| SubmitError::Ended)?;
-        Ok(Ticket(replies))
+    /// Values in a row.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Admits a request, whole or not at all.
+    pub fn submit(&self, request: Request) -> Result<Ticket, SubmitError> {
+        let units = request.units.len();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let (events, eta) = self.queue.submit(request, &cancelled)?;
+        Ok(Ticket { events, cancelled, units, left: units, eta })
+    }
+
+    /// The time that these units would take from now, as things stand.
+    pub fn expect(&self, caller: Caller, units: &[Unit]) -> Duration {
+        self.queue.expect(caller, units)
+    }
+
+    /// How things stand.
+    pub fn standing(&self) -> Standing {
+        self.queue.standing()
     }
 
     /// Images admitted and not finished.
     pub fn images(&self) -> usize {
-        self.load.images()
+        self.queue.standing().images
+    }
+
+    /// Rows of a full tick.
+    pub fn room(&self) -> usize {
+        self.queue.room()
     }
 
     /// Whether the worker's thread still runs.
@@ -167,10 +260,15 @@ impl Batcher {
         !self.thread.is_finished()
     }
 
-    /// Tells the worker to end after the tick it is in; images under way get [`SampleError::ShuttingDown`].
+    /// Tells the worker to end after the tick it is in; work under way gets [`SampleError::ShuttingDown`].
     pub fn stop(&self) {
-        // A worker that has ended already needs no telling.
-        let _ = self.commands.send(Command::Stop);
+        self.queue.stop();
+    }
+}
+
+impl Drop for Batcher {
+    fn drop(&mut self) {
+        self.queue.retire();
     }
 }
 
@@ -188,15 +286,51 @@ pub enum StartError<E> {
 // === impl Ticket ===
 
 impl Ticket {
-    /// Waits for all images, in the order of their seeds. The first failure is the answer, and the rest are
-    /// abandoned.
-    pub async fn finish(self) -> Result<Vec<Sample>, SampleError> {
-        let mut samples = Vec::with_capacity(self.0.len());
-        for reply in self.0 {
-            // A sender that vanishes without a word belonged to a worker that ended.
-            samples.push(reply.await.unwrap_or(Err(SampleError::ShuttingDown))?);
+    /// The time until all is done, as things stood at admission.
+    pub fn eta(&self) -> Duration {
+        self.eta
+    }
+
+    /// A handle that cancels it.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(Arc::clone(&self.cancelled))
+    }
+
+    /// What happens next; `None` after the last unit, or after an error.
+    pub async fn next(&mut self) -> Option<Result<Event, SampleError>> {
+        if self.left == 0 {
+            return None;
         }
-        Ok(samples)
+        // A sender that vanishes without a word belonged to a worker that ended.
+        let event = self.events.recv().await.unwrap_or(Err(SampleError::ShuttingDown));
+        match event {
+            Ok(Event::Done { .. }) => self.left -= 1,
+            Ok(Event::Frame { .. }) => {}
+            // Nobody waits for the rest: their rows are free at the next tick.
+            Err(_) => self.left = 0,
+        }
+        Some(event)
+    }
+
+    /// Waits for all units; the results are in their order. The first failure is the answer, and the rest is
+    /// abandoned.
+    pub async fn finish(mut self) -> Result<Vec<Sample>, SampleError> {
+        let mut samples = vec![None; self.units];
+        while let Some(event) = self.next().await {
+            if let Event::Done { unit, sample } = event? {
+                samples[unit] = Some(sample);
+            }
+        }
+        Ok(samples.into_iter().flatten().collect())
+    }
+}
+
+// === impl Canceller ===
+
+impl Canceller {
+    /// Ends the request at the next tick; whoever waits for it is told [`SampleError::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.store(true, Relaxed);
     }
 }
 

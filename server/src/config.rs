@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{Args, Device};
+use crate::args::{Args, Device, SchedulingName};
+use crate::batcher::Scheduling;
+use crate::keys::{Keys, KeysError};
 use crate::spec::MAX_IMAGES;
 
 /// The server's configuration. [`Config::default`] is the configuration of an empty command line on a free port,
@@ -26,6 +28,14 @@ pub struct Config {
     pub max_rows: usize,
     /// Images of one model that may wait or run.
     pub queue_limit: usize,
+    /// Work of one model that may wait or run, as the time it takes.
+    pub max_backlog: Duration,
+    /// How ticks are formed.
+    pub scheduling: Scheduling,
+    /// The API keys.
+    pub keys: Keys,
+    /// How often the model folder is looked at for new versions; never without.
+    pub watch: Option<Duration>,
     /// Largest request body in bytes.
     pub body_limit: usize,
     /// Time that running images are given at shutdown.
@@ -36,16 +46,22 @@ pub struct Config {
     pub body_timeout: Duration,
 }
 
-/// A flag holds a value that is not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`--{flag}` is {got}, expected {expected}")]
-pub struct ConfigError {
-    /// The flag, without dashes.
-    pub flag: &'static str,
-    /// What was given.
-    pub got: u64,
-    /// What is accepted.
-    pub expected: String,
+/// The arguments do not make a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag holds a value that is not accepted.
+    #[error("`--{flag}` is {got}, expected {expected}")]
+    Value {
+        /// The flag, without dashes.
+        flag: &'static str,
+        /// What was given.
+        got: u64,
+        /// What is accepted.
+        expected: String,
+    },
+    /// The file of keys is not one.
+    #[error("`--keys`: {0}")]
+    Keys(#[from] KeysError),
 }
 
 // === impl Config ===
@@ -56,18 +72,30 @@ impl Config {
         let mut errors = Vec::new();
         let mut within = |flag, got: u64, low: u64, high: u64| {
             if !(low..=high).contains(&got) {
-                errors.push(ConfigError { flag, got, expected: format!("{low} to {high}") });
+                errors.push(ConfigError::Value { flag, got, expected: format!("{low} to {high}") });
             }
         };
         within("threads", args.threads as u64, 0, 1024);
         within("max-rows", args.max_rows as u64, 2, 1024);
         // A limit below the largest request would refuse that for ever.
         within("queue-limit", args.queue_limit as u64, MAX_IMAGES, 1_000_000);
+        within("max-backlog", args.max_backlog, 1, 3600);
+        within("batch-delay-ms", args.batch_delay_ms, 0, 60_000);
+        within("watch", args.watch.unwrap_or(1), 1, 3600);
         within("body-limit", args.body_limit as u64, 1024, 1 << 30);
         within("shutdown-timeout", args.shutdown_timeout, 0, 3600);
+        let keys = args.keys.as_deref().map_or_else(|| Ok(Keys::default()), Keys::read);
+        let keys = keys.map_err(|error| errors.push(error.into())).unwrap_or_default();
         if !errors.is_empty() {
             return Err(errors);
         }
+        let scheduling = match args.scheduling {
+            SchedulingName::Continuous => Scheduling::Continuous,
+            SchedulingName::Request => {
+                Scheduling::Request { delay: Duration::from_millis(args.batch_delay_ms) }
+            }
+            SchedulingName::Serial => Scheduling::Serial,
+        };
         Ok(Self {
             models: args.models.clone(),
             listen: SocketAddr::new(args.host, args.port),
@@ -76,6 +104,10 @@ impl Config {
             threads: if args.threads == 0 { cores() } else { args.threads },
             max_rows: args.max_rows,
             queue_limit: args.queue_limit,
+            max_backlog: Duration::from_secs(args.max_backlog),
+            scheduling,
+            keys,
+            watch: args.watch.map(Duration::from_secs),
             body_limit: args.body_limit,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             ..Self::default()
@@ -92,7 +124,11 @@ impl Default for Config {
             ort_dylib: None,
             threads: cores(),
             max_rows: 32,
-            queue_limit: 256,
+            queue_limit: 4096,
+            max_backlog: Duration::from_secs(20),
+            scheduling: Scheduling::Continuous,
+            keys: Keys::default(),
+            watch: None,
             body_limit: 1 << 20,
             shutdown_timeout: Duration::from_secs(30),
             // Long enough for a person on a bad line, short enough that a slow-header attack frees its sockets.
@@ -119,10 +155,13 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once() {
-        let errors = parse(&["--max-rows", "1", "--queue-limit", "0", "--body-limit", "1"]).unwrap_err();
-        let flags: Vec<_> = errors.iter().map(|e| e.flag).collect();
-        assert_eq!(flags, ["max-rows", "queue-limit", "body-limit"]);
-        assert_eq!(errors[0].to_string(), "`--max-rows` is 1, expected 2 to 1024");
+        let errors =
+            parse(&["--max-rows", "1", "--queue-limit", "0", "--body-limit", "1", "--keys", "/nowhere"])
+                .unwrap_err();
+        let words: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(words[0], "`--max-rows` is 1, expected 2 to 1024");
+        assert!(words[1].starts_with("`--queue-limit` is 0, expected ") && words[2].contains("--body-limit"));
+        assert!(words[3].starts_with("`--keys`: `/nowhere`: ") && words.len() == 4, "{words:?}");
     }
 
     #[test]

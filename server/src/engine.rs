@@ -100,6 +100,17 @@ impl StepBatch {
         self.t.push(t);
         self.y.push(y);
     }
+
+    /// Repeats the last row until there are `rows`. An empty batch stays empty.
+    pub fn pad(&mut self, rows: usize) {
+        let (elements, now) = (self.elements(), self.rows());
+        let (Some(&t), Some(&y)) = (self.t.last(), self.y.last()) else { return };
+        for _ in now..rows {
+            self.x.extend_from_within((now - 1) * elements..now * elements);
+            self.t.push(t);
+            self.y.push(y);
+        }
+    }
 }
 
 // === impl Provider ===

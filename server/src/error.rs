@@ -32,12 +32,24 @@ pub enum Cause {
     NotFound,
     /// The path exists, the method does not.
     MethodNotAllowed,
-    /// The queue is full.
+    /// No known key.
+    Unauthenticated,
+    /// The key may not do that.
+    Forbidden,
+    /// Somebody cancelled the request.
+    Cancelled,
+    /// Too much is waiting.
     Overloaded,
+    /// The request cannot be answered within its time.
+    DeadlineUnmeetable,
+    /// The request's time has passed.
+    DeadlinePassed,
     /// The models are still loading.
     Loading,
     /// The server is shutting down.
     ShuttingDown,
+    /// A package does not load.
+    LoadFailed,
     /// The engine failed or put out values that are not finite.
     Engine,
     /// A defect of the server.
@@ -72,7 +84,8 @@ pub struct ErrorObject {
     /// A sentence for people.
     #[schema(example = "`steps` is 0, expected 1 to 1000")]
     pub message: String,
-    /// The family: `invalid_request_error`, `rate_limit_error` or `server_error`.
+    /// The family: `invalid_request_error`, `authentication_error`, `permission_error`,
+    /// `rate_limit_error` or `server_error`.
     #[schema(example = "invalid_request_error")]
     pub r#type: &'static str,
     /// The field that is wrong, where one is.
@@ -95,6 +108,7 @@ impl Cause {
         use StatusCode as S;
         const CLIENT: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
+        const RATE: &str = "rate_limit_error";
         match self {
             Self::MalformedBody        => (S::BAD_REQUEST,            CLIENT, "malformed_body"),
             Self::BodyTimeout          => (S::REQUEST_TIMEOUT,        CLIENT, "body_timeout"),
@@ -107,9 +121,15 @@ impl Cause {
             Self::ModelNotFound        => (S::NOT_FOUND,              CLIENT, "model_not_found"),
             Self::NotFound             => (S::NOT_FOUND,              CLIENT, "not_found"),
             Self::MethodNotAllowed     => (S::METHOD_NOT_ALLOWED,     CLIENT, "method_not_allowed"),
-            Self::Overloaded           => (S::TOO_MANY_REQUESTS,      "rate_limit_error", "overloaded"),
+            Self::Unauthenticated      => (S::UNAUTHORIZED,           "authentication_error", "invalid_api_key"),
+            Self::Forbidden            => (S::FORBIDDEN,              "permission_error", "forbidden"),
+            Self::Cancelled            => (S::CONFLICT,               CLIENT, "cancelled"),
+            Self::Overloaded           => (S::TOO_MANY_REQUESTS,      RATE,   "overloaded"),
+            Self::DeadlineUnmeetable   => (S::TOO_MANY_REQUESTS,      RATE,   "deadline_unmeetable"),
+            Self::DeadlinePassed       => (S::GATEWAY_TIMEOUT,        SERVER, "deadline_passed"),
             Self::Loading              => (S::SERVICE_UNAVAILABLE,    SERVER, "loading"),
             Self::ShuttingDown         => (S::SERVICE_UNAVAILABLE,    SERVER, "shutting_down"),
+            Self::LoadFailed           => (S::INTERNAL_SERVER_ERROR,  SERVER, "load_failed"),
             Self::Engine               => (S::INTERNAL_SERVER_ERROR,  SERVER, "engine_error"),
             Self::Internal             => (S::INTERNAL_SERVER_ERROR,  SERVER, "internal_error"),
         }

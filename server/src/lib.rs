@@ -15,6 +15,8 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub mod app;
+pub mod call;
+pub mod keys;
 pub mod model;
 pub mod serve;
 

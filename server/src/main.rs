@@ -63,7 +63,7 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
 
 /// Says where the server is and what it serves.
 fn welcome(app: &App, url: &str, log_format: LogFormat) {
-    tracing::info!(url, models = app.models().count(), "serving");
+    tracing::info!(url, models = app.models().len(), "serving");
     if log_format == LogFormat::Json {
         return;
     }

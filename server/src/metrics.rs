@@ -59,14 +59,18 @@ metrics! {
     trajectories: IntGaugeVec = "windowpane_trajectories" ["model"];
     /// Images finished.
     images: IntCounterVec = "windowpane_images_total" ["model"];
-    /// Images abandoned, by cause: disconnect, shutdown.
+    /// Images abandoned, by cause: disconnect, cancelled, deadline, shutdown.
     cancellations: IntCounterVec = "windowpane_cancellations_total" ["model", "cause"];
     /// Ticks: calls of the network, each over many images.
     ticks: IntCounterVec = "windowpane_ticks_total" ["model"];
     /// Rows in a tick; a guided image is two.
     tick_rows: HistogramVec = "windowpane_tick_rows" ["model"] in ROWS;
-    /// Duration of one tick: gather, network, apply.
+    /// Rows that only filled a tick up to a bucket.
+    padding: IntCounterVec = "windowpane_padding_rows_total" ["model"];
+    /// Duration of a tick's call of the network.
     tick: HistogramVec = "windowpane_tick_duration_seconds" ["model"] in SECONDS;
+    /// Time between two calls of the network while there is work: replies, admission, gathering.
+    gap: HistogramVec = "windowpane_tick_host_gap_seconds" ["model"] in GAPS;
     /// Evaluations of the network on one image; solver steps, of which some solvers need two evaluations.
     steps: IntCounterVec = "windowpane_steps_total" ["model"];
     /// Ticks or images that failed, by cause: error, panic, not_finite.
@@ -87,6 +91,9 @@ metrics! {
 /// few because every bucket is a time series for every label.
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Host gaps: microseconds if all is well.
+const GAPS: &[f64] = &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
 
 /// Rows: the powers of two up to the largest sensible tick.
 const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];

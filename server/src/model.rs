@@ -9,6 +9,7 @@ use windowpane_diffusion::Schedule;
 use windowpane_diffusion::manifest::{Dtype, Manifest};
 
 use crate::batcher::Batcher;
+use crate::batcher::costs::TickCosts;
 use crate::encode::Colour;
 use crate::engine::Provider;
 use crate::engine::check::{Determinism, GoldenReport};
@@ -41,6 +42,8 @@ pub struct Served {
     pub golden: GoldenReport,
     /// Whether a row depends on its batch.
     pub determinism: Determinism,
+    /// What a tick costs.
+    pub costs: TickCosts,
 }
 
 /// A model that serves.

@@ -42,7 +42,15 @@ mod tests {
         let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             paths,
-            ["/livez", "/metrics", "/readyz", "/v1/images/generations", "/v1/models", "/v1/models/{id}"]
+            [
+                "/livez",
+                "/metrics",
+                "/readyz",
+                "/v1/images/generations",
+                "/v1/models",
+                "/v1/models/{id}",
+                "/v1/requests/{id}",
+            ]
         );
         let text = document.to_string();
         for reference in text.split("\"#/components/schemas/").skip(1) {

@@ -5,3 +5,4 @@ pub mod health;
 pub mod images;
 pub mod metrics;
 pub mod models;
+pub mod requests;

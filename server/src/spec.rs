@@ -25,6 +25,7 @@ use crate::extract::Accept;
 use crate::middleware::request_id::random_u64;
 use crate::model::Card;
 use crate::routes::images::ImageRequest;
+use crate::sampler::{Trajectory, Unit};
 
 /// Images of one request; OpenAI's bound.
 pub const MAX_IMAGES: u64 = 10;
@@ -99,6 +100,12 @@ impl Order {
             seeds: seeds(request.seed, count)?,
             output: Output::resolve(request, accept, card, count)?,
         })
+    }
+
+    /// Its images, of `elements` values each.
+    pub fn units(&self, elements: usize) -> Vec<Unit> {
+        let image = |&seed| Unit::Sample(Trajectory::new(Arc::clone(&self.spec), seed, elements));
+        self.seeds.iter().map(image).collect()
     }
 }
 

@@ -172,7 +172,7 @@ impl TestServer {
 
     /// Images admitted and not finished.
     pub fn images(&self) -> usize {
-        self.app.models().map(|model| model.batcher.images()).sum()
+        self.app.models().iter().map(|model| model.batcher.images()).sum()
     }
 
     /// Waits until so many images are under way.

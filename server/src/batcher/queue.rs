@@ -1,151 +1,461 @@
-//! What is admitted and not finished: the bound on it, and how much work it is. Counted here when a request enters,
-//! given back when an image ends in whatever way, so that no path can forget it.
+//! What is admitted and not finished, behind one lock: handlers put requests in, the worker's thread takes its turns
+//! out. Admission, deadlines and the choice of a tick are decided here, by the pure parts beside this file; the lock is
+//! held for as long as that takes, never while the network runs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
-use super::{Sample, SampleError};
-use crate::sampler::Trajectory;
+use super::admission::{Ask, Ledger, Terms, whole_seconds};
+use super::baseline::{Cohort, Member, Pick};
+use super::costs::TickCosts;
+use super::device::Device;
+use super::policy::{Candidate, Policy};
+use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
+use crate::sampler::Unit;
 
-/// The load of one model, shared by its handle and its worker.
-#[derive(Debug)]
-pub struct Load {
-    limit: usize,
-    images: AtomicUsize,
-    rows: AtomicU64,
-    row_nanos: AtomicU64,
-}
-
-/// A place in the queue: one image, and the rows it still needs. Dropping it gives both back.
-#[derive(Debug)]
-pub struct Place {
-    load: Arc<Load>,
-    rows: u64,
-}
-
-/// An admitted image: the trajectory, its place, and whom to tell.
+/// An admitted piece of work, on its way to the worker and with it until it ends.
 #[derive(Debug)]
 pub struct Job {
-    /// The image.
-    pub trajectory: Trajectory,
-    /// Its place.
-    pub place: Place,
-    /// The client's end, closed when the client has gone.
-    pub reply: oneshot::Sender<Result<Sample, SampleError>>,
+    /// Its number in the queue.
+    pub id: u64,
+    /// The work.
+    pub unit: Unit,
+    /// Its position in the request.
+    pub position: usize,
+    /// The client's end; closed when nobody waits any more.
+    pub reply: mpsc::UnboundedSender<Result<Event, SampleError>>,
+    /// Set when somebody cancelled the request.
+    pub cancelled: Arc<AtomicBool>,
     /// When it was admitted.
-    pub admitted: std::time::Instant,
+    pub admitted: Instant,
+    /// When its result is worth nothing any more.
+    pub deadline: Option<Instant>,
 }
 
-// === impl Load ===
+/// The queue of one model.
+#[derive(Debug)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+    began: Instant,
+    device: Arc<Device>,
+    rules: Rules,
+}
 
-impl Load {
-    /// An empty queue for at most `limit` images, with a first guess of a row's time.
-    pub fn new(limit: usize, row: Duration) -> Self {
-        let load = Self { limit, images: 0.into(), rows: 0.into(), row_nanos: 0.into() };
-        load.row_nanos.store(nanos(row), Relaxed);
-        load
-    }
+/// What does not change.
+#[derive(Debug, Clone)]
+struct Rules {
+    max_images: usize,
+    max_backlog: Duration,
+    /// Rows of a full tick.
+    room: usize,
+    /// The bucket to which every tick is padded while a request insists on it.
+    pinned: Option<usize>,
+    /// Buckets that every other tick is padded to; empty where every size is as good.
+    padded: Vec<usize>,
+}
 
-    /// Takes a place for each of `images` images of `rows` rows, all or none.
-    pub fn admit(self: &Arc<Self>, images: usize, rows: usize) -> Option<Vec<Place>> {
-        let take = |now: usize| now.checked_add(images).filter(|&then| then <= self.limit);
-        self.images.fetch_update(Relaxed, Relaxed, take).ok()?;
-        let rows = rows as u64;
-        self.rows.fetch_add(rows * images as u64, Relaxed);
-        Some((0..images).map(|_| Place { load: Arc::clone(self), rows }).collect())
-    }
+#[derive(Debug)]
+struct State {
+    next_id: u64,
+    next_request: u64,
+    arrivals: Vec<Job>,
+    entries: BTreeMap<u64, Entry>,
+    turns: Turns,
+    ledger: Ledger,
+    costs: TickCosts,
+    end: End,
+}
 
+#[derive(Debug)]
+enum Turns {
+    Continuous(Policy),
+    Baseline(Cohort),
+}
+
+/// Whether, and how, it is about to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    No,
+    /// When the last job is done.
+    WhenDone,
+    /// Now.
+    Now,
+}
+
+/// A live job as the scheduling sees it.
+#[derive(Debug)]
+struct Entry {
+    candidate: Candidate,
+    request: u64,
+    /// Ticks it still needs.
+    left: usize,
+    done: usize,
+    arrived: Duration,
+    pinned: bool,
+}
+
+/// What the worker shall do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// One call of the network.
+    Tick {
+        /// The jobs, ascending.
+        ids: Vec<u64>,
+        /// Rows to fill up to.
+        padded: Option<usize>,
+    },
+    /// Nothing yet.
+    Wait(Duration),
+}
+
+/// How things stand, for people and for clients that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
     /// Images admitted and not finished.
-    pub fn images(&self) -> usize {
-        self.images.load(Relaxed)
+    pub images: usize,
+    /// Of them, those that have not taken part in a tick.
+    pub waiting: usize,
+    /// Time that all of it still takes.
+    pub backlog: Duration,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// An empty queue.
+    pub fn new(config: &WorkerConfig, device: Arc<Device>) -> Self {
+        let room = match config.scheduling {
+            Scheduling::Continuous => config.costs.target(config.max_rows),
+            Scheduling::Request { .. } | Scheduling::Serial => config.max_rows,
+        };
+        let turns = match config.scheduling {
+            Scheduling::Continuous => Turns::Continuous(Policy::default()),
+            Scheduling::Request { delay } => Turns::Baseline(Cohort::batching(delay)),
+            Scheduling::Serial => Turns::Baseline(Cohort::serial()),
+        };
+        let buckets = || config.costs.buckets().map(|(rows, _)| rows);
+        Self {
+            state: Mutex::new(State {
+                next_id: 0,
+                next_request: 0,
+                arrivals: Vec::new(),
+                entries: BTreeMap::new(),
+                turns,
+                ledger: Ledger::default(),
+                costs: config.costs.clone(),
+                end: End::No,
+            }),
+            wake: Condvar::new(),
+            began: Instant::now(),
+            device,
+            rules: Rules {
+                max_images: config.queue_limit,
+                max_backlog: config.max_backlog,
+                room,
+                pinned: config.pinned,
+                padded: if config.padded { buckets().collect() } else { Vec::new() },
+            },
+        }
     }
 
-    /// The bound.
-    pub fn limit(&self) -> usize {
-        self.limit
+    /// Admits a request, whole or not at all. The receiver is told of every one of its units; also the time until
+    /// the last of them is done, as things stand.
+    pub(super) fn submit(
+        &self,
+        request: Request,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<(mpsc::UnboundedReceiver<Result<Event, SampleError>>, Duration), SubmitError> {
+        let Request { caller, fingerprint, deadline, reproducible, units } = request;
+        let demand = Demand::of(caller, &units);
+        let (now, admitted) = (self.began.elapsed(), Instant::now());
+        let mut state = self.lock();
+        if state.end != End::No {
+            return Err(SubmitError::Ended);
+        }
+        let eta = self.eta(&state, &demand);
+        if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(admitted))
+            && eta > left
+        {
+            let alone = self.alone(&state, &demand);
+            return Err(SubmitError::TooLate {
+                needs: eta,
+                alone,
+                retry_after: whole_seconds(eta.saturating_sub(left)),
+            });
+        }
+        let row = state.costs.work(1000, self.rules.room).as_secs_f64() / 1000.0 * self.device.sharers();
+        let images = state.entries.len();
+        if images + units.len() > self.rules.max_images {
+            let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
+            return Err(SubmitError::Overloaded { retry_after: whole_seconds(half) });
+        }
+        let limit = (self.rules.max_backlog.as_secs_f64() / row) as u64;
+        let ask = Ask { caller, fingerprint, work: demand.work };
+        if let Err(retry_after) = state.ledger.ask(ask, Terms { now, limit, row }) {
+            return Err(SubmitError::Overloaded { retry_after });
+        }
+        let due = state.deadline(&demand);
+        let (reply, receiver) = mpsc::unbounded_channel();
+        let request = state.next_request;
+        state.next_request += 1;
+        for (position, unit) in units.into_iter().enumerate() {
+            let id = state.next_id;
+            state.next_id += 1;
+            let candidate = Candidate { id, caller, rows: unit.rows(), deadline: due };
+            let left = unit.evaluations_left();
+            let pinned = reproducible && self.rules.pinned.is_some();
+            state.entries.insert(id, Entry { candidate, request, left, done: 0, arrived: now, pinned });
+            let (reply, cancelled) = (reply.clone(), Arc::clone(cancelled));
+            state.arrivals.push(Job { id, unit, position, reply, cancelled, admitted, deadline });
+        }
+        drop(state);
+        self.wake.notify_one();
+        Ok((receiver, eta))
     }
 
-    /// Time that everything admitted still takes, by the measured time of a row.
-    pub fn backlog(&self) -> Duration {
-        Duration::from_nanos(self.rows.load(Relaxed).saturating_mul(self.row_nanos.load(Relaxed)))
+    /// The time that these units would take from now, as things stand.
+    pub fn expect(&self, caller: Caller, units: &[Unit]) -> Duration {
+        self.eta(&self.lock(), &Demand::of(caller, units))
     }
 
-    /// A tick of `rows` rows took `elapsed`: the estimate moves an eighth of the way.
-    pub fn measured(&self, rows: usize, elapsed: Duration) {
-        let row = nanos(elapsed) / rows.max(1) as u64;
-        let old = self.row_nanos.load(Relaxed);
-        self.row_nanos.store(old - old / 8 + row / 8, Relaxed);
+    /// How things stand.
+    pub fn standing(&self) -> Standing {
+        let state = self.lock();
+        Standing {
+            images: state.entries.len(),
+            waiting: state.entries.values().filter(|entry| entry.done == 0).count(),
+            backlog: state
+                .costs
+                .work(state.ledger.outstanding(), self.rules.room)
+                .mul_f64(self.device.sharers()),
+        }
+    }
+
+    /// Rows of a full tick.
+    pub fn room(&self) -> usize {
+        self.rules.room
+    }
+
+    /// Moves what has arrived into `live`. Waits while there is nothing else to do, or for `pause` at most. `false`:
+    /// time to end.
+    pub(super) fn collect(
+        &self,
+        live: &mut impl Extend<(u64, Job)>,
+        idle: bool,
+        pause: Option<Duration>,
+    ) -> bool {
+        let mut state = self.lock();
+        loop {
+            match state.end {
+                End::Now => return false,
+                End::WhenDone if idle && state.arrivals.is_empty() => return false,
+                End::No | End::WhenDone => {}
+            }
+            if !state.arrivals.is_empty() || !(idle || pause.is_some()) {
+                live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
+                return true;
+            }
+            match pause {
+                Some(pause) => {
+                    state = self.wake.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
+                    live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
+                    return state.end != End::Now;
+                }
+                None => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Chooses the next tick.
+    pub(super) fn choose(&self) -> Choice {
+        let mut state = self.lock();
+        let State { turns, entries, .. } = &mut *state;
+        // One request that insists on its bucket holds all ticks to it: a bucket is the same for everybody in it.
+        let pinned = self.rules.pinned.filter(|_| entries.values().any(|entry| entry.pinned));
+        let room = pinned.unwrap_or(self.rules.room);
+        let chosen = match turns {
+            Turns::Continuous(policy) => {
+                let candidates: Vec<_> = entries.values().map(|entry| entry.candidate).collect();
+                policy.select(&candidates, room)
+            }
+            Turns::Baseline(cohort) => {
+                let member = |entry: &Entry| Member {
+                    request: entry.request,
+                    rows: entry.candidate.rows,
+                    done: entry.done,
+                    arrived: entry.arrived,
+                };
+                let members: Vec<_> = entries.values().map(member).collect();
+                let now = self.began.elapsed();
+                match cohort.select(&members, room, now) {
+                    Pick::Run(chosen) => chosen,
+                    Pick::WaitUntil(due) => return Choice::Wait(due.saturating_sub(now)),
+                }
+            }
+        };
+        let (mut ids, mut rows, mut chosen) =
+            (Vec::with_capacity(chosen.len()), 0, chosen.into_iter().peekable());
+        for (i, entry) in entries.values().enumerate() {
+            if chosen.next_if_eq(&i).is_some() {
+                ids.push(entry.candidate.id);
+                rows += entry.candidate.rows;
+            }
+        }
+        let padded = pinned.or_else(|| self.rules.padded.iter().copied().find(|&bucket| bucket >= rows));
+        Choice::Tick { ids, padded }
+    }
+
+    /// The jobs `ids` took part in a tick of `rows` rows, padding included, that took `elapsed`.
+    pub(super) fn ticked(&self, ids: &[u64], rows: usize, elapsed: Duration) {
+        let mut state = self.lock();
+        state.costs.observe(rows, elapsed);
+        let State { entries, ledger, .. } = &mut *state;
+        for id in ids {
+            let Some(entry) = entries.get_mut(id) else { continue };
+            entry.done += 1;
+            if entry.left > 0 {
+                entry.left -= 1;
+                ledger.give_back(entry.candidate.caller, entry.candidate.rows as u64);
+            }
+        }
+    }
+
+    /// The job has ended, in whatever way.
+    pub(super) fn remove(&self, id: u64) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.remove(&id) {
+            let rest = (entry.left * entry.candidate.rows) as u64;
+            state.ledger.give_back(entry.candidate.caller, rest);
+        }
+    }
+
+    /// Ends the worker after the tick it is in; what has arrived is left to it.
+    pub fn stop(&self) {
+        self.end(End::Now);
+    }
+
+    /// Ends the worker when its last job is done; nothing more is admitted.
+    pub fn retire(&self) {
+        self.end(End::WhenDone);
+    }
+
+    fn end(&self, end: End) {
+        let mut state = self.lock();
+        if state.end != End::Now {
+            state.end = end;
+        }
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    /// Jobs that arrived and were not collected.
+    pub(super) fn take_arrivals(&self) -> Vec<Job> {
+        std::mem::take(&mut self.lock().arrivals)
+    }
+
+    /// When it would all be done, if nothing else arrived: two bounds, of which the larger is close.
+    ///
+    /// By the engine's work: what is ahead within the caller's queue, and as much of every other caller's as it is
+    /// given in the meantime. By the steps: its longest image needs that many ticks one after another, each with its
+    /// own rows and what fills the rest.
+    fn eta(&self, state: &State, demand: &Demand) -> Duration {
+        let (due, room) = (state.deadline(demand), self.rules.room);
+        let (mut ahead, mut all, mut others) = (demand.work, 0, BTreeMap::<Caller, u64>::new());
+        for Entry { candidate, left, .. } in state.entries.values() {
+            let work = (left * candidate.rows) as u64;
+            all += work;
+            if candidate.caller != demand.caller {
+                *others.entry(candidate.caller).or_default() += work;
+            } else if candidate.deadline <= due {
+                ahead += work;
+            }
+        }
+        let shared: u64 = others.values().map(|&work| work.min(ahead)).sum();
+        let by_work = state.costs.work(ahead + shared, room);
+        let filling = (room.saturating_sub(demand.rows) * demand.longest) as u64;
+        let by_steps = self.alone(state, demand) + state.costs.work(all.min(filling), room);
+        by_work.max(by_steps).mul_f64(self.device.sharers())
+    }
+
+    /// When it would be done with the engine to itself.
+    fn alone(&self, state: &State, demand: &Demand) -> Duration {
+        let rows = demand.rows.min(self.rules.room);
+        let rounds = demand.rows.div_ceil(self.rules.room.max(1));
+        state.costs.tick(rows).saturating_mul((demand.longest * rounds) as u32)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock panics half-way through a change that matters.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+/// What a request asks of the engine.
+struct Demand {
+    caller: Caller,
+    /// Row evaluations.
+    work: u64,
+    /// Rows of all its units.
+    rows: usize,
+    /// Ticks of its longest unit.
+    longest: usize,
 }
 
-// === impl Place ===
+// === impl Demand ===
 
-impl Place {
-    /// `rows` of them are done.
-    pub fn progress(&mut self, rows: usize) {
-        let done = (rows as u64).min(self.rows);
-        self.rows -= done;
-        self.load.rows.fetch_sub(done, Relaxed);
+impl Demand {
+    fn of(caller: Caller, units: &[Unit]) -> Self {
+        Self {
+            caller,
+            work: units.iter().map(Unit::work).sum(),
+            rows: units.iter().map(Unit::rows).sum(),
+            longest: units.iter().map(Unit::evaluations_left).max().unwrap_or(0),
+        }
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.load.rows.fetch_sub(self.rows, Relaxed);
-        self.load.images.fetch_sub(1, Relaxed);
+// === impl State ===
+
+impl State {
+    /// Its place among its caller's.
+    fn deadline(&self, demand: &Demand) -> u64 {
+        match &self.turns {
+            Turns::Continuous(policy) => policy.deadline(demand.caller, demand.work),
+            // First come, first served.
+            Turns::Baseline(_) => u64::MAX,
+        }
     }
 }
 
 // === impl Job ===
 
 impl Job {
-    /// Whether nobody waits for it any more.
-    pub fn departed(&self) -> bool {
-        self.reply.is_closed()
+    /// Why it shall not go on, if it shall not.
+    pub(super) fn ended(&self, now: Instant) -> Option<Departure> {
+        if self.reply.is_closed() {
+            Some(Departure::Gone)
+        } else if self.cancelled.load(Relaxed) {
+            Some(Departure::Cancelled)
+        } else if self.deadline.is_some_and(|deadline| now >= deadline) {
+            Some(Departure::Late)
+        } else {
+            None
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_admitted_whole_or_not_at_all() {
-        let load = Arc::new(Load::new(3, Duration::from_millis(1)));
-        let two = load.admit(2, 10).unwrap();
-        assert!(load.admit(2, 10).is_none());
-        assert_eq!(load.images(), 2);
-        let one = load.admit(1, 10).unwrap();
-        assert!(load.admit(1, 10).is_none());
-        drop((two, one));
-        assert_eq!((load.images(), load.backlog()), (0, Duration::ZERO));
-        assert!(load.admit(usize::MAX, 1).is_none());
-    }
-
-    #[test]
-    fn the_backlog_is_rows_times_their_time() {
-        let load = Arc::new(Load::new(8, Duration::from_millis(2)));
-        let mut places = load.admit(2, 100).unwrap();
-        assert_eq!(load.backlog(), Duration::from_millis(400));
-        places[0].progress(50);
-        assert_eq!(load.backlog(), Duration::from_millis(300));
-        drop(places.remove(0));
-        assert_eq!(load.backlog(), Duration::from_millis(200));
-    }
-
-    #[test]
-    fn the_estimate_follows_the_measurements() {
-        let load = Arc::new(Load::new(1, Duration::ZERO));
-        let _place = load.admit(1, 1000);
-        (0..100).for_each(|_| load.measured(4, Duration::from_millis(8)));
-        let backlog = load.backlog().as_secs_f64();
-        assert!((1.9..=2.0).contains(&backlog), "{backlog}");
-    }
+/// Why a job is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// Nobody waits for it any more.
+    Gone,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// Its deadline has passed.
+    Late,
 }

@@ -8,8 +8,11 @@ use windowpane_diffusion::{Sampler, SolverConfig, TimeGrid};
 
 use super::*;
 use crate::config::Config;
-use crate::engine::fake::Faults;
+use crate::engine::StepBatch;
+use crate::engine::fake::{FakeDenoiser, Faults};
 use crate::model::Model;
+use crate::sampler::{Evaluate, Trajectory};
+use crate::spec::SampleSpec;
 use crate::testing::manifest;
 
 const CLASSES: [&str; 3] = ["Sneaker", "Boot", "Sandal"];
@@ -45,8 +48,24 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
+fn request(model: &Model, spec: &Arc<SampleSpec>, seeds: &[u64]) -> Request {
+    let elements = model.batcher.elements();
+    let image = |&seed| Unit::Sample(Trajectory::new(Arc::clone(spec), seed, elements));
+    Request {
+        caller: Caller::ANONYMOUS,
+        fingerprint: seeds[0],
+        deadline: None,
+        reproducible: false,
+        units: seeds.iter().map(image).collect(),
+    }
+}
+
+fn submit(model: &Model, spec: &Arc<SampleSpec>, seeds: &[u64]) -> Result<Ticket, SubmitError> {
+    model.batcher.submit(request(model, spec, seeds))
+}
+
 fn sample(model: &Model, spec: &Arc<SampleSpec>, seeds: &[u64]) -> Result<Vec<Sample>, SampleError> {
-    block_on(model.batcher.submit(spec, seeds).unwrap().finish())
+    block_on(submit(model, spec, seeds).unwrap().finish())
 }
 
 #[test]
@@ -94,14 +113,14 @@ proptest! {
                 let guidance = if guided == 1 { 2.5 } else { 1.0 };
                 let spec = spec(&crowded, Sampler::ALL[sampler], steps, guidance, class);
                 let seeds: Vec<u64> = (seed..seed + n).collect();
-                let ticket = crowded.batcher.submit(&spec, &seeds).unwrap();
+                let ticket = submit(&crowded, &spec, &seeds).unwrap();
                 if !leaves {
                     waiting.push((spec, ticket));
                 }
             }
             for (spec, ticket) in waiting {
                 for image in ticket.finish().await.unwrap() {
-                    let alone = quiet.batcher.submit(&spec, &[image.seed]).unwrap().finish().await.unwrap();
+                    let alone = submit(&quiet, &spec, &[image.seed]).unwrap().finish().await.unwrap();
                     prop_assert_eq!(&alone[0].values, &image.values);
                 }
             }
@@ -117,7 +136,7 @@ fn images_share_ticks_whatever_their_sampler() {
     block_on(async {
         let tickets: Vec<_> = Sampler::ALL
             .iter()
-            .map(|&sampler| model.batcher.submit(&spec(&model, sampler, 20, 2.0, 0), &[1]).unwrap())
+            .map(|&sampler| submit(&model, &spec(&model, sampler, 20, 2.0, 0), &[1]).unwrap())
             .collect();
         for ticket in tickets {
             ticket.finish().await.unwrap();
@@ -153,8 +172,8 @@ fn a_row_that_is_not_finite_fails_alone() {
     let (model, metrics) = model(32, faults);
     let (good, bad) = (spec(&model, Sampler::Ddim, 10, 2.0, 0), spec(&model, Sampler::Ddim, 10, 2.0, 2));
     block_on(async {
-        let good = model.batcher.submit(&good, &[1, 2]).unwrap();
-        let bad = model.batcher.submit(&bad, &[3]).unwrap();
+        let good = submit(&model, &good, &[1, 2]).unwrap();
+        let bad = submit(&model, &bad, &[3]).unwrap();
         assert_eq!(bad.finish().await, Err(SampleError::NotFinite));
         assert_eq!(good.finish().await.unwrap().len(), 2);
     });
@@ -166,34 +185,255 @@ fn who_leaves_frees_the_rows() {
     let (model, metrics) = model(2, Faults { delay: Duration::from_millis(2), ..Faults::default() });
     let long = spec(&model, Sampler::Ddim, 100, 2.0, 0);
     block_on(async {
-        let abandoned = model.batcher.submit(&long, &(0..50).collect::<Vec<_>>()).unwrap();
+        let abandoned = submit(&model, &long, &(0..50).collect::<Vec<_>>()).unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
         drop(abandoned);
         // 50 images of 100 ticks would take ten seconds.
         let start = Instant::now();
-        model.batcher.submit(&spec(&model, Sampler::Ddim, 2, 1.0, 0), &[1]).unwrap().finish().await.unwrap();
+        submit(&model, &spec(&model, Sampler::Ddim, 2, 1.0, 0), &[1]).unwrap().finish().await.unwrap();
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     });
     assert_eq!(model.batcher.images(), 0);
     assert_eq!(metrics.cancellations.with_label_values(&["shoes", "disconnect"]).get(), 50);
 }
 
+/// A fake model whose rows cost 5 ms each, with this many seconds of work at most.
+fn slow(max_backlog: u64) -> (Model, Metrics) {
+    let faults = Faults { row_delay: Duration::from_millis(5), ..Faults::default() };
+    let max_backlog = Duration::from_secs(max_backlog);
+    let (config, metrics) = (Config { max_rows: 16, max_backlog, ..Config::default() }, Metrics::new());
+    (Model::fake(manifest("shoes", &CLASSES), faults, &config, &metrics).unwrap(), metrics)
+}
+
 #[test]
-fn a_full_queue_refuses_and_says_how_long() {
-    let config = Config { queue_limit: 4, max_rows: 2, ..Config::default() };
-    let faults = Faults { delay: Duration::from_millis(2), ..Faults::default() };
-    let model = Model::fake(manifest("shoes", &CLASSES), faults, &config, &Metrics::new()).unwrap();
-    let spec = spec(&model, Sampler::Ddim, 50, 1.0, 0);
+fn the_limit_is_work_and_whoever_is_told_when_to_come_back_is_admitted_then() {
+    let (model, _) = slow(1);
+    let spec = spec(&model, Sampler::Ddim, 40, 1.0, 0);
     block_on(async {
-        let running = model.batcher.submit(&spec, &[1, 2, 3, 4]).unwrap();
-        tokio::time::sleep(Duration::from_millis(40)).await;
-        let refused = model.batcher.submit(&spec, &[5]).unwrap_err();
-        let SubmitError::Overloaded { waiting: 4, limit: 4, backlog } = refused else { panic!("{refused}") };
-        // 4 images of 50 rows at 1 ms a row, less what is done.
-        assert!(backlog > Duration::from_millis(20) && backlog < Duration::from_secs(2), "{backlog:?}");
+        // 0.8 of a second; the same again would be 1.6.
+        let running = submit(&model, &spec, &[1, 2, 3, 4]).unwrap();
+        // A small one fits, until room is kept for somebody.
+        let small = self::spec(&model, Sampler::Ddim, 10, 1.0, 0);
+        let fits = submit(&model, &small, &[9]).unwrap();
+        let refused = submit(&model, &spec, &[5, 6, 7, 8]).unwrap_err();
+        assert_eq!(refused, SubmitError::Overloaded { retry_after: 1 });
+        assert!(submit(&model, &small, &[10]).is_err());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        submit(&model, &spec, &[5, 6, 7, 8]).unwrap().finish().await.unwrap();
         running.finish().await.unwrap();
-        model.batcher.submit(&spec, &[5]).unwrap().finish().await.unwrap();
+        fits.finish().await.unwrap();
     });
+    assert_eq!(model.batcher.images(), 0);
+    assert_eq!(model.batcher.standing().backlog, Duration::ZERO);
+}
+
+#[test]
+fn the_number_of_images_is_bounded_too() {
+    let config = Config { queue_limit: 3, ..Config::default() };
+    let faults = Faults { delay: Duration::from_millis(5), ..Faults::default() };
+    let model = Model::fake(manifest("shoes", &CLASSES), faults, &config, &Metrics::new()).unwrap();
+    let spec = spec(&model, Sampler::Ddim, 5, 1.0, 0);
+    let running = submit(&model, &spec, &[1, 2]).unwrap();
+    assert!(matches!(submit(&model, &spec, &[3, 4]), Err(SubmitError::Overloaded { .. })));
+    block_on(running.finish()).unwrap();
+    assert_eq!(sample(&model, &spec, &[3, 4, 5]).unwrap().len(), 3);
+}
+
+#[test]
+fn the_time_told_is_the_time_taken() {
+    let (model, _) = slow(60);
+    block_on(async {
+        let mut tickets = Vec::new();
+        for (steps, scale, images) in [(20, 1.0, 4), (30, 2.0, 2), (10, 1.0, 1), (12, 2.0, 8), (40, 1.0, 1)] {
+            let spec = spec(&model, Sampler::Ddim, steps, scale, 0);
+            let seeds: Vec<u64> = (0..images).collect();
+            let ticket = submit(&model, &spec, &seeds).unwrap();
+            tickets.push((Instant::now(), ticket.eta(), ticket));
+        }
+        for (start, eta, ticket) in tickets {
+            let waited = async {
+                ticket.finish().await.unwrap();
+                start.elapsed().as_secs_f64()
+            };
+            let (eta, took) = (eta.as_secs_f64(), waited.await);
+            // Short ones that come later overtake: the last are told more than it takes, the first less.
+            assert!(eta > 0.1 && took < 4.0 * eta && took < 4.0, "told {eta}, took {took}");
+        }
+    });
+}
+
+#[test]
+fn the_last_to_come_is_told_its_time_closely() {
+    let (model, _) = slow(60);
+    block_on(async {
+        let ahead = submit(&model, &spec(&model, Sampler::Ddim, 10, 1.0, 0), &(0..10).collect::<Vec<_>>());
+        let (start, ticket) = (
+            Instant::now(),
+            submit(&model, &spec(&model, Sampler::Ddim, 20, 2.0, 0), &(20..28).collect::<Vec<_>>()).unwrap(),
+        );
+        let eta = ticket.eta().as_secs_f64();
+        ticket.finish().await.unwrap();
+        let took = start.elapsed().as_secs_f64();
+        assert!((0.6..1.5).contains(&(took / eta)), "told {eta}, took {took}");
+        ahead.unwrap().finish().await.unwrap();
+    });
+}
+
+#[test]
+fn a_deadline_that_cannot_be_met_is_refused_and_one_that_passes_ends_the_work() {
+    let (model, metrics) = slow(60);
+    let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
+    let within = |seed, ms| Request {
+        deadline: Some(Instant::now() + Duration::from_millis(ms)),
+        ..request(&model, &spec, &[seed])
+    };
+    block_on(async {
+        // Half a second alone.
+        let refused = model.batcher.submit(within(1, 200)).unwrap_err();
+        let SubmitError::TooLate { needs, alone, .. } = refused else { panic!("{refused}") };
+        assert!(needs == alone && (0.4..0.7).contains(&needs.as_secs_f64()), "{needs:?}");
+        let tight = model.batcher.submit(within(2, 800)).unwrap();
+        // Behind two seconds of others' work it is late; when it comes again is not its own fault.
+        let others: Vec<_> = (10..14).map(|seed| submit(&model, &spec, &[seed]).unwrap()).collect();
+        let refused = model.batcher.submit(within(3, 1000)).unwrap_err();
+        let SubmitError::TooLate { needs, alone, .. } = refused else { panic!("{refused}") };
+        assert!(needs > Duration::from_secs(1) && alone < Duration::from_secs(1), "{needs:?} {alone:?}");
+        assert_eq!(tight.finish().await, Err(SampleError::DeadlinePassed));
+        drop(others);
+    });
+    assert_eq!(metrics.cancellations.with_label_values(&["shoes", "deadline"]).get(), 1);
+}
+
+#[test]
+fn a_cancelled_request_ends_at_the_next_tick() {
+    let (model, metrics) = slow(60);
+    let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
+    block_on(async {
+        let ticket = submit(&model, &spec, &[1, 2]).unwrap();
+        let canceller = ticket.canceller();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        canceller.cancel();
+        assert_eq!(ticket.finish().await, Err(SampleError::Cancelled));
+    });
+    while model.batcher.images() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(metrics.cancellations.with_label_values(&["shoes", "cancelled"]).get(), 2);
+}
+
+#[test]
+fn callers_share_the_engine_evenly() {
+    let (model, _) = slow(60);
+    let spec = spec(&model, Sampler::Ddim, 20, 1.0, 0);
+    let of = |caller, seeds: std::ops::Range<u64>| {
+        let request = request(&model, &spec, &seeds.collect::<Vec<_>>());
+        model.batcher.submit(Request { caller: Caller(caller), ..request }).unwrap()
+    };
+    block_on(async {
+        let flood: Vec<_> = (0..4).map(|i| of(1, 10 * i..10 * i + 10)).collect();
+        let start = Instant::now();
+        of(2, 100..108).finish().await.unwrap();
+        // 160 of its rows, and as many of the other's: 1.6 seconds, where all there is would take 4.8.
+        let took = start.elapsed().as_secs_f64();
+        assert!((1.2..2.6).contains(&took), "{took}");
+        drop(flood);
+    });
+}
+
+#[test]
+fn who_watches_sees_the_steps() {
+    let (model, _) = model(8, Faults::default());
+    let spec = spec(&model, Sampler::Heun, 6, 2.0, 1);
+    let unit = Trajectory::new(Arc::clone(&spec), 7, model.batcher.elements()).watch(Arc::new([0, 4, 10]));
+    let mut ticket = model
+        .batcher
+        .submit(Request { units: vec![Unit::Sample(unit)], ..request(&model, &spec, &[7]) })
+        .unwrap();
+    let (mut seen, mut last) = (Vec::new(), None);
+    while let Some(event) = block_on(ticket.next()) {
+        match event.unwrap() {
+            Event::Frame { unit: 0, frame } => seen.push((frame.evaluation, frame.step, frame)),
+            Event::Frame { .. } => panic!("one image has frames of position 0"),
+            Event::Done { unit, sample } => last = Some((unit, sample)),
+        }
+    }
+    assert_eq!(seen.iter().map(|&(e, s, _)| (e, s)).collect::<Vec<_>>(), [(0, 0), (4, 2), (10, 5)]);
+    let (position, sample) = last.unwrap();
+    // The last evaluation's x is the image.
+    assert_eq!((position, &sample.values), (0, &seen[2].2.x));
+    assert_eq!(seen[2].2.x0.len(), sample.values.len());
+}
+
+#[test]
+fn a_given_beginning_and_a_row_that_is_only_evaluated() {
+    let (model, _) = model(8, Faults::default());
+    let spec = spec(&model, Sampler::Ddim, 6, 2.0, 1);
+    let elements = model.batcher.elements();
+    let noise = windowpane_diffusion::noise::normal(7, windowpane_diffusion::noise::INITIAL, elements);
+    let units = vec![
+        Unit::Sample(Trajectory::new(Arc::clone(&spec), 7, elements)),
+        Unit::Sample(Trajectory::new(Arc::clone(&spec), 7, elements).from_x(noise.clone())),
+        Unit::Evaluate(Evaluate::new(noise.clone(), 5.5, 1)),
+    ];
+    let request = Request { units, ..request(&model, &spec, &[7]) };
+    let samples = block_on(model.batcher.submit(request).unwrap().finish()).unwrap();
+    assert_eq!(samples[0].values, samples[1].values);
+    let mut fake = FakeDenoiser::new(model.card.schedule.clone(), 1, 3);
+    let (mut batch, mut expected) = (StepBatch::new(model.card.shape()), Vec::new());
+    batch.push(&noise, 5.5, 1);
+    fake.denoise(&batch, &mut expected).unwrap();
+    assert_eq!(samples[2].values, expected);
+}
+
+/// A network whose bits depend on the batch's size: only a request that insists gets the same bits in any company.
+#[test]
+fn a_request_that_insists_is_held_to_one_bucket() {
+    let (model, metrics) = model(8, Faults { sized: true, ..Faults::default() });
+    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
+    let insisting = |seed| Request { reproducible: true, ..request(&model, &spec, &[seed]) };
+    block_on(async {
+        let alone = model.batcher.submit(insisting(1)).unwrap().finish().await.unwrap();
+        assert!(metrics.padding.with_label_values(&["shoes"]).get() >= 70);
+        let free = submit(&model, &spec, &[1]).unwrap().finish().await.unwrap();
+        assert_ne!(alone[0].values, free[0].values, "the fake is not sized");
+        for company in [1, 3, 6, 20] {
+            let others = submit(&model, &spec, &(100..100 + company).collect::<Vec<_>>()).unwrap();
+            let again = model.batcher.submit(insisting(1)).unwrap().finish().await.unwrap();
+            assert_eq!(alone[0].values, again[0].values, "{company}");
+            others.finish().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_baselines_give_the_same_images() {
+    let (ours, _) = model(8, Faults::default());
+    let spec = spec(&ours, Sampler::Heun, 10, 2.0, 0);
+    let expected = sample(&ours, &spec, &[1, 2, 3, 4, 5, 6]).unwrap();
+    for scheduling in [Scheduling::Serial, Scheduling::Request { delay: Duration::from_millis(5) }] {
+        let config = Config { max_rows: 8, scheduling, ..Config::default() };
+        let model =
+            Model::fake(manifest("shoes", &CLASSES), Faults::default(), &config, &Metrics::new()).unwrap();
+        let samples = block_on(async {
+            let tickets: Vec<_> = (1..7).map(|seed| submit(&model, &spec, &[seed]).unwrap()).collect();
+            let mut samples = Vec::new();
+            for ticket in tickets {
+                samples.extend(ticket.finish().await.unwrap());
+            }
+            samples
+        });
+        let values = |samples: &[Sample]| samples.iter().map(|s| s.values.clone()).collect::<Vec<_>>();
+        assert_eq!(values(&samples), values(&expected), "{scheduling:?}");
+    }
+}
+
+#[test]
+fn a_handle_that_is_dropped_lets_the_work_finish() {
+    let (model, _) = slow(60);
+    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
+    let ticket = submit(&model, &spec, &[1]).unwrap();
+    drop(model);
+    assert_eq!(block_on(ticket.finish()).unwrap().len(), 1);
 }
 
 #[test]
@@ -201,14 +441,14 @@ fn stopping_answers_everybody() {
     let (model, metrics) = model(2, Faults { delay: Duration::from_millis(5), ..Faults::default() });
     let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
     block_on(async {
-        let ticket = model.batcher.submit(&spec, &[1, 2, 3]).unwrap();
+        let ticket = submit(&model, &spec, &[1, 2, 3]).unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
         model.batcher.stop();
         assert_eq!(ticket.finish().await, Err(SampleError::ShuttingDown));
         while model.batcher.is_alive() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(model.batcher.submit(&spec, &[1]).unwrap_err(), SubmitError::Ended);
+        assert_eq!(submit(&model, &spec, &[1]).unwrap_err(), SubmitError::Ended);
     });
     assert_eq!(metrics.cancellations.with_label_values(&["shoes", "shutdown"]).get(), 3);
     assert_eq!(model.batcher.images(), 0);

@@ -10,6 +10,7 @@ use windowpane_diffusion::manifest::Graph;
 use windowpane_diffusion::noise;
 
 use super::{Denoiser, EngineError, StepBatch};
+use crate::batcher::costs::TickCosts;
 use crate::model::Card;
 
 /// The golden replayed through the runtime.
@@ -31,8 +32,30 @@ pub struct Determinism {
     pub class: DeterminismClass,
     /// Largest max|Δ| / max|alone| over the batches tried; 0 if bitwise.
     pub relative_difference: f64,
-    /// The batch sizes tried, the largest being that of a full tick.
+    /// The batch sizes tried, the largest being that of the largest tick.
     pub batch_sizes: Vec<usize>,
+    /// The batch size to which ticks are held while a request says `reproducible`: in it the bits do not depend on the
+    /// company. Null where no size needs it (`bitwise`), and where none has it.
+    #[schema(required)]
+    pub pinned_rows: Option<usize>,
+}
+
+/// What was measured of a model on its device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// What can be promised about bits.
+    pub determinism: Determinism,
+    /// What a tick costs.
+    pub costs: TickCosts,
+}
+
+// === impl Determinism ===
+
+impl Determinism {
+    /// Whether the same bits can be promised to a request that insists on them.
+    pub fn promises_bits(&self) -> bool {
+        self.class == DeterminismClass::Bitwise || self.pinned_rows.is_some()
+    }
 }
 
 /// What is promised.
@@ -130,52 +153,84 @@ pub fn replay(
     Ok(report)
 }
 
-/// Runs a few rows alone and then in batches, everywhere in them, and compares. Also the time of one row in the
-/// largest batch, which warms the runtime for the first request as it is taken.
-pub fn determinism(
-    engine: &mut dyn Denoiser,
-    card: &Card,
-    max_rows: usize,
-) -> Result<(Determinism, Duration), CheckError> {
-    const DISTINCT: usize = 3;
-    let elements = card.manifest.config.elements();
-    let rows: Vec<_> = (0..DISTINCT)
-        .map(|i| {
+/// Runs a few rows alone and then in batches, everywhere in them and in different company, and compares; and times every
+/// size, which also warms the runtime for the first request.
+pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Result<Measured, CheckError> {
+    let mut probe = Probe::new(engine, card);
+    let mut alone = Vec::new();
+    for first in 0..DISTINCT {
+        alone.push(probe.run(1, first)?.to_vec());
+    }
+    let mut sizes = vec![1, 2, 3];
+    sizes.extend((2..).map(|power| 1 << power).take_while(|&size| size < max_rows));
+    sizes.push(max_rows);
+    sizes.retain(|&size| size <= max_rows);
+    sizes.dedup();
+    let (mut bitwise, mut difference) = (true, 0.0_f64);
+    let (mut costs, mut steady) = (Vec::new(), Vec::new());
+    for &size in &sizes {
+        let mut fastest = Duration::MAX;
+        let mut same_in_company = true;
+        // What a row gives in this bucket, by which row it is, wherever it lies and whoever is beside it.
+        let mut here: [Option<Vec<f32>>; DISTINCT] = Default::default();
+        for first in 0..DISTINCT {
+            let start = Instant::now();
+            let out = probe.run(size, first)?;
+            fastest = fastest.min(start.elapsed());
+            for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
+                let which = (first + i) % DISTINCT;
+                bitwise &= same_bits(row, &alone[which]);
+                difference = difference.max(relative(row, &alone[which]));
+                same_in_company &= same_bits(here[which].get_or_insert_with(|| row.to_vec()), row);
+            }
+        }
+        costs.push((size, fastest));
+        steady.extend(same_in_company.then_some(size));
+    }
+    // The largest: everybody's ticks are held to it while a request insists.
+    let pinned_rows = if bitwise { None } else { steady.into_iter().filter(|&size| size >= 2).max() };
+    let class = if bitwise { DeterminismClass::Bitwise } else { DeterminismClass::Tolerance };
+    let determinism = Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows };
+    Ok(Measured { determinism, costs: TickCosts::new(costs) })
+}
+
+/// Different rows of the measurement.
+const DISTINCT: usize = 3;
+
+/// The rows that the measurement runs, again and again.
+struct Probe<'a> {
+    engine: &'a mut dyn Denoiser,
+    rows: [(Vec<f32>, f32, i64); DISTINCT],
+    batch: StepBatch,
+    out: Vec<f32>,
+}
+
+// === impl Probe ===
+
+impl<'a> Probe<'a> {
+    fn new(engine: &'a mut dyn Denoiser, card: &Card) -> Self {
+        let elements = card.manifest.config.elements();
+        let rows = std::array::from_fn(|i| {
             let t = (card.schedule.len() - 1) as f32 * (i as f32 + 0.25) / DISTINCT as f32;
             let y = (card.manifest.config.null_class() * i / (DISTINCT - 1)) as i64;
             (noise::normal(i as u64, noise::INITIAL, elements), t, y)
-        })
-        .collect();
-    let (mut batch, mut out) = (StepBatch::new(card.shape()), Vec::new());
-    let mut run = |size: usize, first: usize, out: &mut Vec<f32>| {
-        batch.clear();
-        for (x, t, y) in rows.iter().cycle().skip(first).take(size) {
-            batch.push(x, *t, *y);
-        }
-        engine.denoise(&batch, out)
-    };
-    let mut alone = Vec::new();
-    for first in 0..DISTINCT {
-        run(1, first, &mut out)?;
-        alone.push(out.clone());
+        });
+        Self { engine, rows, batch: StepBatch::new(card.shape()), out: Vec::new() }
     }
-    let mut sizes = vec![2, 3, 8, max_rows];
-    sizes.retain(|&size| size <= max_rows);
-    sizes.sort_unstable();
-    sizes.dedup();
-    let (mut bitwise, mut difference, mut row_time) = (true, 0.0_f64, Duration::ZERO);
-    for &size in &sizes {
-        let start = Instant::now();
-        run(size, 0, &mut out)?;
-        row_time = start.elapsed() / size as u32;
-        for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
-            let alone = &alone[i % DISTINCT];
-            bitwise &= row.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits());
-            difference = difference.max(relative(row, alone));
+
+    /// A batch of `size` rows, beginning with row `first` and going round.
+    fn run(&mut self, size: usize, first: usize) -> Result<&[f32], EngineError> {
+        self.batch.clear();
+        for (x, t, y) in self.rows.iter().cycle().skip(first).take(size) {
+            self.batch.push(x, *t, *y);
         }
+        self.engine.denoise(&self.batch, &mut self.out)?;
+        Ok(&self.out)
     }
-    let class = if bitwise { DeterminismClass::Bitwise } else { DeterminismClass::Tolerance };
-    Ok((Determinism { class, relative_difference: difference, batch_sizes: sizes }, row_time))
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
 /// max|Δ| / max|reference|; NaN if any value is, infinite if the reference is all zero and the values are not.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use windowpane_diffusion::Schedule;
 
+use super::check::{Determinism, DeterminismClass};
 use super::{Denoiser, EngineError, StepBatch};
+use crate::batcher::costs::TickCosts;
 
 /// Standard deviation of the fake's images around their class's mean.
 const SPREAD: f64 = 0.05;
@@ -30,8 +32,12 @@ pub struct Faults {
     pub panic_at: Vec<u64>,
     /// Rows of this label get NaN.
     pub nan_for: Option<i64>,
-    /// Every call takes at least this long.
+    /// Every call takes at least this long,
     pub delay: Duration,
+    /// and so much longer for each row.
+    pub row_delay: Duration,
+    /// Every value depends, in its last bits, on the size of the batch.
+    pub sized: bool,
 }
 
 // === impl FakeDenoiser ===
@@ -49,6 +55,24 @@ impl FakeDenoiser {
         self
     }
 
+    /// What would be measured of its ticks.
+    pub fn costs(&self, max_rows: usize) -> TickCosts {
+        let time = |rows| (rows, self.faults.time(rows) + Duration::from_micros(10 * rows as u64));
+        TickCosts::new([1, 8, max_rows].map(time))
+    }
+
+    /// What would be measured of its bits.
+    pub fn determinism(&self, max_rows: usize) -> Determinism {
+        let batch_sizes = vec![1, 8, max_rows];
+        if self.faults.sized {
+            let (class, pinned_rows) = (DeterminismClass::Tolerance, Some(max_rows));
+            Determinism { class, relative_difference: 1e-6, batch_sizes, pinned_rows }
+        } else {
+            let class = DeterminismClass::Bitwise;
+            Determinism { class, relative_difference: 0.0, batch_sizes, pinned_rows: None }
+        }
+    }
+
     /// The mean of class `y`'s images at pixel `i`: a stripe pattern of its own; grey for the null class.
     pub fn mean(&self, y: i64, i: usize) -> f64 {
         if y as usize >= self.classes { 0.0 } else { ((i as f64 + 1.0) * (y as f64 + 1.0) * 0.7).sin() * 0.8 }
@@ -64,11 +88,19 @@ impl FakeDenoiser {
     }
 }
 
+// === impl Faults ===
+
+impl Faults {
+    fn time(&self, rows: usize) -> Duration {
+        self.delay + self.row_delay * rows as u32
+    }
+}
+
 impl Denoiser for FakeDenoiser {
     fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError> {
         let call = self.calls;
         self.calls += 1;
-        std::thread::sleep(self.faults.delay);
+        std::thread::sleep(self.faults.time(batch.rows()));
         if self.faults.panic_at.contains(&call) {
             panic!("asked to panic at call {call}");
         }
@@ -87,6 +119,9 @@ impl Denoiser for FakeDenoiser {
                 let noise =
                     sigma * (f64::from(x) - alpha * self.mean(y, i)) / (bar * SPREAD * SPREAD + 1.0 - bar);
                 *value = noise as f32;
+            }
+            if self.faults.sized {
+                answer.iter_mut().for_each(|value| *value *= 1.0 + batch.rows() as f32 * f32::EPSILON);
             }
             if self.faults.nan_for == Some(y) {
                 answer[0] = f32::NAN;

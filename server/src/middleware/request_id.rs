@@ -16,7 +16,7 @@ pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LEN: usize = 128;
 
 /// The id, as an extension of the request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
 // === impl RequestId ===
@@ -30,7 +30,11 @@ impl RequestId {
     /// The client's id if it is short and holds only letters, digits and `-_.:/`; such an id can stand in a header,
     /// a log line and a JSON string as it is.
     fn from_client(value: &HeaderValue) -> Option<Self> {
-        let text = value.to_str().ok()?;
+        value.to_str().ok().and_then(Self::parse)
+    }
+
+    /// The id that a sane text is.
+    pub fn parse(text: &str) -> Option<Self> {
         let sane = (1..=MAX_LEN).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b));
         sane.then(|| Self(text.into()))

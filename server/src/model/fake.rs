@@ -1,7 +1,6 @@
 //! A model around the fake network, for tests that need no package and for faults on demand.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use windowpane_diffusion::manifest::{Dtype, Manifest};
 
@@ -9,7 +8,7 @@ use super::load::worker_config;
 use super::{Card, CardError, Model, Served};
 use crate::batcher::{Batcher, StartError};
 use crate::config::Config;
-use crate::engine::check::{Determinism, DeterminismClass, GoldenReport};
+use crate::engine::check::GoldenReport;
 use crate::engine::fake::{FakeDenoiser, Faults};
 use crate::engine::{Denoiser, Provider};
 use crate::metrics::Metrics;
@@ -29,28 +28,26 @@ impl Model {
         let model = &card.manifest.config;
         let fake =
             FakeDenoiser::new(card.schedule.clone(), model.out_channels(), model.classes).with_faults(faults);
-        let worker = worker_config(&card, config.max_rows, config.queue_limit, Duration::from_micros(10));
         let served = Served {
             provider: Provider::Fake,
             dtype: Dtype::F32,
             graph: "none".to_owned(),
             golden: GoldenReport { relative_error: 0.0, tolerance: 1.0, cases: 0 },
-            determinism: Determinism {
-                class: DeterminismClass::Bitwise,
-                relative_difference: 0.0,
-                batch_sizes: Vec::new(),
-            },
+            determinism: fake.determinism(config.max_rows),
+            costs: fake.costs(config.max_rows),
         };
+        let worker = worker_config(&card, &served, config);
         let name = format!("wp-{}", card.manifest.name);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(work)
         };
         let open = move || Ok::<_, CardError>((Box::new(fake) as Box<dyn Denoiser>, worker, served));
-        let (batcher, served) =
-            Batcher::start(spawn, open, &name, metrics.clone()).map_err(|error| match error {
+        let (batcher, served) = Batcher::start(spawn, open, &name, Arc::default(), metrics.clone()).map_err(
+            |error| match error {
                 StartError::Open(error) => error,
                 StartError::Thread(error) => panic!("a test machine has threads: {error}"),
-            })?;
+            },
+        )?;
         Ok(Self { card, served, batcher })
     }
 }

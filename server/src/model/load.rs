@@ -4,19 +4,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use windowpane_diffusion::manifest::{Dtype, GOLDEN_FILE, Graph, GraphDevice, Manifest, Role};
 
 use super::{Card, CardError, Model, Served};
 use crate::args::Device;
+use crate::batcher::device::Device as Shared;
 use crate::batcher::{Batcher, StartError, WorkerConfig};
 use crate::config::Config;
 use crate::engine::check::{self, CheckError, DeterminismClass};
 use crate::engine::dylib::{self, DylibError};
 use crate::engine::ort::{OrtDenoiser, Runtime, RuntimeError, SessionError};
-use crate::engine::package::{Package, PackageError, find};
+use crate::engine::package::{Package, PackageError, find, identity};
 use crate::engine::{Denoiser, Provider, probe};
+use crate::error::{ApiError, Cause};
 use crate::metrics::Metrics;
 
 /// Why models do not load.
@@ -47,9 +49,30 @@ pub enum LoadError {
         /// The name.
         name: String,
     },
+    /// No package has this name.
+    #[error("no package is named `{name}`; there are: {}", known.join(", "))]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// Names of the packages in the folder.
+        known: Vec<String>,
+    },
     /// Several packages failed.
     #[error("{} packages do not load:\n{}", .0.len(), .0.iter().map(|e| format!("- {e}")).collect::<Vec<_>>().join("\n"))]
     Several(Vec<LoadError>),
+}
+
+impl From<LoadError> for ApiError {
+    /// A package that is not there is the client's mistake. Of one that does not load only the log tells: its words are
+    /// full of paths.
+    fn from(error: LoadError) -> Self {
+        if let LoadError::Unknown { name, known } = &error {
+            let known: Vec<_> = known.iter().map(String::as_str).collect();
+            return Self::model_not_found(&name.chars().take(64).collect::<String>(), &known);
+        }
+        let message = "the package does not load; the log says why, under this request's id";
+        Self { detail: Some(error.to_string()), ..Self::new(Cause::LoadFailed, message) }
+    }
 }
 
 /// Why one model does not serve.
@@ -85,84 +108,136 @@ pub enum ModelError {
     Cuda(Box<ModelError>),
 }
 
-/// Loads every package under `config.models`, in order of name. All problems are reported, not the first.
-pub fn all(config: &Config, metrics: &Metrics) -> Result<Vec<Model>, LoadError> {
-    let folders = find(&config.models)?;
-    let library = dylib::locate(config.ort_dylib.as_deref(), config.device)?;
-    let runtime = Runtime::get(&library, config.threads)?;
-    tracing::info!(library = %library.display(), version = runtime.version(), threads = config.threads, "ONNX Runtime");
-    metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION"), runtime.version()]).set(1);
-    let (mut models, mut errors): (Vec<Model>, _) = (Vec::new(), Vec::new());
-    for folder in &folders {
-        match one(folder, config, runtime, metrics) {
-            Ok(model) if models.iter().any(|other| other.name() == model.name()) => {
-                errors.push(LoadError::Twice { folder: folder.clone(), name: model.name().to_owned() });
+/// Loads packages of one folder, at start and later, onto the devices it knows.
+#[derive(Debug)]
+pub struct Loader {
+    config: Config,
+    metrics: Metrics,
+    cpu: Arc<Shared>,
+    cuda: Arc<Shared>,
+}
+
+// === impl Loader ===
+
+impl Loader {
+    /// A loader for `config.models`.
+    pub fn new(config: Config, metrics: Metrics) -> Self {
+        Self { config, metrics, cpu: Arc::default(), cuda: Arc::default() }
+    }
+
+    /// Loads every package, in order of name. All problems are reported, not the first.
+    pub fn all(&self) -> Result<Vec<Model>, LoadError> {
+        let folders = find(&self.config.models)?;
+        let runtime = self.runtime()?;
+        let (mut models, mut errors): (Vec<Model>, _) = (Vec::new(), Vec::new());
+        for folder in &folders {
+            match self.one(folder, runtime) {
+                Ok(model) if models.iter().any(|other| other.name() == model.name()) => {
+                    errors.push(LoadError::Twice { folder: folder.clone(), name: model.name().to_owned() });
+                }
+                Ok(model) => models.push(model),
+                Err(error) => errors.push(error),
             }
-            Ok(model) => models.push(model),
-            Err(error) => errors.push(error),
+        }
+        match errors.len() {
+            0 => Ok(models),
+            1 => Err(errors.remove(0)),
+            _ => Err(LoadError::Several(errors)),
         }
     }
-    match errors.len() {
-        0 => Ok(models),
-        1 => Err(errors.remove(0)),
-        _ => Err(LoadError::Several(errors)),
+
+    /// Loads the package of this name as it is now.
+    pub fn named(&self, name: &str) -> Result<Model, LoadError> {
+        let here = self.available()?;
+        let known = here.iter().map(|(name, ..)| name.clone()).collect();
+        let mut folders = here.iter().filter(|(other, ..)| other == name).map(|(_, _, folder)| folder);
+        let folder = folders.next().ok_or_else(|| LoadError::Unknown { name: name.to_owned(), known })?;
+        match folders.next() {
+            Some(second) => Err(LoadError::Twice { folder: second.clone(), name: name.to_owned() }),
+            None => self.one(folder, self.runtime()?),
+        }
     }
-}
 
-/// Loads the package in `folder`.
-fn one(
-    folder: &Path,
-    config: &Config,
-    runtime: &'static Runtime,
-    metrics: &Metrics,
-) -> Result<Model, LoadError> {
-    let start = Instant::now();
-    tracing::info!(folder = %folder.display(), "verifying the package");
-    let package = Package::open(folder)?;
-    let name = package.manifest.name.clone();
-    tracing::info!(
-        model = name,
-        megabytes = package.size() as f64 / 1e6,
-        "opening, replaying the golden, measuring"
-    );
-    let model = on_a_device(&package, config, runtime, metrics)
-        .map_err(|cause| LoadError::Model { folder: folder.to_owned(), cause })?;
-    let seconds = start.elapsed().as_secs_f64();
-    let (served, model_label) = (&model.served, name.as_str());
-    tracing::info!(
-        model = name,
-        provider = %served.provider,
-        graph = served.graph,
-        golden_error = served.golden.relative_error,
-        bitwise = served.determinism.class == DeterminismClass::Bitwise,
-        seconds,
-        "ready"
-    );
-    metrics.model_load.with_label_values(&[model_label]).set(seconds);
-    metrics.golden_error.with_label_values(&[model_label, &served.graph]).set(served.golden.relative_error);
-    let provider = served.provider.to_string();
-    metrics.provider.with_label_values(&[model_label, &provider, dtype_name(served.dtype)]).set(1);
-    metrics.model_ready.with_label_values(&[model_label]).set(1);
-    Ok(model)
-}
+    /// Name, digest and folder of every package that could be loaded, as they are on the disk now, in order of their
+    /// folders. A folder whose manifest does not read is left out.
+    pub fn available(&self) -> Result<Vec<(String, String, PathBuf)>, LoadError> {
+        let named = |folder: PathBuf| {
+            let (name, digest) = identity(&folder)?;
+            Some((name, digest, folder))
+        };
+        Ok(find(&self.config.models)?.into_iter().filter_map(named).collect())
+    }
 
-/// Tries the devices that `--device` allows, and says so where it is not the first.
-fn on_a_device(
-    package: &Package,
-    config: &Config,
-    runtime: &'static Runtime,
-    metrics: &Metrics,
-) -> Result<Model, ModelError> {
-    let start = |provider| {
-        Attempt::new(package, provider).and_then(|attempt| attempt.serve(config, runtime, metrics))
-    };
-    match config.device {
-        Device::Cpu => start(Provider::Cpu),
-        Device::Cuda => start(Provider::Cuda).map_err(|error| ModelError::Cuda(Box::new(error))),
-        Device::Auto => start(Provider::Cuda).or_else(|error| {
-            tracing::info!(model = package.manifest.name, reason = %error, "no CUDA for this model; taking the CPU");
-            start(Provider::Cpu)
-        }),
+    /// Takes a model that serves no longer out of the metrics.
+    pub fn forget(&self, model: &Model) {
+        let name = model.name();
+        self.metrics.model_ready.with_label_values(&[name]).set(0);
+        let provider = model.served.provider.to_string();
+        // It is there unless another version with other labels took its place: nothing to remove then.
+        let _ = self.metrics.provider.remove_label_values(&[name, &provider, dtype_name(model.served.dtype)]);
+    }
+
+    fn runtime(&self) -> Result<&'static Runtime, LoadError> {
+        let library = dylib::locate(self.config.ort_dylib.as_deref(), self.config.device)?;
+        let (threads, runtime) = (self.config.threads, Runtime::get(&library, self.config.threads)?);
+        tracing::info!(library = %library.display(), version = runtime.version(), threads, "ONNX Runtime");
+        self.metrics.build.with_label_values(&[env!("CARGO_PKG_VERSION"), runtime.version()]).set(1);
+        Ok(runtime)
+    }
+
+    /// Loads the package in `folder`.
+    fn one(&self, folder: &Path, runtime: &'static Runtime) -> Result<Model, LoadError> {
+        let start = Instant::now();
+        tracing::info!(folder = %folder.display(), "verifying the package");
+        let package = Package::open(folder)?;
+        let name = package.manifest.name.clone();
+        tracing::info!(
+            model = name,
+            megabytes = package.size() as f64 / 1e6,
+            "opening, replaying the golden, measuring"
+        );
+        let model = self
+            .on_a_device(&package, runtime)
+            .map_err(|cause| LoadError::Model { folder: folder.to_owned(), cause })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let (served, model_label, metrics) = (&model.served, name.as_str(), &self.metrics);
+        tracing::info!(
+            model = name,
+            provider = %served.provider,
+            graph = served.graph,
+            golden_error = served.golden.relative_error,
+            bitwise = served.determinism.class == DeterminismClass::Bitwise,
+            rows = model.batcher.room(),
+            tick_ms = served.costs.tick(model.batcher.room()).as_secs_f64() * 1e3,
+            seconds,
+            "ready"
+        );
+        metrics.model_load.with_label_values(&[model_label]).set(seconds);
+        metrics
+            .golden_error
+            .with_label_values(&[model_label, &served.graph])
+            .set(served.golden.relative_error);
+        let provider = served.provider.to_string();
+        metrics.provider.with_label_values(&[model_label, &provider, dtype_name(served.dtype)]).set(1);
+        metrics.model_ready.with_label_values(&[model_label]).set(1);
+        Ok(model)
+    }
+
+    /// Tries the devices that `--device` allows, and says so where it is not the first.
+    fn on_a_device(&self, package: &Package, runtime: &'static Runtime) -> Result<Model, ModelError> {
+        let start = |provider, device: &Arc<Shared>| {
+            Attempt::new(package, provider)?.serve(&self.config, Arc::clone(device), runtime, &self.metrics)
+        };
+        match self.config.device {
+            Device::Cpu => start(Provider::Cpu, &self.cpu),
+            Device::Cuda => {
+                start(Provider::Cuda, &self.cuda).map_err(|error| ModelError::Cuda(Box::new(error)))
+            }
+            Device::Auto => start(Provider::Cuda, &self.cuda).or_else(|error| {
+                tracing::info!(model = package.manifest.name, reason = %error, "no CUDA for this model; taking the CPU");
+                start(Provider::Cpu, &self.cpu)
+            }),
+        }
     }
 }
 
@@ -187,32 +262,29 @@ impl Attempt {
     fn serve(
         self,
         config: &Config,
+        device: Arc<Shared>,
         runtime: &'static Runtime,
         metrics: &Metrics,
     ) -> Result<Model, ModelError> {
         let card = Arc::clone(&self.card);
-        let (max_rows, queue_limit) = (config.max_rows, config.queue_limit);
+        let config = config.clone();
         let open = move || {
-            let (engine, served, row_time) = self.open(runtime, max_rows)?;
-            let config = worker_config(&self.card, max_rows, queue_limit, row_time);
-            Ok((Box::new(engine) as Box<dyn Denoiser>, config, served))
+            let (engine, served) = self.open(runtime, config.max_rows)?;
+            let worker = worker_config(&self.card, &served, &config);
+            Ok((Box::new(engine) as Box<dyn Denoiser>, worker, served))
         };
         let thread = format!("wp-{}", card.manifest.name);
         let spawn = |name: &str, work| runtime.spawn(name, work);
         let (batcher, served) =
-            Batcher::start(spawn, open, &thread, metrics.clone()).map_err(|error| match error {
+            Batcher::start(spawn, open, &thread, device, metrics.clone()).map_err(|error| match error {
                 StartError::Open(error) => error,
                 StartError::Thread(error) => ModelError::Thread(error),
             })?;
         Ok(Model { card, served, batcher })
     }
 
-    /// On the thread that will run it: the probe, the session, the golden, the measurement; and the time of a row.
-    fn open(
-        &self,
-        runtime: &Runtime,
-        max_rows: usize,
-    ) -> Result<(OrtDenoiser, Served, Duration), ModelError> {
+    /// On the thread that will run it: the probe, the session, the golden, the measurement.
+    fn open(&self, runtime: &Runtime, max_rows: usize) -> Result<(OrtDenoiser, Served), ModelError> {
         let Self { card, folder, graph, provider } = self;
         let check = |cause| ModelError::Check { graph: graph.file.clone(), provider: *provider, cause };
         if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
@@ -222,31 +294,32 @@ impl Attempt {
         let mut engine = OrtDenoiser::open(runtime, folder, graph, out_channels, *provider)?;
         let golden = fs::read(folder.join(GOLDEN_FILE)).map_err(ModelError::Golden)?;
         let golden = check::replay(&mut engine, card, graph, &golden).map_err(check)?;
-        let (determinism, row_time) = check::determinism(&mut engine, card, max_rows).map_err(check)?;
+        let measured = check::measure(&mut engine, card, max_rows).map_err(check)?;
         let served = Served {
             provider: *provider,
             dtype: graph.dtype,
             graph: graph.file.clone(),
             golden,
-            determinism,
+            determinism: measured.determinism,
+            costs: measured.costs,
         };
-        Ok((engine, served, row_time))
+        Ok((engine, served))
     }
 }
 
-pub(super) fn worker_config(
-    card: &Card,
-    max_rows: usize,
-    queue_limit: usize,
-    row_time: Duration,
-) -> WorkerConfig {
+pub(super) fn worker_config(card: &Card, served: &Served, config: &Config) -> WorkerConfig {
     WorkerConfig {
         model: card.manifest.name.clone(),
         shape: card.shape(),
         out_channels: card.manifest.config.out_channels(),
-        max_rows,
-        queue_limit,
-        row_time,
+        max_rows: config.max_rows,
+        queue_limit: config.queue_limit,
+        max_backlog: config.max_backlog,
+        costs: served.costs.clone(),
+        // On a card a new size is planned and tuned when it first comes; on the CPU padding is pure loss.
+        padded: served.provider == Provider::Cuda,
+        pinned: served.determinism.pinned_rows,
+        scheduling: config.scheduling,
     }
 }
 
@@ -296,15 +369,19 @@ mod tests {
         (folder, path, config)
     }
 
+    fn all_of(config: &Config, metrics: &Metrics) -> Result<Vec<Model>, LoadError> {
+        Loader::new(config.clone(), metrics.clone()).all()
+    }
+
     fn error(config: &Config) -> String {
-        all(config, &Metrics::new()).expect_err("the package is broken").to_string()
+        all_of(config, &Metrics::new()).expect_err("the package is broken").to_string()
     }
 
     #[test]
     fn a_package_is_served_after_its_golden() {
         let (_folder, _path, config) = good();
         let metrics = Metrics::new();
-        let models = all(&config, &metrics).unwrap();
+        let models = all_of(&config, &metrics).unwrap();
         let served = &models[0].served;
         assert_eq!((served.provider, served.dtype), (Provider::Cpu, Dtype::F32));
         assert_eq!((served.golden.cases, served.golden.relative_error), (2, 0.0));
@@ -317,7 +394,7 @@ mod tests {
         let (folder, path, config) = good();
         fs::create_dir(folder.path().join(".shoes.partial")).unwrap();
         fs::copy(path.join("manifest.json"), folder.path().join(".shoes.partial/manifest.json")).unwrap();
-        assert_eq!(all(&config, &Metrics::new()).unwrap().len(), 1);
+        assert_eq!(all_of(&config, &Metrics::new()).unwrap().len(), 1);
     }
 
     #[test]
@@ -329,7 +406,7 @@ mod tests {
         assert!(error(&config).contains("golden case `a` differs"), "{}", error(&config));
         fs::write(path.join(GOLDEN_FILE), golden(|x| 0.51 * x)).unwrap();
         pin(&path, &mut manifest);
-        all(&config, &Metrics::new()).unwrap();
+        all_of(&config, &Metrics::new()).unwrap();
     }
 
     #[test]
@@ -379,7 +456,7 @@ mod tests {
         // The tests run on the CPU build, whose CUDA provider does not exist.
         let text = error(&Config { device: Device::Cuda, ..config.clone() });
         assert!(text.contains("CUDA was asked for"), "{text}");
-        let models = all(&Config { device: Device::Auto, ..config }, &Metrics::new()).unwrap();
+        let models = all_of(&Config { device: Device::Auto, ..config }, &Metrics::new()).unwrap();
         assert_eq!(models[0].served.provider, Provider::Cpu);
     }
 }

@@ -24,7 +24,7 @@ pub struct Health {
 
 impl Health {
     fn new(status: &'static str, app: &App) -> Json<Self> {
-        Json(Self { status, models: app.models().map(|model| model.name().to_owned()).collect() })
+        Json(Self { status, models: app.models().iter().map(|model| model.name().to_owned()).collect() })
     }
 }
 
@@ -40,7 +40,7 @@ impl Health {
 )]
 pub async fn livez(State(app): State<App>) -> (StatusCode, Json<Health>) {
     // Workers end on purpose only when the server leaves.
-    let dead = app.phase() != Phase::Draining && app.models().any(|model| !model.batcher.is_alive());
+    let dead = app.phase() != Phase::Draining && app.models().iter().any(|model| !model.batcher.is_alive());
     if dead {
         (StatusCode::SERVICE_UNAVAILABLE, Health::new("dead", &app))
     } else {

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windowpane_diffusion::error::number;
 
-use crate::app::{App, shutting_down};
-use crate::batcher::{Sample, SampleError, SubmitError};
+use crate::app::App;
+use crate::batcher::Sample;
+use crate::call::Call;
 use crate::encode::{EncodeError, Encoding, Picture, enlarge};
 use crate::engine::check::DeterminismClass;
-use crate::error::{ApiError, Cause, ErrorBody};
+use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
 use crate::middleware::track::Stages;
 use crate::model::{Card, Model};
@@ -92,6 +93,12 @@ pub struct ImageRequest {
     /// A class by index or name; instead of a prompt, or the same as it.
     #[schema(value_type = Option<ClassRef>)]
     pub class: Option<ClassRef>,
+    /// Milliseconds that the answer is worth waiting for, as in the header `x-request-timeout-ms`; of two the shorter
+    /// counts. What cannot be done in time is refused at once.
+    #[schema(minimum = 1, maximum = 3_600_000)]
+    pub timeout_ms: Option<u64>,
+    /// Insist on the same bits in any company; needed only where `determinism` says `tolerance`.
+    pub reproducible: Option<bool>,
 }
 
 /// The generated images, and every value that was used, given or not.
@@ -178,35 +185,40 @@ struct Encoded {
             ("x-seed" = String, description = "The effective seed, with raw bytes."),
         )),
         (status = 400, description = "The body is not JSON.", body = ErrorBody),
+        (status = 401, description = "No key that is known here.", body = ErrorBody),
+        (status = 403, description = "The key may not do that.", body = ErrorBody),
         (status = 404, description = "No such model.", body = ErrorBody),
         (status = 406, description = "Nothing that `accept` allows can be produced.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 409, description = "Somebody cancelled the request.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body's type is not JSON.", body = ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it.", body = ErrorBody),
-        (status = 429, description = "The queue is full; `retry-after` says when it will not be.", body = ErrorBody,
-            headers(("retry-after" = u64, description = "Seconds until everything admitted now is done."))),
+        (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room, which is kept for whoever comes back with the same request.", body = ErrorBody,
+            headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
         (status = 503, description = "Loading or shutting down.", body = ErrorBody),
+        (status = 504, description = "The time given for the request has passed.", body = ErrorBody),
     )
 )]
 pub async fn generate(
     State(app): State<App>,
+    call: Call,
     Ok(accept): Result<Accept, std::convert::Infallible>,
     ApiJson(request): ApiJson<ImageRequest>,
 ) -> Result<Response, ApiError> {
-    let _job = app.begin()?;
     let model = app.model(request.model.as_deref())?;
     let order = Order::resolve(&request, &accept, &model.card)?;
-    let ticket = model.batcher.submit(&order.spec, &order.seeds).map_err(|error| refused(&error))?;
-    let samples = ticket.finish().await.map_err(failed)?;
+    let call = call.asking(&request).within("timeout_ms", request.timeout_ms)?;
+    let call = call.reproducible(request.reproducible, &model)?;
+    let samples = call.submit(&app, &model, order.units(model.batcher.elements()))?.finish().await?;
     let mut stages = stages(&samples);
-    let (images, encode) = encode(model, samples, order.output).await?;
+    let (images, encode) = encode(&model, samples, order.output).await?;
     app.metrics().encode.with_label_values(&[model.name()]).observe(encode.as_secs_f64());
     stages.encode = encode;
     let mut response = match order.output.form {
-        Form::Json => Json(ImageResponse::new(model, &order, images)).into_response(),
-        form => raw(form, model, &order, images)?,
+        Form::Json => Json(ImageResponse::new(&model, &order, images)).into_response(),
+        form => raw(form, &model, &order, images)?,
     };
     response.extensions_mut().insert(stages);
     Ok(response)
@@ -313,35 +325,6 @@ fn raw(form: Form, model: &Model, order: &Order, images: Vec<Encoded>) -> Result
         map.insert(HeaderName::from_static(name), value);
     }
     Ok(response)
-}
-
-/// Why a request was not admitted, for the client.
-fn refused(error: &SubmitError) -> ApiError {
-    match error {
-        SubmitError::Overloaded { backlog, .. } => {
-            let message = format!("the queue is full: {error}");
-            // Rounded up: coming back a moment too early would be refused again.
-            let seconds = (backlog.as_secs_f64().ceil() as u64).clamp(1, 3600);
-            ApiError::new(Cause::Overloaded, message).retry_after(seconds)
-        }
-        SubmitError::Ended => shutting_down(),
-    }
-}
-
-/// Why an image was not finished, for the client; the engine's own words go to the log.
-fn failed(error: SampleError) -> ApiError {
-    match error {
-        SampleError::ShuttingDown => shutting_down(),
-        SampleError::NotFinite => {
-            ApiError::new(Cause::Engine, "the model put out values that are not finite")
-        }
-        SampleError::Engine(detail) => {
-            let mut error =
-                ApiError::new(Cause::Engine, "the model failed on a batch that held this request");
-            error.detail = Some(detail);
-            error
-        }
-    }
 }
 
 #[cfg(test)]

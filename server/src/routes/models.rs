@@ -220,7 +220,10 @@ impl ModelObject {
     responses((status = 200, description = "The models.", body = ModelList))
 )]
 pub async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: app.models().map(ModelObject::new).collect() })
+    Json(ModelList {
+        object: "list",
+        data: app.models().iter().map(|model| ModelObject::new(model)).collect(),
+    })
 }
 
 /// One model.
@@ -236,5 +239,5 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
     )
 )]
 pub async fn get(State(app): State<App>, ModelId(id): ModelId) -> Result<Json<ModelObject>, ApiError> {
-    Ok(Json(ModelObject::new(app.model(Some(&id))?)))
+    Ok(Json(ModelObject::new(&*app.model(Some(&id))?)))
 }

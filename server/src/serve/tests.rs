@@ -45,7 +45,7 @@ impl Server {
     }
 
     fn images(&self) -> usize {
-        self.app.models().map(|model| model.batcher.images()).sum()
+        self.app.models().iter().map(|model| model.batcher.images()).sum()
     }
 
     async fn until_images(&self, images: usize) {

@@ -66,10 +66,16 @@ fn a_broken_golden_file_is_an_error() {
 #[test]
 fn batch_invariance_is_measured_not_assumed() {
     let card = card();
-    let (measured, _) = determinism(&mut Linear { factor: 0.5, per_row: 0.0 }, &card, 16).unwrap();
-    assert_eq!((measured.class, measured.relative_difference), (DeterminismClass::Bitwise, 0.0));
-    assert_eq!(measured.batch_sizes, [2, 3, 8, 16]);
-    let (measured, _) = determinism(&mut Linear { factor: 0.5, per_row: 1e-3 }, &card, 2).unwrap();
-    assert_eq!((measured.class, measured.batch_sizes), (DeterminismClass::Tolerance, vec![2]));
-    assert!(measured.relative_difference > 1e-4 && measured.relative_difference < 1e-2);
+    let of = |per_row: f32, max_rows: usize| {
+        measure(&mut Linear { factor: 0.5, per_row }, &card, max_rows).unwrap()
+    };
+    let Measured { determinism, costs } = of(0.0, 16);
+    assert_eq!((determinism.class, determinism.relative_difference), (DeterminismClass::Bitwise, 0.0));
+    assert_eq!((determinism.batch_sizes, determinism.pinned_rows), (vec![1, 2, 3, 4, 8, 16], None));
+    assert_eq!(costs.buckets().map(|(rows, _)| rows).collect::<Vec<_>>(), [1, 2, 3, 4, 8, 16]);
+    // A batch of another size gives other bits, one of the same size the same.
+    let Measured { determinism, .. } = of(1e-3, 6);
+    assert_eq!((determinism.class, determinism.pinned_rows), (DeterminismClass::Tolerance, Some(6)));
+    assert!(determinism.relative_difference > 1e-4 && determinism.relative_difference < 1e-2);
+    assert_eq!(determinism.batch_sizes, [1, 2, 3, 4, 6]);
 }

@@ -1,0 +1,69 @@
+//! The requests under way, by id, so that somebody can cancel them from outside.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::batcher::{Caller, Canceller};
+use crate::middleware::request_id::RequestId;
+
+/// The requests under way. One id may be several requests: ids are the clients' choice.
+#[derive(Debug, Clone, Default)]
+pub struct Requests(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    entries: HashMap<RequestId, Vec<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    caller: Caller,
+    canceller: Canceller,
+}
+
+/// A request's entry; dropping it takes it out.
+#[derive(Debug)]
+pub struct Registered {
+    requests: Requests,
+    id: RequestId,
+    number: u64,
+}
+
+// === impl Requests ===
+
+impl Requests {
+    /// Enters a request for as long as the answer lives.
+    pub fn register(&self, id: RequestId, caller: Caller, canceller: Canceller) -> Registered {
+        let mut table = self.lock();
+        let number = table.next;
+        table.next += 1;
+        table.entries.entry(id.clone()).or_default().push(Entry { number, caller, canceller });
+        Registered { requests: self.clone(), id, number }
+    }
+
+    /// Cancels the requests of this id that are `caller`'s, or anybody's where it is `None`; and how many they are.
+    pub fn cancel(&self, id: &RequestId, caller: Option<Caller>) -> usize {
+        let table = self.lock();
+        let entries = table.entries.get(id).into_iter().flatten();
+        let own = entries.filter(|entry| caller.is_none_or(|caller| caller == entry.caller));
+        own.map(|entry| entry.canceller.cancel()).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut table = self.requests.lock();
+        if let Some(entries) = table.entries.get_mut(&self.id) {
+            entries.retain(|entry| entry.number != self.number);
+            if entries.is_empty() {
+                table.entries.remove(&self.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! May it come in? A pure ledger of what each caller has outstanding, in row evaluations, and of what it was promised.
+//! No clock and no lock: the time of day is an argument.
+//!
+//! A caller alone may have the whole limit outstanding; of several, each may have its share, so that nobody's flood
+//! shuts others out. Whoever is refused is told when to come back, and **the time is a promise**: the queue goes on
+//! outside, in the clients that wait. The room that will be free then is kept for the one that was told, so it is
+//! taken when it comes, and a newcomer is not let in ahead of it. A client is known again by the fingerprint of its
+//! request, since one that obeys `retry-after` sends the same bytes. A promise that nobody claims lapses.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Caller;
+
+/// Promises of one caller that are kept; beyond them times are still told, but not kept free.
+const MOST_PROMISES: usize = 4096;
+
+/// The farthest time that is promised.
+const FARTHEST: Duration = Duration::from_secs(600);
+
+/// How much too early a client may be: clocks and timers differ.
+const EARLY: Duration = Duration::from_millis(250);
+
+/// How long a promise waits for its client, beyond a tenth of the time it was told.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What the limit may be exceeded by to keep a promise: the times were estimates.
+const SLACK: f64 = 1.25;
+
+/// Share of the limit below which a newcomer comes in whatever is promised for later: no promise leaves the engine
+/// idle.
+const BUSY_ENOUGH: f64 = 0.5;
+
+/// The ledger.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    callers: BTreeMap<Caller, Account>,
+}
+
+/// A request for admission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Whose it is.
+    pub caller: Caller,
+    /// What tells it from others.
+    pub fingerprint: u64,
+    /// Row evaluations.
+    pub work: u64,
+}
+
+/// What things stand like when somebody asks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms {
+    /// The time, on any clock that does not go back.
+    pub now: Duration,
+    /// Row evaluations that may be outstanding.
+    pub limit: u64,
+    /// Seconds of a row evaluation.
+    pub row: f64,
+}
+
+/// What is outstanding and promised of one caller.
+#[derive(Debug, Clone, Default)]
+struct Account {
+    outstanding: u64,
+    promises: Vec<Promise>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Promise {
+    fingerprint: u64,
+    work: u64,
+    due: Duration,
+    lapses: Duration,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Admits the request, or says in how many whole seconds it will be.
+    pub fn ask(&mut self, ask: Ask, terms: Terms) -> Result<(), u64> {
+        let Terms { now, limit, row } = terms;
+        self.forget(now);
+        let account = self.callers.entry(ask.caller).or_default();
+        let mine = account.promises.iter().position(|promise| promise.fingerprint == ask.fingerprint);
+        let kept = match mine {
+            Some(i) if now + EARLY < account.promises[i].due => {
+                return Err(whole_seconds(account.promises[i].due - now));
+            }
+            Some(i) => {
+                account.promises.remove(i);
+                true
+            }
+            None => false,
+        };
+        let active = self.callers.len() as u64;
+        let share = (limit / active).max(1);
+        let account = self.callers.entry(ask.caller).or_default();
+        let (outstanding, promised) = (account.outstanding, account.promised());
+        let admitted = outstanding == 0
+            || if kept {
+                (outstanding + ask.work) as f64 <= share as f64 * SLACK
+            } else {
+                (outstanding + promised).saturating_add(ask.work) <= share
+                    || (outstanding + ask.work) as f64 <= share as f64 * BUSY_ENOUGH
+            };
+        if admitted {
+            account.outstanding += ask.work;
+            return Ok(());
+        }
+        // Until the limit holds, the caller's share of the engine has to do this much of what is ahead. A promise that
+        // could not be kept has nobody ahead of it but what runs.
+        let ahead = if kept { outstanding } else { outstanding + promised };
+        let work = ahead.saturating_add(ask.work).saturating_sub(share).max(1);
+        let wait = Duration::try_from_secs_f64(work as f64 * active as f64 * row).unwrap_or(Duration::MAX);
+        let seconds = whole_seconds(wait);
+        let wait = Duration::from_secs(seconds);
+        if wait <= FARTHEST && account.promises.len() < MOST_PROMISES {
+            let due = now + wait;
+            let lapses = due + GRACE + wait / 10;
+            account.promises.push(Promise { fingerprint: ask.fingerprint, work: ask.work, due, lapses });
+        }
+        Err(seconds)
+    }
+
+    /// `work` row evaluations of `caller` are done, or will not be.
+    pub fn give_back(&mut self, caller: Caller, work: u64) {
+        if let Some(account) = self.callers.get_mut(&caller) {
+            account.outstanding = account.outstanding.saturating_sub(work);
+            if account.is_empty() {
+                self.callers.remove(&caller);
+            }
+        }
+    }
+
+    /// Row evaluations outstanding, of all callers.
+    pub fn outstanding(&self) -> u64 {
+        self.callers.values().map(|account| account.outstanding).sum()
+    }
+
+    /// Row evaluations outstanding, by caller.
+    pub fn by_caller(&self) -> impl Iterator<Item = (Caller, u64)> + '_ {
+        self.callers.iter().map(|(&caller, account)| (caller, account.outstanding))
+    }
+
+    /// Drops promises that nobody claimed, and callers without any business.
+    fn forget(&mut self, now: Duration) {
+        self.callers.retain(|_, account| {
+            account.promises.retain(|promise| now <= promise.lapses);
+            !account.is_empty()
+        });
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    fn is_empty(&self) -> bool {
+        self.outstanding == 0 && self.promises.is_empty()
+    }
+
+    fn promised(&self) -> u64 {
+        self.promises.iter().map(|promise| promise.work).sum()
+    }
+}
+
+/// Rounded up, since coming back a moment too early would be refused again; at least 1.
+pub(super) fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of 10 ms, of which 1000 may be outstanding: ten seconds.
+    fn terms(now: f64) -> Terms {
+        Terms { now: Duration::from_secs_f64(now), limit: 1000, row: 0.01 }
+    }
+
+    fn ask(caller: u32, fingerprint: u64, work: u64) -> Ask {
+        Ask { caller: Caller(caller), fingerprint, work }
+    }
+
+    #[test]
+    fn the_limit_is_work_and_an_empty_engine_takes_anything() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 5000), terms(0.0)), Ok(()));
+        // 4100 of 5100 have to be done first.
+        assert_eq!(ledger.ask(ask(0, 2, 100), terms(0.0)), Err(41));
+        ledger.give_back(Caller(0), 5000);
+        assert_eq!(ledger.ask(ask(0, 3, 900), terms(0.0)), Ok(()));
+        assert_eq!(ledger.outstanding(), 900);
+    }
+
+    #[test]
+    fn a_promise_is_kept_and_newcomers_wait_behind_it() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        assert_eq!(ledger.ask(ask(0, 2, 300), terms(0.0)), Err(3));
+        assert_eq!(ledger.ask(ask(0, 3, 300), terms(0.0)), Err(6));
+        // Three seconds later 300 are done: the room is the first one's, not a newcomer's, and not the second one's.
+        ledger.give_back(Caller(0), 300);
+        assert_eq!(ledger.ask(ask(0, 4, 300), terms(3.0)), Err(6));
+        assert_eq!(ledger.ask(ask(0, 3, 300), terms(3.0)), Err(3));
+        assert_eq!(ledger.ask(ask(0, 2, 300), terms(3.1)), Ok(()));
+    }
+
+    #[test]
+    fn who_does_not_come_back_loses_the_place() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        assert_eq!(ledger.ask(ask(0, 2, 400), terms(0.0)), Err(4));
+        ledger.give_back(Caller(0), 400);
+        // 4 s, 0.4 s and 2 s of grace.
+        assert_eq!(ledger.ask(ask(0, 3, 400), terms(6.0)), Err(4));
+        let mut later = ledger.clone();
+        assert_eq!(later.ask(ask(0, 4, 400), terms(6.5)), Err(4));
+        later.give_back(Caller(0), 400);
+        assert_eq!(later.ask(ask(0, 3, 400), terms(10.0)), Ok(()));
+    }
+
+    #[test]
+    fn promises_leave_no_engine_idle() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        (0..50).for_each(|i| assert!(ledger.ask(ask(0, 10 + i, 300), terms(0.0)).is_err()));
+        ledger.give_back(Caller(0), 900);
+        assert_eq!(ledger.ask(ask(0, 2, 300), terms(0.5)), Ok(()));
+        assert!(ledger.ask(ask(0, 3, 300), terms(0.5)).is_err());
+    }
+
+    #[test]
+    fn a_flood_of_one_caller_does_not_shut_out_another() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        assert!(ledger.ask(ask(0, 2, 300), terms(0.0)).is_err());
+        assert_eq!(ledger.ask(ask(1, 1, 400), terms(0.0)), Ok(()));
+        // Half of the limit is its share now, and half of the engine is at work for it.
+        assert_eq!(ledger.ask(ask(1, 2, 200), terms(0.0)), Err(2));
+    }
+
+    #[test]
+    fn promises_are_bounded() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 0, u64::MAX / 4), terms(0.0)), Ok(()));
+        for i in 1..10_000 {
+            assert!(ledger.ask(ask(0, i, 1), terms(0.0)).is_err());
+        }
+        assert_eq!(ledger.callers[&Caller(0)].promises.len(), 0);
+    }
+
+    /// Three times what the engine can do for a minute, every refused client back when it was told: an exact
+    /// simulation in steps of 10 ms.
+    #[test]
+    fn clients_that_obey_are_admitted_and_the_engine_stays_busy() {
+        let mut ledger = Ledger::default();
+        // (when, fingerprint, work, comes back)
+        let mut coming: Vec<(u64, u64, u64, bool)> =
+            (0..6000).step_by(5).map(|at| (at, at, 15 + (at * 7919) % 7 - 3, false)).collect();
+        let (mut back, mut admitted, mut busy, mut running) = (0, 0, 0, 0_u64);
+        let mut at = 0;
+        while !coming.is_empty() {
+            let now = terms(at as f64 / 100.0);
+            let (due, later): (Vec<_>, Vec<_>) = coming.into_iter().partition(|&(when, ..)| when <= at);
+            coming = later;
+            for (_, fingerprint, work, again) in due {
+                back += u64::from(again);
+                match ledger.ask(ask(0, fingerprint, work), now) {
+                    Ok(()) => {
+                        running += work;
+                        admitted += u64::from(again);
+                    }
+                    Err(seconds) => coming.push((at + seconds * 100, fingerprint, work, true)),
+                }
+            }
+            busy += u64::from(running > 0);
+            let done = running.min(1);
+            running -= done;
+            ledger.give_back(Caller(0), done);
+            at += 1;
+        }
+        assert!(back > 500, "{back}");
+        assert!(admitted as f64 >= 0.95 * back as f64, "{admitted} of {back}");
+        assert!(busy as f64 >= 0.99 * at as f64, "{busy} of {at}");
+    }
+}
