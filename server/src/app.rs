@@ -12,6 +12,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod folder;
 pub mod requests;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@ use std::pin::pin;
 use anyhow::Context;
 use clap::Parser;
 use tokio::net::TcpListener;
+use windowpane_server::app::folder::watch;
 use windowpane_server::args::LogFormat;
 use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
 
@@ -55,7 +56,13 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
             Ok(()) => welcome(&app, &url, log_format),
             Err(error) => return failure = Some(error),
         }
-        signal.await;
+        match app.config().watch {
+            None => signal.await,
+            Some(interval) => tokio::select! {
+                () = &mut signal => {}
+                () = watch(app.clone(), interval) => {}
+            },
+        }
     };
     serve(listener, app.clone(), until).await?;
     failure.map_or(Ok(()), Err)

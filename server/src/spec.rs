@@ -66,6 +66,13 @@ impl SampleSpec {
         if self.class.is_some() && guidance::needs_unconditional(self.guidance_scale) { 2 } else { 1 }
     }
 
+    /// What a request that names nothing but a class gets; the class is the first one.
+    pub fn defaults(card: &Card) -> Self {
+        let class = (!card.manifest.classes.is_empty()).then_some(ClassRef::Index(0));
+        let request = ImageRequest { class, ..ImageRequest::default() };
+        Self::resolve(&request, card).expect("a valid manifest has valid defaults; this is a bug")
+    }
+
     /// The checked fields over the model's defaults.
     fn resolve(request: &ImageRequest, card: &Card) -> Result<Self, ApiError> {
         let manifest = &card.manifest;

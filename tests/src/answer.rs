@@ -67,6 +67,8 @@ impl Answer {
         assert_eq!(error["param"].as_str(), param, "{body}");
         assert_eq!(error["request_id"], self.header("x-request-id"), "{body}");
         let family = match status {
+            401 => "authentication_error",
+            403 => "permission_error",
             429 => "rate_limit_error",
             500.. => "server_error",
             _ => "invalid_request_error",

@@ -41,10 +41,11 @@ pub struct TestServer {
 // === impl TestServer ===
 
 impl TestServer {
-    /// The configuration that tests start from: `models/tiny`, and ticks of few rows, which load faster because the
-    /// largest tick is measured.
+    /// The configuration that tests start from: `models/tiny`, ticks of few rows, which load faster because the largest
+    /// tick is measured, and patience for a busy machine.
     pub fn config() -> Config {
-        Config { models: shipped("tiny"), max_rows: 8, ..Config::default() }
+        let max_backlog = Duration::from_secs(3600);
+        Config { models: shipped("tiny"), max_rows: 8, max_backlog, ..Config::default() }
     }
 
     /// The server of every test that needs nothing of its own.
@@ -124,8 +125,18 @@ impl TestServer {
 
     /// Sends a request.
     pub fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        self.block_on(async { Answer::read(request.send().await?).await })
-            .unwrap_or_else(|error| panic!("{error:?}"))
+        self.block_on(self.answer(request))
+    }
+
+    /// The answer to a request, for tests that send many at a time; dropping the future hangs up.
+    pub async fn answer(&self, request: reqwest::RequestBuilder) -> Answer {
+        let read = async { Answer::read(request.send().await?).await };
+        read.await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// A server for as long as the test process lives, for tests whose clients are tasks.
+    pub fn leaked(config: Config) -> &'static Self {
+        Box::leak(Box::new(Self::start(config)))
     }
 
     /// Asks a server elsewhere, such as another process's.
@@ -151,9 +162,7 @@ impl TestServer {
 
     /// Asks for one PNG, for tests that run many at a time; dropping the future hangs up.
     pub async fn png(&self, body: &Value) -> Vec<u8> {
-        let request = self.post(body.to_string()).header(ACCEPT, "image/png");
-        let read = async { Answer::read(request.send().await?).await };
-        read.await.unwrap_or_else(|error| panic!("{error:?}")).ok().bytes
+        self.answer(self.post(body.to_string()).header(ACCEPT, "image/png")).await.ok().bytes
     }
 
     /// Writes these bytes to a socket of its own and reads until the server closes it. Nothing of HTTP is done for the

@@ -4,6 +4,8 @@
 mod images;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
+// Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.
+mod scheduling;
 // Every field of the OpenAI images API, and the `openai` package as a client.
 mod openai;
 // What a wrong field, a wrong body and a body without end are told, and what a full queue says.

@@ -1,6 +1,8 @@
 //! The models that serve: OpenAI's list and object, and all that a client needs to ask for images.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -9,13 +11,15 @@ use utoipa::ToSchema;
 use windowpane_diffusion::{Sampler, TimeGrid};
 
 use crate::app::App;
+use crate::batcher::Caller;
 use crate::engine::Provider;
 use crate::engine::check::{Determinism, GoldenReport};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::ModelId;
 use crate::model::Model;
 use crate::model::load::dtype_name;
-use crate::spec::{MAX_IMAGES, MAX_SIDE};
+use crate::sampler::{Trajectory, Unit};
+use crate::spec::{MAX_IMAGES, MAX_SIDE, SampleSpec};
 
 /// A list of models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -72,6 +76,8 @@ pub struct ModelObject {
     pub golden: GoldenReport,
     /// Where the weights came from.
     pub lineage: LineageObject,
+    /// How busy it is now.
+    pub queue: QueueObject,
 }
 
 /// A class.
@@ -131,6 +137,32 @@ pub struct Engine {
     /// The graph's file in the package.
     #[schema(example = "denoiser.f32.onnx")]
     pub graph: String,
+    /// Rows of a full tick; a guided image takes two.
+    pub tick_rows: usize,
+    /// Measured ticks, in order of their rows.
+    pub buckets: Vec<Bucket>,
+}
+
+/// A measured tick.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Bucket {
+    /// Rows in it.
+    pub rows: usize,
+    /// Milliseconds it took at load.
+    pub milliseconds: f64,
+}
+
+/// How busy a model is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct QueueObject {
+    /// Images that wait or run.
+    pub images: usize,
+    /// Of them, those that have not begun.
+    pub waiting: usize,
+    /// Seconds until all of them are done.
+    pub backlog_seconds: f64,
+    /// Seconds that one image with the defaults would take from now.
+    pub eta_seconds: f64,
 }
 
 /// Where a model came from.
@@ -196,6 +228,8 @@ impl ModelObject {
                 provider: served.provider,
                 dtype: dtype_name(served.dtype),
                 graph: served.graph.clone(),
+                tick_rows: model.batcher.room(),
+                buckets: served.costs.buckets().map(Bucket::of).collect(),
             },
             determinism: served.determinism.clone(),
             golden: served.golden.clone(),
@@ -208,6 +242,31 @@ impl ModelObject {
                 trainer: lineage.trainer,
                 metrics: lineage.metrics,
             },
+            queue: QueueObject::new(model),
+        }
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    fn of((rows, time): (usize, Duration)) -> Self {
+        Self { rows, milliseconds: time.as_secs_f64() * 1e3 }
+    }
+}
+
+// === impl QueueObject ===
+
+impl QueueObject {
+    fn new(model: &Model) -> Self {
+        let standing = model.batcher.standing();
+        let defaults = SampleSpec::defaults(&model.card);
+        let unit = Unit::Sample(Trajectory::new(Arc::new(defaults), 0, model.batcher.elements()));
+        Self {
+            images: standing.images,
+            waiting: standing.waiting,
+            backlog_seconds: standing.backlog.as_secs_f64(),
+            eta_seconds: model.batcher.expect(Caller::ANONYMOUS, &[unit]).as_secs_f64(),
         }
     }
 }

@@ -1,0 +1,277 @@
+//! The engine under more than it can do at once: what is admitted and when, who goes first, what is given up, and models
+//! that are replaced while they serve. Real ONNX Runtime on `models/tiny`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use suite::{Answer, Process, TestServer, shipped};
+use windowpane_server::Config;
+use windowpane_server::keys::Keys;
+
+/// One row for each of `steps` steps.
+fn steps(steps: u64, seed: u64) -> Value {
+    json!({"prompt": "ring", "seed": seed, "steps": steps, "guidance_scale": 1})
+}
+
+/// Seconds of a row evaluation, as the server measures them.
+fn row_seconds(server: &TestServer) -> f64 {
+    let model = server.app().model(None).unwrap();
+    model.served.costs.tick(8).as_secs_f64() / 8.0
+}
+
+/// A file of keys: alice and bob may generate, root may everything.
+fn keys(folder: &Path) -> Keys {
+    let key = |name: &str, role: &str| {
+        let hex: String =
+            Sha256::digest(format!("{name}'s secret")).iter().map(|b| format!("{b:02x}")).collect();
+        format!("[[key]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{hex}\"\n")
+    };
+    let path = folder.join("keys.toml");
+    fs::write(&path, [key("alice", "generate"), key("bob", "generate"), key("root", "admin")].concat())
+        .unwrap();
+    Keys::read(&path).unwrap()
+}
+
+/// A request with a key, and perhaps an id.
+async fn ask(server: &TestServer, key: &str, id: &str, body: &Value) -> Answer {
+    let request = server.post(body.to_string()).bearer_auth(format!("{key}'s secret"));
+    server.answer(request.header("x-request-id", id)).await
+}
+
+#[test]
+fn whoever_comes_back_when_told_is_admitted() {
+    let server = TestServer::leaked(Config { max_backlog: Duration::from_secs(2), ..TestServer::config() });
+    // Three requests of about 1.4 seconds each: one runs, the others are told.
+    let each = ((1.4 / row_seconds(server)) as u64).clamp(10, 1000);
+    let ask = move |seed| server.answer(server.post(steps(each, seed).to_string()));
+    let first = server.spawn(ask(1));
+    server.until_images(1);
+    let told = [2, 3].map(|seed| {
+        let answer = server.block_on(ask(seed));
+        answer.refused(429, "overloaded", None);
+        (seed, answer.header("retry-after").parse::<u64>().unwrap())
+    });
+    assert!((1..=4).contains(&told[0].1) && told[0].1 < told[1].1, "{told:?}");
+    let back = told.map(|(seed, wait)| {
+        server.spawn(async move {
+            tokio::time::sleep(Duration::from_secs(wait)).await;
+            ask(seed).await
+        })
+    });
+    for task in back.into_iter().chain([first]) {
+        server.block_on(task).unwrap().ok();
+    }
+}
+
+#[test]
+fn a_deadline_is_kept_or_refused_at_once() {
+    let server = TestServer::leaked(TestServer::config());
+    let row = row_seconds(server);
+    let long = ((4.0 / row) as u64).clamp(10, 1000);
+    // Far too short, alone or not: refused before anything runs, and coming back is not advised.
+    let start = Instant::now();
+    let request = server.post(steps(long, 1).to_string()).header("x-request-timeout-ms", "100");
+    let answer = server.send(request);
+    answer.refused(429, "deadline_unmeetable", None);
+    assert!(answer.headers.get("retry-after").is_none());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let mut body = steps(2, 1);
+    body["timeout_ms"] = json!(600_000);
+    server.generate(&body).ok();
+    for (header, message) in
+        [("0", "is 0, expected 1 to"), ("soon", "is soon, expected 1 to"), ("-1", "is -1")]
+    {
+        let answer = server.send(server.post(steps(1, 1).to_string()).header("x-request-timeout-ms", header));
+        answer.refused(422, "invalid_value", Some("x-request-timeout-ms"));
+        assert!(answer.text().contains(message), "{}", answer.text());
+    }
+    body["timeout_ms"] = json!(0);
+    server.generate(&body).refused(422, "invalid_value", Some("timeout_ms"));
+    // One that could be met, until others came who go first: it ends at its time, and its rows are free.
+    let mut body = steps(long, 1);
+    body["timeout_ms"] = json!(((long as f64 * row * 1.5 + 0.5) * 1e3) as u64);
+    let late = server.spawn(async move { server.answer(server.post(body.to_string())).await });
+    server.until_images(1);
+    let company = json!({"prompt": "ring", "seed": 1, "n": 10, "steps": long / 2}).to_string();
+    let company: Vec<_> = (0..2).map(|_| server.spawn(server.answer(server.post(company.clone())))).collect();
+    server.block_on(late).unwrap().refused(504, "deadline_passed", None);
+    company.iter().for_each(tokio::task::JoinHandle::abort);
+    let cancelled = server.app().metrics().cancellations.with_label_values(&["tiny", "deadline"]).get();
+    assert_eq!(cancelled, 1);
+}
+
+#[test]
+fn a_request_is_cancelled_by_whoever_sent_it_and_by_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = TestServer::leaked(Config { keys: keys(folder.path()), ..TestServer::config() });
+    let delete = |key: &str, id: &str| {
+        let request = server.request("DELETE", &format!("/v1/requests/{id}"));
+        server.send(request.bearer_auth(format!("{key}'s secret")))
+    };
+    for canceller in ["alice", "root"] {
+        let running = server.spawn(async move { ask(server, "alice", "my-id", &steps(1000, 1)).await });
+        server.until_images(1);
+        delete("bob", "my-id").refused(404, "not_found", Some("id"));
+        assert_eq!(server.images(), 1);
+        assert_eq!(delete(canceller, "my-id").ok().json(), json!({"id": "my-id", "cancelled": 1}));
+        server.block_on(running).unwrap().refused(409, "cancelled", None);
+        server.until_images(0);
+        delete("alice", "my-id").refused(404, "not_found", Some("id"));
+    }
+    delete("alice", "no%20id").refused(404, "not_found", Some("id"));
+    // Nobody comes in without a key, or with another one.
+    let keyless = server.request("DELETE", "/v1/requests/my-id");
+    server.send(keyless).refused(401, "invalid_api_key", None);
+    server.generate(&steps(1, 1)).refused(401, "invalid_api_key", None);
+    server.block_on(ask(server, "eve", "x", &steps(1, 1))).refused(401, "invalid_api_key", None);
+    server.block_on(ask(server, "bob", "x", &steps(1, 1))).ok();
+    let other_header = server.post(steps(1, 1).to_string()).header("x-api-key", "bob's secret");
+    server.send(other_header).ok();
+}
+
+#[test]
+fn a_flood_from_one_key_leaves_another_its_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { keys: keys(folder.path()), ..TestServer::config() };
+    let server = TestServer::leaked(config);
+    // About four seconds of work.
+    let each = ((4.0 / 16.0 / row_seconds(server)) as u64).clamp(12, 200);
+    let flood: Vec<_> = (0..16)
+        .map(|seed| server.spawn(async move { ask(server, "alice", "flood", &steps(each, seed)).await }))
+        .collect();
+    server.until_images(16);
+    let body = json!({"prompt": "ring", "seed": 1, "n": 4, "steps": each / 4, "guidance_scale": 1});
+    let start = Instant::now();
+    server.block_on(ask(server, "bob", "mine", &body)).ok();
+    let bob = start.elapsed();
+    assert!(server.images() >= 12, "the flood was over before");
+    let start = Instant::now();
+    for task in flood {
+        server.block_on(task).unwrap().ok();
+    }
+    // Half of the rows were his, for an eighth of the time. In order of arrival he would have waited for all of it.
+    assert!(bob < start.elapsed() / 2, "{bob:?} and then {:?}", start.elapsed());
+}
+
+#[test]
+fn a_model_is_replaced_under_way_and_nothing_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let package = folder.path().join("tiny");
+    fs::create_dir(&package).unwrap();
+    for file in fs::read_dir(shipped("tiny")).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::copy(&file, package.join(file.file_name().unwrap())).unwrap();
+    }
+    let server = TestServer::leaked(Config { models: folder.path().to_owned(), ..TestServer::config() });
+    let before = server.generate(&steps(3, 5)).ok();
+    let old = server.app().model(Some("tiny")).unwrap();
+    let running = server.spawn(async move { ask(server, "nobody", "x", &steps(200, 1)).await });
+    server.until_images(1);
+    // Another version: the same network under another description, and so another digest.
+    let manifest = package.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let mut value: Value = serde_json::from_str(&text).unwrap();
+    value["description"] = json!("the second version");
+    fs::write(&manifest, serde_json::to_string_pretty(&value).unwrap()).unwrap();
+    let new = server.block_on(server.app().load_model("tiny")).unwrap();
+    assert_ne!(new.card.digest, old.card.digest);
+    let during = server.generate(&steps(3, 5)).ok();
+    assert_eq!(during.json()["digest"], json!(new.card.digest));
+    assert_eq!(during.file(0), before.file(0), "the same network in both");
+    // The one under way runs on in the old version.
+    let answer = server.block_on(running).unwrap().ok();
+    assert_eq!(answer.json()["digest"], json!(old.card.digest));
+    drop(old);
+    // A version that does not load changes nothing.
+    fs::write(&manifest, "{").unwrap();
+    assert!(server.block_on(server.app().load_model("tiny")).is_err());
+    server.generate(&steps(1, 5)).ok();
+    server.block_on(server.app().unload_model("tiny")).unwrap();
+    server.generate(&steps(1, 5)).refused(404, "model_not_found", Some("model"));
+    assert_eq!(server.get("/v1/models").ok().json()["data"], json!([]));
+    assert!(server.get("/metrics").ok().text().contains("windowpane_model_ready{model=\"tiny\"} 0"));
+}
+
+#[test]
+fn a_watched_folder_is_what_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |name: &str| {
+        let package = folder.path().join(name);
+        let staged = folder.path().join(format!(".{name}"));
+        fs::create_dir(&staged).unwrap();
+        for file in fs::read_dir(shipped("tiny")).unwrap().map(|entry| entry.unwrap().path()) {
+            fs::copy(&file, staged.join(file.file_name().unwrap())).unwrap();
+        }
+        let manifest = staged.join("manifest.json");
+        let mut value: Value = serde_json::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
+        value["name"] = json!(name);
+        fs::write(&manifest, serde_json::to_string_pretty(&value).unwrap()).unwrap();
+        fs::rename(&staged, &package).unwrap();
+    };
+    copy("first");
+    let models = folder.path().to_str().unwrap();
+    let mut server =
+        Process::windowpane(&["--models", models, "--port", "0", "--max-rows", "4", "--watch", "1"]);
+    let url = server.url();
+    let served = || {
+        let answer = TestServer::shared().elsewhere("GET", &format!("{url}/v1/models"), None).unwrap().ok();
+        let data = answer.json()["data"].as_array().unwrap().clone();
+        data.iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(served(), ["first"]);
+    copy("second");
+    TestServer::shared().until("the new package is served", || served() == ["first", "second"]);
+    fs::remove_dir_all(folder.path().join("first")).unwrap();
+    TestServer::shared().until("the removed one is not", || served() == ["second"]);
+    server.signal("TERM");
+    assert_eq!(server.end().code, Some(0));
+}
+
+#[test]
+fn sixteen_clients_share_ticks_whatever_they_ask_for() {
+    let models = shipped("tiny");
+    let log = "warn,windowpane_server::batcher=trace";
+    let mut server = Process::windowpane(&[
+        "--models",
+        models.to_str().unwrap(),
+        "--port",
+        "0",
+        "--log",
+        log,
+        "--log-format",
+        "text",
+    ]);
+    let url = server.url();
+    let samplers = ["ddpm", "ddim", "euler", "euler_a", "heun", "dpmpp_2m"];
+    std::thread::scope(|scope| {
+        for i in 0..16 {
+            let body = json!({
+                "prompt": "ring", "seed": i, "steps": 10 + 2 * (i % 8), "sampler": samplers[i % 6],
+                "guidance_scale": if i % 2 == 0 { 1.0 } else { 2.0 },
+            });
+            let url = format!("{url}/v1/images/generations");
+            scope.spawn(move || TestServer::shared().elsewhere("POST", &url, Some(&body)).unwrap().ok());
+        }
+    });
+    let metrics = TestServer::shared().elsewhere("GET", &format!("{url}/metrics"), None).unwrap().ok();
+    let value = |name: &str| -> f64 {
+        let sample = format!("windowpane_tick_rows_{name}{{model=\"tiny\"}} ");
+        let text = metrics.text();
+        text.lines().find_map(|line| line.strip_prefix(&sample)).unwrap().parse().unwrap()
+    };
+    let mean = value("sum") / value("count");
+    assert!(mean > 8.0, "{mean} rows in a tick");
+    server.signal("TERM");
+    let trace = server.end().errors;
+    // In one tick: other samplers, other lengths, other positions, guided and not.
+    let widest = trace
+        .lines()
+        .filter_map(|line| line.split("units=\"").nth(1)?.split('"').next())
+        .max_by_key(|units| units.split(' ').step_by(3).collect::<BTreeSet<_>>().len());
+    let widest: Vec<&str> = widest.expect("ticks are traced").split(' ').collect();
+    let distinct = |part: usize| widest.iter().skip(part).step_by(3).collect::<BTreeSet<_>>().len();
+    assert!(distinct(0) >= 4 && distinct(1) >= 4 && distinct(2) == 2, "{widest:?}");
+}
