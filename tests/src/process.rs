@@ -74,6 +74,15 @@ impl Process {
         None
     }
 
+    /// Its resident memory.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
+        kilobytes * 1024
+    }
+
     /// Sends a signal. The shell's own `kill` is always there.
     pub fn signal(&self, signal: &str) {
         let command = format!("kill -{signal} {}", self.child.id());

@@ -139,6 +139,11 @@ impl TestServer {
         Box::leak(Box::new(Self::start(config)))
     }
 
+    /// A request to change and then [`answer`](Self::answer): POST of this body to a server elsewhere.
+    pub fn elsewhere_request(&self, url: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string())
+    }
+
     /// Asks a server elsewhere, such as another process's.
     pub fn elsewhere(&self, method: &str, url: &str, body: Option<&Value>) -> Result<Answer, String> {
         let method = method.parse().unwrap_or_else(|_| panic!("`{method}` is not a method"));

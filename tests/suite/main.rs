@@ -6,6 +6,8 @@ mod images;
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.
 mod scheduling;
+// A storm of clients of every kind, and nothing left of it.
+mod soak;
 // Every field of the OpenAI images API, and the `openai` package as a client.
 mod openai;
 // What a wrong field, a wrong body and a body without end are told, and what a full queue says.

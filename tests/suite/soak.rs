@@ -1,0 +1,99 @@
+//! A server for a while under everything at once: more clients than it has room for, of every kind, some of whom hang up,
+//! cancel or are too late. Nothing is left of them afterwards: no image, no memory, no other bytes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use suite::{IMAGES, Process, Random, TestServer, shipped};
+
+/// How long.
+const SOAK: Duration = Duration::from_secs(20);
+
+/// A client's next request.
+fn any(random: &mut Random) -> Value {
+    json!({
+        "class": random.below(4),
+        "seed": random.below(1 << 40),
+        "n": 1 + random.below(3),
+        "steps": 1 + random.below(20),
+        "sampler": random.pick(&["ddpm", "ddim", "euler", "euler_a", "heun", "dpmpp_2m"]),
+        "guidance_scale": random.pick(&[1.0, 1.0, 3.0]),
+    })
+}
+
+#[test]
+fn nothing_is_left_of_a_storm() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&[
+        "--models",
+        models.to_str().unwrap(),
+        "--port",
+        "0",
+        "--max-rows",
+        "8",
+        "--max-backlog",
+        "2",
+        "--log",
+        "warn",
+    ]);
+    let url = server.url();
+    let fixed = json!({"class": 1, "seed": 11, "steps": 4});
+    let ask = |body: &Value| TestServer::shared().elsewhere("POST", &format!("{url}{IMAGES}"), Some(body));
+    let before = ask(&fixed).unwrap().ok().file(0);
+    let (stop, counts) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 4]);
+    let memory = std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (stop, counts, url) = (&stop, &counts, &url);
+            scope.spawn(move || {
+                let mut random = Random::new(client);
+                while !stop.load(Relaxed) {
+                    let shared = TestServer::shared();
+                    let request = shared.elsewhere_request(&format!("{url}{IMAGES}"), &any(&mut random));
+                    let patience = Duration::from_millis(20 + random.below(3000) as u64);
+                    let request = if random.chance(30) {
+                        request.header("x-request-timeout-ms", "500")
+                    } else {
+                        request
+                    };
+                    let answer = shared
+                        .block_on(async { tokio::time::timeout(patience, shared.answer(request)).await });
+                    let kind = match answer.map(|answer| answer.status) {
+                        Ok(200) => 0,
+                        Ok(429) => 1,
+                        Ok(504) => 2,
+                        Err(_) => 3,
+                        Ok(other) => panic!("answered with {other}"),
+                    };
+                    counts[kind].fetch_add(1, Relaxed);
+                }
+            });
+        }
+        // The buffers and arenas have their sizes after a while; from then on there is nothing to grow.
+        let sample = |after: Duration| {
+            std::thread::sleep(after);
+            server.resident_bytes()
+        };
+        let memory = [sample(SOAK / 3), sample(SOAK / 3), sample(SOAK / 3)];
+        stop.store(true, Relaxed);
+        memory
+    });
+    let [images, refused, late, left] = counts.map(|count| count.load(Relaxed));
+    println!("{images} answered, {refused} refused, {late} too late, {left} left; {memory:?} bytes");
+    assert!(images > 20 && refused > 0 && left > 0, "{images} {refused} {left}");
+    assert!(memory[2] as f64 <= memory[0] as f64 * 1.1 + 16e6, "memory grew: {memory:?}");
+    let start = Instant::now();
+    let idle = || {
+        let metrics = TestServer::shared().elsewhere("GET", &format!("{url}/metrics"), None).unwrap().ok();
+        metrics.text().lines().any(|line| line == "windowpane_trajectories{model=\"tiny\"} 0")
+    };
+    while !idle() {
+        assert!(start.elapsed() < Duration::from_secs(10), "images are left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(ask(&fixed).unwrap().ok().file(0), before);
+    server.signal("TERM");
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    assert!(!exit.errors.contains("ERROR") && !exit.errors.contains("panick"), "{}", exit.errors);
+}
