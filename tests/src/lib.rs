@@ -1,10 +1,12 @@
 //! What the suite stands on: a real server on a free port, its answers, our own binary as a process, model packages to
-//! break, the Python of the foreign clients, and a reader of ONNX files. The tests themselves are in `suite/`.
+//! break, the Python of the foreign clients, a reader of ONNX files, and the load laboratory of `benches/serve.rs`. The
+//! tests themselves are in `suite/`.
 //!
 //! Tests are plain functions: the one async runtime of the process is in here. So is the one ONNX Runtime, which the
 //! server itself loads; every test of the binary shares both.
 
 mod answer;
+pub mod load;
 pub mod onnx;
 mod package;
 mod process;

@@ -83,6 +83,11 @@ impl Process {
         kilobytes * 1024
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal. The shell's own `kill` is always there.
     pub fn signal(&self, signal: &str) {
         let command = format!("kill -{signal} {}", self.child.id());

@@ -25,6 +25,11 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 
+    /// A number from 0 to 1, without 1: the 53 bits that a double holds.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// One of these.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len())]
