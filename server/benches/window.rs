@@ -1,7 +1,7 @@
 //! What does a window cost? One attention operation (6 heads of 64, batch 4) in every plan, on 32×32 and 16×16 tokens:
 //! dense with a mask against tiles, and a global layer, which no windowed one may be slower than.
 //!
-//! Run by `cargo xtask bench -- window`. The graphs are the trainer's own (`windowpane-trainer export-ops DIR`);
+//! Run by `cargo xtask bench window`. The graphs are the trainer's own (`windowpane-trainer export-ops DIR`);
 //! WINDOWPANE_OPS names a folder that has them already. Sessions are set up as the server's are: one pool that does
 //! not spin, subnormals flushed to zero, on both sides of every ratio.
 //!

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the libraries, then `cargo bench` with whatever else was said.
+//! `cargo xtask bench`: the libraries that a benchmark needs, then `cargo bench` of it with whatever else was said.
 
 use std::ffi::OsString;
 
@@ -7,7 +7,16 @@ use anyhow::Result;
 use crate::process;
 use crate::setup::{self, Need};
 
-pub(crate) fn run(args: &[OsString]) -> Result<()> {
-    let environment = setup::ensure(&[Need::Ort, Need::Libtorch])?;
-    process::become_it(environment.apply(process::cargo(["bench"]).args(args)))
+pub(crate) fn serve(args: &[OsString]) -> Result<()> {
+    run(&[Need::Ort], ["bench", "--package", "suite", "--bench", "serve", "--"], args)
+}
+
+pub(crate) fn window(args: &[OsString]) -> Result<()> {
+    let needs = [Need::Ort, Need::Libtorch];
+    run(&needs, ["bench", "--package", "windowpane-server", "--bench", "window", "--"], args)
+}
+
+fn run(needs: &[Need], target: [&str; 6], args: &[OsString]) -> Result<()> {
+    let environment = setup::ensure(needs)?;
+    process::become_it(environment.apply(process::cargo(target).args(args)))
 }

@@ -72,10 +72,24 @@ enum Command {
     /// All that CI runs: the tests, formatting, lints, documentation, and the rules about who may depend on
     /// whom
     Ci,
-    /// Run the benchmarks (arguments go to `cargo bench`)
-    Bench(Handed),
+    /// Measure: the server under load, or what a window costs
+    #[command(subcommand)]
+    Bench(Bench),
     /// Rewrite openapi/openapi.json from the running code
     Openapi,
+}
+
+/// The benchmarks.
+#[derive(Subcommand)]
+enum Bench {
+    /// The server under load, against other ways to serve: an hour and three quarters, or --quick
+    #[command(after_help = "Arguments go to the benchmark: --quick, --model DIR, --turns N, …\n\
+                            `cargo xtask bench serve -- --help` lists them all; what follows a second `--` goes \
+                            to the server.\nHow to read the result: server/benches/README.md.")]
+    Serve(Handed),
+    /// One attention operation in every plan: tiles against masks (builds the trainer, which writes its graphs)
+    #[command(after_help = "Arguments go to criterion.")]
+    Window(Handed),
 }
 
 /// Arguments that are not ours to read.
@@ -102,7 +116,8 @@ fn main() -> ExitCode {
         Command::ExportOps(handed) => trainer::run(Verb::ExportOps, &handed.args),
         Command::Test(handed) => test::run(&handed.args),
         Command::Ci => ci::run(),
-        Command::Bench(handed) => bench::run(&handed.args),
+        Command::Bench(Bench::Serve(handed)) => bench::serve(&handed.args),
+        Command::Bench(Bench::Window(handed)) => bench::window(&handed.args),
         Command::Openapi => openapi::run(),
     };
     match result {
@@ -146,6 +161,15 @@ mod tests {
         let cli = Cli::try_parse_from(["cargo xtask", "test", "-p", "suite", "--", "--nocapture"]).unwrap();
         let Command::Test(handed) = cli.command else { panic!("not test") };
         assert_eq!(handed.args, ["-p", "suite", "--", "--nocapture"]);
+    }
+
+    #[test]
+    fn a_benchmark_is_named() {
+        let cli =
+            Cli::try_parse_from(["cargo xtask", "bench", "serve", "--quick", "--", "--queue-limit", "9"]);
+        let Command::Bench(Bench::Serve(handed)) = cli.unwrap().command else { panic!("not bench serve") };
+        assert_eq!(handed.args, ["--quick", "--", "--queue-limit", "9"]);
+        assert!(Cli::try_parse_from(["cargo xtask", "bench"]).is_err());
     }
 
     #[test]

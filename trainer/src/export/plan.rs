@@ -13,7 +13,7 @@ use windowpane_diffusion::{ModelConfig, Plan};
 /// more than its copy, since the products pack it again.
 ///
 /// With two threads at 32×32 tokens the plans take 1/8.1 of the masked layer's time at window 3, 1/6.4 at 5, 1/3.3 at 9
-/// and 1/1.9 at 13; at 16×16, 1/3.0 at 3 and 1/1.8 at 5 (`cargo xtask bench -- window`). CUDA has not been measured; its graphs use the same plans.
+/// and 1/1.9 at 13; at 16×16, 1/3.0 at 3 and 1/1.8 at 5 (`cargo xtask bench window`). CUDA has not been measured; its graphs use the same plans.
 pub const CPU_COST: CostModel = CostModel {
     dense_pair: 4.1,
     mask_pair: 0.4,
