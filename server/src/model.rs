@@ -44,6 +44,8 @@ pub struct Served {
     pub determinism: Determinism,
     /// What a tick costs.
     pub costs: TickCosts,
+    /// Rows of one call of the network; larger ticks run in pieces.
+    pub piece: usize,
 }
 
 /// A model that serves.

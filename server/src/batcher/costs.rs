@@ -9,7 +9,7 @@ const GOOD_ENOUGH: f64 = 0.97;
 
 /// Rows that a tick may have even where fewer are as efficient: with less room a guided request of several images
 /// would take turns with itself.
-const LEAST_TARGET: usize = 16;
+const LEAST_TARGET: usize = 12;
 
 /// Weight of the newest tick in the running correction.
 const NEWEST: f64 = 1.0 / 16.0;
@@ -54,7 +54,7 @@ impl TickCosts {
         Duration::try_from_secs_f64(row * work as f64).unwrap_or(Duration::MAX)
     }
 
-    /// Rows of a full tick: the fewest, and at least 16, whose throughput is within 3 % of the best up to
+    /// Rows of a full tick: the fewest, and at least 12, whose throughput is within 3 % of the best up to
     /// `max_rows`.
     pub fn target(&self, max_rows: usize) -> usize {
         let sizes =

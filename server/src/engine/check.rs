@@ -47,6 +47,8 @@ pub struct Measured {
     pub determinism: Determinism,
     /// What a tick costs.
     pub costs: TickCosts,
+    /// Rows of one call of the network; larger ticks run in pieces.
+    pub piece: usize,
 }
 
 // === impl Determinism ===
@@ -169,14 +171,11 @@ pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Resul
     let (mut bitwise, mut difference) = (true, 0.0_f64);
     let (mut costs, mut steady) = (Vec::new(), Vec::new());
     for &size in &sizes {
-        let mut fastest = Duration::MAX;
         let mut same_in_company = true;
         // What a row gives in this bucket, by which row it is, wherever it lies and whoever is beside it.
         let mut here: [Option<Vec<f32>>; DISTINCT] = Default::default();
         for first in 0..DISTINCT {
-            let start = Instant::now();
             let out = probe.run(size, first)?;
-            fastest = fastest.min(start.elapsed());
             for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
                 let which = (first + i) % DISTINCT;
                 bitwise &= same_bits(row, &alone[which]);
@@ -184,14 +183,32 @@ pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Resul
                 same_in_company &= same_bits(here[which].get_or_insert_with(|| row.to_vec()), row);
             }
         }
-        costs.push((size, fastest));
+        costs.push((size, probe.time(size)?));
         steady.extend(same_in_company.then_some(size));
     }
     // The largest: everybody's ticks are held to it while a request insists.
     let pinned_rows = if bitwise { None } else { steady.into_iter().filter(|&size| size >= 2).max() };
     let class = if bitwise { DeterminismClass::Bitwise } else { DeterminismClass::Tolerance };
     let determinism = Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows };
-    Ok(Measured { determinism, costs: TickCosts::new(costs) })
+    let piece = if bitwise { piece(&costs) } else { max_rows };
+    if piece < max_rows {
+        probe.engine.split_at(piece);
+        for (size, fastest) in costs.iter_mut().filter(|&&mut (size, _)| size > piece) {
+            *fastest = probe.time(*size)?;
+        }
+    }
+    Ok(Measured { determinism, costs: TickCosts::new(costs), piece })
+}
+
+/// The most rows in one call of the network that are about as fast, for a row, as the fastest; what is larger runs in
+/// pieces. At least four: the fewer, the more a call itself costs on a machine that does something else as well.
+fn piece(costs: &[(usize, Duration)]) -> usize {
+    const LEAST: usize = 4;
+    const ABOUT: f64 = 0.95;
+    let speed = |&(rows, time): &(usize, Duration)| rows as f64 / time.as_secs_f64().max(1e-9);
+    let sizes = || costs.iter().filter(|(rows, _)| *rows >= LEAST);
+    let best = sizes().map(speed).fold(0.0, f64::max);
+    sizes().rfind(|&cost| speed(cost) >= ABOUT * best).map_or(usize::MAX, |&(rows, _)| rows)
 }
 
 /// Different rows of the measurement.
@@ -226,6 +243,17 @@ impl<'a> Probe<'a> {
         }
         self.engine.denoise(&self.batch, &mut self.out)?;
         Ok(&self.out)
+    }
+
+    /// The fastest of a few runs: what a tick of this size costs when nothing disturbs it.
+    fn time(&mut self, size: usize) -> Result<Duration, EngineError> {
+        let mut fastest = Duration::MAX;
+        for _ in 0..3 {
+            let start = Instant::now();
+            self.run(size, 0)?;
+            fastest = fastest.min(start.elapsed());
+        }
+        Ok(fastest)
     }
 }
 

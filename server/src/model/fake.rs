@@ -35,6 +35,7 @@ impl Model {
             golden: GoldenReport { relative_error: 0.0, tolerance: 1.0, cases: 0 },
             determinism: fake.determinism(config.max_rows),
             costs: fake.costs(config.max_rows),
+            piece: config.max_rows,
         };
         let worker = worker_config(&card, &served, config);
         let name = format!("wp-{}", card.manifest.name);

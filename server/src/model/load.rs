@@ -208,6 +208,7 @@ impl Loader {
             golden_error = served.golden.relative_error,
             bitwise = served.determinism.class == DeterminismClass::Bitwise,
             rows = model.batcher.room(),
+            piece = served.piece,
             tick_ms = served.costs.tick(model.batcher.room()).as_secs_f64() * 1e3,
             seconds,
             "ready"
@@ -302,6 +303,7 @@ impl Attempt {
             golden,
             determinism: measured.determinism,
             costs: measured.costs,
+            piece: measured.piece,
         };
         Ok((engine, served))
     }

@@ -139,6 +139,8 @@ pub struct Engine {
     pub graph: String,
     /// Rows of a full tick; a guided image takes two.
     pub tick_rows: usize,
+    /// Rows of one call of the network, as they were fastest; a larger tick runs in pieces.
+    pub piece_rows: usize,
     /// Measured ticks, in order of their rows.
     pub buckets: Vec<Bucket>,
 }
@@ -229,6 +231,7 @@ impl ModelObject {
                 dtype: dtype_name(served.dtype),
                 graph: served.graph.clone(),
                 tick_rows: model.batcher.room(),
+                piece_rows: served.piece.min(model.batcher.room()),
                 buckets: served.costs.buckets().map(Bucket::of).collect(),
             },
             determinism: served.determinism.clone(),

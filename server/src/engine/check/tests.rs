@@ -69,7 +69,7 @@ fn batch_invariance_is_measured_not_assumed() {
     let of = |per_row: f32, max_rows: usize| {
         measure(&mut Linear { factor: 0.5, per_row }, &card, max_rows).unwrap()
     };
-    let Measured { determinism, costs } = of(0.0, 16);
+    let Measured { determinism, costs, .. } = of(0.0, 16);
     assert_eq!((determinism.class, determinism.relative_difference), (DeterminismClass::Bitwise, 0.0));
     assert_eq!((determinism.batch_sizes, determinism.pinned_rows), (vec![1, 2, 3, 4, 8, 16], None));
     assert_eq!(costs.buckets().map(|(rows, _)| rows).collect::<Vec<_>>(), [1, 2, 3, 4, 8, 16]);
@@ -78,4 +78,17 @@ fn batch_invariance_is_measured_not_assumed() {
     assert_eq!((determinism.class, determinism.pinned_rows), (DeterminismClass::Tolerance, Some(6)));
     assert!(determinism.relative_difference > 1e-4 && determinism.relative_difference < 1e-2);
     assert_eq!(determinism.batch_sizes, [1, 2, 3, 4, 6]);
+}
+
+#[test]
+fn large_batches_run_in_the_pieces_that_are_fastest() {
+    let ms = |costs: &[(usize, u64)]| {
+        piece(&costs.iter().map(|&(rows, ms)| (rows, Duration::from_millis(ms))).collect::<Vec<_>>())
+    };
+    // Past the cache at 8; a card, which gets faster; and a tick too small to be split.
+    assert_eq!(ms(&[(1, 20), (2, 36), (4, 68), (8, 136), (16, 350), (32, 800)]), 8);
+    assert_eq!(ms(&[(1, 10), (4, 10), (8, 10), (16, 11), (32, 20)]), 32);
+    assert_eq!(ms(&[(1, 10), (2, 20)]), usize::MAX);
+    // One row is fastest: four are taken.
+    assert_eq!(ms(&[(1, 10), (4, 60), (8, 160)]), 4);
 }
