@@ -33,6 +33,7 @@ pub mod engine;
 pub mod metrics;
 pub mod sampler;
 pub mod spec;
+pub mod v2;
 
 #[cfg(test)]
 pub(crate) mod testing;
