@@ -27,6 +27,7 @@ use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::load::{LoadError, Loader};
+use crate::v2::Statistics;
 use requests::Requests;
 
 /// The application.
@@ -37,6 +38,7 @@ pub struct App(Arc<Inner>);
 struct Inner {
     config: Config,
     metrics: Metrics,
+    statistics: Statistics,
     loader: Loader,
     /// None while loading. A model that is replaced lives on in the requests that hold it.
     models: RwLock<Option<BTreeMap<String, Arc<Model>>>>,
@@ -73,6 +75,7 @@ impl App {
             loader: Loader::new(config.clone(), metrics.clone()),
             config,
             metrics,
+            statistics: Statistics::default(),
             models: RwLock::default(),
             changing: Mutex::default(),
             requests: Requests::default(),
@@ -153,6 +156,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// What was asked through the Open Inference Protocol.
+    pub fn statistics(&self) -> &Statistics {
+        &self.0.statistics
     }
 
     /// The phase.

@@ -1,5 +1,6 @@
 //! What a client is told when something is wrong: one error type, one constructor per cause, and one table from
-//! cause to status, type and code. The wire shape is that of the OpenAI API. Mistakes of the client are explained;
+//! cause to status, type and code. The wire shape is that of the OpenAI API, or of the Open Inference Protocol under
+//! /v2. Mistakes of the client are explained;
 //! faults of ours are logged once (by `middleware/rescue.rs`, which also writes the body) and shown as a sentence.
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -90,6 +91,24 @@ pub struct ErrorObject {
     pub r#type: &'static str,
     /// The field that is wrong, where one is.
     #[schema(required, example = "steps")]
+    pub param: Option<String>,
+    /// A stable word for programs.
+    #[schema(example = "invalid_value")]
+    pub code: &'static str,
+    /// The id of the request, as in the header `x-request-id`.
+    #[schema(example = "req_5f0c1b9a7d3e42f8")]
+    pub request_id: String,
+}
+
+/// The body of every error under /v2: the Open Inference Protocol's sentence, and our fields beside it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = V2Error)]
+pub struct V2ErrorBody {
+    /// A sentence for people.
+    #[schema(example = "`inputs.seed` is missing, expected INT64 of shape [n]")]
+    pub error: String,
+    /// The input, parameter or header that is wrong, where one is.
+    #[schema(required, example = "inputs.seed")]
     pub param: Option<String>,
     /// A stable word for programs.
     #[schema(example = "invalid_value")]
@@ -206,6 +225,16 @@ impl ApiError {
                 code,
                 request_id: request_id.to_owned(),
             },
+        }
+    }
+
+    /// The body under /v2, for a request with this id.
+    pub fn v2_body(&self, request_id: &str) -> V2ErrorBody {
+        V2ErrorBody {
+            error: self.message.clone(),
+            param: self.param.clone(),
+            code: self.cause.code(),
+            request_id: request_id.to_owned(),
         }
     }
 }

@@ -2,14 +2,19 @@
 //! same form.
 
 mod accept;
+mod body;
+mod compression;
 mod identity;
+mod infer;
 mod json;
 mod path;
 
 pub use accept::{Accept, Form};
+pub use compression::Compression;
 pub use identity::{Admin, Generator};
+pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;
-pub use path::{ModelId, RequestIdPath};
+pub use path::{ModelId, RequestIdPath, VersionedModel};
 
 #[cfg(doc)]
 use crate::error::ApiError;

@@ -17,6 +17,8 @@ use crate::router;
     tags(
         (name = "images", description = "Generate images."),
         (name = "models", description = "What is served, and how to ask for it."),
+        (name = "inference", description = "The Open Inference Protocol, version 2, with the binary tensor extension: a \
+            package `NAME` is the model `NAME`, its network, and the model `NAME.sampler`, which draws images."),
         (name = "operations", description = "Is it alive, is it ready, what does it do?"),
     )
 )]
@@ -40,8 +42,9 @@ mod tests {
     fn every_route_is_documented_and_every_reference_resolves() {
         let document = serde_json::to_value(document()).unwrap();
         let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let others: Vec<_> = paths.iter().copied().filter(|path| !path.starts_with("/v2")).collect();
         assert_eq!(
-            paths,
+            others,
             [
                 "/livez",
                 "/metrics",
@@ -52,10 +55,32 @@ mod tests {
                 "/v1/requests/{id}",
             ]
         );
+        let of_a_model = ["", "/config", "/infer", "/ready", "/stats"];
+        for base in ["/v2/models/{name}", "/v2/models/{name}/versions/{version}"] {
+            for rest in of_a_model {
+                assert!(paths.contains(&format!("{base}{rest}").as_str()), "{base}{rest}");
+            }
+        }
         let text = document.to_string();
         for reference in text.split("\"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().unwrap();
             assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_operation_has_an_id_of_its_own_and_says_what_its_path_holds() {
+        let document = serde_json::to_value(document()).unwrap();
+        let mut ids = std::collections::BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for operation in methods.as_object().unwrap().values() {
+                assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{path}");
+                let names = operation["parameters"].as_array().into_iter().flatten();
+                let names: Vec<_> = names.map(|parameter| parameter["name"].as_str().unwrap()).collect();
+                for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+                    assert!(names.contains(&part), "{path}: {part}");
+                }
+            }
         }
     }
 

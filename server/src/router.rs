@@ -7,7 +7,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::app::App;
-use crate::routes::{fallback, health, images, metrics, models, requests};
+use crate::routes::{fallback, health, images, metrics, models, requests, v2};
 use crate::{middleware, openapi};
 
 /// All routes with their documentation.
@@ -18,10 +18,30 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(requests::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
+        // Clients of the Open Inference Protocol.
+        .routes(routes!(v2::server::metadata))
+        .routes(routes!(v2::health::live))
+        .routes(routes!(v2::health::ready))
+        .routes(routes!(v2::statistics::all))
+        .routes(routes!(v2::repository::index))
+        .routes(routes!(v2::repository::load))
+        .routes(routes!(v2::repository::unload))
+        .nest("/v2/models/{name}", of_a_model())
+        .nest("/v2/models/{name}/versions/{version}", v2::versioned(of_a_model()))
         // Operators.
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(routes!(metrics::metrics))
+}
+
+/// What can be asked of a model of the Open Inference Protocol, below its path.
+fn of_a_model() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(v2::models::metadata))
+        .routes(routes!(v2::models::ready))
+        .routes(routes!(v2::models::config))
+        .routes(routes!(v2::statistics::one))
+        .routes(routes!(v2::infer::infer))
 }
 
 /// The service: routes, the document at /openapi.json, its pages at /docs, and the layers around them.

@@ -6,3 +6,4 @@ pub mod images;
 pub mod metrics;
 pub mod models;
 pub mod requests;
+pub mod v2;

@@ -10,6 +10,8 @@ mod scheduling;
 mod soak;
 // Every field of the OpenAI images API, and the `openai` package as a client.
 mod openai;
+// The Open Inference Protocol, and the `tritonclient` package as a client.
+mod v2;
 // What a wrong field, a wrong body and a body without end are told, and what a full queue says.
 mod limits;
 // Clients that leave, and clients that are slow.

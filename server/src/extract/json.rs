@@ -4,11 +4,11 @@
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use serde_json::error::Category;
 
+use super::body;
 use crate::app::App;
 use crate::error::{ApiError, Cause};
 
@@ -22,39 +22,8 @@ impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let config = app.config();
         require_json(request.headers())?;
-        let limit = config.body_limit;
-        let too_large = || {
-            ApiError::new(
-                Cause::BodyTooLarge,
-                format!("the body is larger than {limit} bytes, the most accepted"),
-            )
-        };
-        // A body that says its size is refused before any of it is read.
-        let said =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        if said.is_some_and(|said| said > limit as u64) {
-            return Err(too_large());
-        }
-        let collect = Limited::new(request.into_body(), limit).collect();
-        let body = match tokio::time::timeout(config.body_timeout, collect).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-            Ok(Err(error)) => {
-                return Err(ApiError::new(
-                    Cause::MalformedBody,
-                    format!("the body did not arrive whole: {error}"),
-                ));
-            }
-            Err(_) => {
-                let seconds = config.body_timeout.as_secs();
-                return Err(ApiError::new(
-                    Cause::BodyTimeout,
-                    format!("the body took longer than {seconds} s"),
-                ));
-            }
-        };
+        let body = body::collect(request, app.config()).await?;
         parse(&body).map(Self)
     }
 }
@@ -80,7 +49,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Bytes to a `T`: bad syntax and bad UTF-8 are malformed, a wrong field is invalid and named.
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
     let malformed =
         |error| ApiError::new(Cause::MalformedBody, format!("the body is not valid JSON: {error}"));
     // Serde would read an array as a struct's fields in order, which nobody means.

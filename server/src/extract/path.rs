@@ -1,10 +1,12 @@
-//! What a path holds: a model's name, a request's id.
+//! What a path holds: a model's name and version, a request's id.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
+use serde::Deserialize;
 
 use crate::error::{ApiError, Cause};
 use crate::middleware::request_id::RequestId;
+use crate::v2::VERSION;
 
 /// The last segment of `/v1/models/{id}`, percent-decoded. It is only ever looked up in a table of loaded models:
 /// no path of the file system is made of it.
@@ -37,5 +39,36 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestIdPath {
         // What could be nobody's id is nobody's id.
         id.map(Self)
             .ok_or_else(|| ApiError::new(Cause::NotFound, "no request of this id is under way").param("id"))
+    }
+}
+
+/// The model of `/v2/models/{name}/…` or `/v2/models/{name}/versions/{version}/…`, percent-decoded, whose version is
+/// the only one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionedModel(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for VersionedModel {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Segments {
+            name: String,
+            version: Option<String>,
+        }
+
+        let Ok(Path(Segments { name, version })) = Path::<Segments>::from_request_parts(parts, state).await
+        else {
+            let message = "the model's name or version is not valid UTF-8";
+            return Err(ApiError::new(Cause::ModelNotFound, message).param("model"));
+        };
+        match version {
+            Some(version) if version != VERSION => {
+                let shown: String = version.chars().take(64).collect();
+                let message = format!("no version `{shown}`; every model's only version is {VERSION}");
+                Err(ApiError::new(Cause::ModelNotFound, message).param("version"))
+            }
+            _ => Ok(Self(name)),
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Errors become responses here, and only here: the body in OpenAI's form with the request's id, and one line in
-//! the log for each fault that is ours.
+//! Errors become responses here, and only here: the body in the form of the protocol that was spoken, with the request's
+//! id, and one line in the log for each fault that is ours.
 
 use std::any::Any;
 
@@ -13,17 +13,28 @@ use crate::error::ApiError;
 
 /// The layer: a response that carries an [`ApiError`] gets its body.
 pub async fn layer(Extension(id): Extension<RequestId>, request: Request, next: Next) -> Response {
+    let v2 = is_v2(request.uri().path());
     let mut response = next.run(request).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
     if response.status().is_server_error() {
         let detail = error.detail.as_deref().unwrap_or(&error.message);
         tracing::error!(request_id = id.as_str(), code = error.cause.code(), detail, "request failed");
     }
-    let (parts, body) = Json(error.body(id.as_str())).into_response().into_parts();
+    let answer = if v2 {
+        Json(error.v2_body(id.as_str())).into_response()
+    } else {
+        Json(error.body(id.as_str())).into_response()
+    };
+    let (parts, body) = answer.into_parts();
     response.headers_mut().extend(parts.headers);
     response.extensions_mut().insert(error.cause);
     *response.body_mut() = body;
     response
+}
+
+/// Whether a path is the Open Inference Protocol's, existing or not.
+fn is_v2(path: &str) -> bool {
+    path.strip_prefix("/v2").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What a panic in a handler is answered with.
@@ -36,4 +47,18 @@ pub fn panicked(panic: Box<dyn Any + Send>) -> Response {
 pub fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_protocol_is_told_by_the_path() {
+        for (path, v2) in
+            [("/v2", true), ("/v2/", true), ("/v2/models/v1", true), ("/v22", false), ("/v1/v2", false)]
+        {
+            assert_eq!(is_v2(path), v2, "{path}");
+        }
+    }
 }

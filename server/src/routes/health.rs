@@ -39,13 +39,16 @@ impl Health {
     )
 )]
 pub async fn livez(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    // Workers end on purpose only when the server leaves.
-    let dead = app.phase() != Phase::Draining && app.models().iter().any(|model| !model.batcher.is_alive());
-    if dead {
-        (StatusCode::SERVICE_UNAVAILABLE, Health::new("dead", &app))
-    } else {
+    if is_alive(&app) {
         (StatusCode::OK, Health::new("alive", &app))
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Health::new("dead", &app))
     }
+}
+
+/// Whether no worker thread has died. They end on purpose only when the server leaves.
+pub(super) fn is_alive(app: &App) -> bool {
+    app.phase() == Phase::Draining || app.models().iter().all(|model| model.batcher.is_alive())
 }
 
 /// Whether a request sent now is served: every model has loaded and passed its golden, and the server is not leaving.

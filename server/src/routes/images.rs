@@ -225,7 +225,7 @@ pub async fn generate(
 }
 
 /// The stages of a request: its images are admitted together, and it is done when the last one is.
-fn stages(samples: &[Sample]) -> Stages {
+pub(super) fn stages(samples: &[Sample]) -> Stages {
     let queue = samples.iter().map(|sample| sample.queue).min().unwrap_or_default();
     let end = samples.iter().map(|sample| sample.queue + sample.denoise).max().unwrap_or_default();
     Stages { queue, denoise: end - queue, encode: Duration::ZERO }

@@ -4,19 +4,10 @@
 use windowpane_diffusion::error::number;
 
 use super::{Datatype, Port, Tensor, Values, port::Inputs};
+use crate::batcher::Sample;
 use crate::error::ApiError;
 use crate::model::Card;
-
-/// One row of a call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// `[channels, height, width]`.
-    pub x: Vec<f32>,
-    /// The timestep, perhaps between two of the schedule's.
-    pub t: f32,
-    /// The label.
-    pub y: i64,
-}
+use crate::sampler::{Evaluate, Unit};
 
 /// What goes in: `x`, `t`, and `y` where the model has classes, which is "no class" unless given.
 pub fn inputs(card: &Card) -> Vec<Port> {
@@ -34,15 +25,15 @@ pub fn outputs(card: &Card) -> Vec<Port> {
     vec![Port::new("prediction", Datatype::Fp32, &[card.manifest.config.out_channels(), height, width])]
 }
 
-/// The rows of a request.
-pub fn rows(card: &Card, mut inputs: Inputs) -> Result<Vec<Row>, ApiError> {
+/// The rows of a request, as work.
+pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
     let rows = inputs.rows();
     let null = card.manifest.config.null_class() as u64;
     let last = (card.schedule.len() - 1) as f64;
     let x = inputs.rows_of("x").unwrap_or_default();
     let t = inputs.reals("t").unwrap_or_default();
     let y = inputs.naturals("y").unwrap_or_else(|| Ok(vec![null; rows]))?;
-    let mut out = Vec::with_capacity(rows);
+    let mut units = Vec::with_capacity(rows);
     for (row, ((x, t), y)) in x.into_iter().zip(t).zip(y).enumerate() {
         if !(0.0..=last).contains(&t) {
             let got = format!("{} at row {row}", number(t));
@@ -56,17 +47,17 @@ pub fn rows(card: &Card, mut inputs: Inputs) -> Result<Vec<Row>, ApiError> {
             let expected = format!("0 to {null}, which is no class");
             return Err(ApiError::invalid("inputs.y", format!("{y} at row {row}"), expected));
         }
-        out.push(Row { x, t: t as f32, y: y as i64 });
+        units.push(Unit::Evaluate(Evaluate::new(x, t as f32, y as i64)));
     }
-    Ok(out)
+    Ok(units)
 }
 
 /// The predictions as the output.
-pub fn answer(card: &Card, predictions: &[Vec<f32>]) -> Vec<Tensor> {
+pub fn answer(card: &Card, predictions: &[Sample]) -> Vec<Tensor> {
     let [port] = <[Port; 1]>::try_from(outputs(card)).expect("there is one output; this is a bug");
     vec![Tensor {
         name: port.name.to_owned(),
         shape: port.shape(predictions.len()),
-        values: Values::F32(predictions.concat()),
+        values: Values::F32(predictions.iter().flat_map(|row| &row.values).copied().collect()),
     }]
 }

@@ -3,8 +3,12 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Datatype, Port, VERSION, denoiser, sampler};
+use super::port::Inputs;
+use super::{Datatype, Port, Tensor, VERSION, denoiser, sampler};
+use crate::batcher::Sample;
+use crate::error::ApiError;
 use crate::model::Card;
+use crate::sampler::Unit;
 
 /// A face of a package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +126,22 @@ impl Face {
         match self {
             Self::Denoiser => denoiser::outputs(card),
             Self::Sampler => sampler::outputs(card),
+        }
+    }
+
+    /// The rows of a request, as work.
+    pub fn units(self, card: &Card, inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
+        match self {
+            Self::Denoiser => denoiser::units(card, inputs),
+            Self::Sampler => sampler::units(card, inputs),
+        }
+    }
+
+    /// The finished work, as the outputs.
+    pub fn answer(self, card: &Card, samples: &[Sample]) -> Vec<Tensor> {
+        match self {
+            Self::Denoiser => denoiser::answer(card, samples),
+            Self::Sampler => sampler::answer(card, samples),
         }
     }
 

@@ -61,6 +61,12 @@ impl Port {
         format!("[n{row}]")
     }
 
+    /// The datatypes in words.
+    fn datatypes_in_words(&self) -> String {
+        let names = std::iter::once(&self.datatype).chain(self.also).map(|datatype| datatype.as_str());
+        names.collect::<Vec<_>>().join(" or ")
+    }
+
     fn accepts(&self, datatype: Datatype) -> bool {
         datatype == self.datatype || self.also.contains(&datatype)
     }
@@ -69,10 +75,8 @@ impl Port {
     fn check(&self, tensor: &Tensor) -> Result<usize, ApiError> {
         let datatype = tensor.values.datatype();
         if !self.accepts(datatype) {
-            let names: Vec<_> =
-                std::iter::once(&self.datatype).chain(self.also).map(|datatype| datatype.as_str()).collect();
             let place = format!("inputs.{}.datatype", self.name);
-            return Err(ApiError::invalid(&place, datatype.as_str(), names.join(" or ")));
+            return Err(ApiError::invalid(&place, datatype.as_str(), self.datatypes_in_words()));
         }
         match tensor.shape.split_first() {
             Some((&rows, row)) if row == self.row => Ok(rows),
@@ -109,7 +113,7 @@ impl Inputs {
             values.insert(port.name, tensor.values);
         }
         if let Some(missing) = ports.iter().find(|port| !port.optional && !values.contains_key(port.name)) {
-            let expected = format!("{} of shape {}", missing.datatype.as_str(), missing.shape_in_words());
+            let expected = format!("{} of shape {}", missing.datatypes_in_words(), missing.shape_in_words());
             return Err(ApiError::invalid(&format!("inputs.{}", missing.name), "missing", expected));
         }
         let (name, rows) = first.unwrap_or(("inputs", 0));

@@ -4,7 +4,6 @@
 pub mod head;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use serde_json::error::Category;
 
@@ -26,8 +25,10 @@ pub const HEAD_LENGTH: &str = "inference-header-content-length";
 pub struct InferRequest {
     /// The client's name for it, sent back.
     pub id: Option<String>,
-    /// The time it may take.
-    pub timeout: Option<Duration>,
+    /// Microseconds that it may take.
+    pub timeout: Option<u64>,
+    /// Whether it insists on the same bits in any company.
+    pub reproducible: Option<bool>,
     /// The inputs, their names different.
     pub inputs: Vec<Tensor>,
     /// The outputs it asks for, their names different; none is all of them.
@@ -79,7 +80,8 @@ impl InferRequest {
         });
         Ok(Self {
             id: head.id.map(Into::into),
-            timeout: parameters.timeout.map(Duration::from_micros),
+            timeout: parameters.timeout,
+            reproducible: parameters.reproducible,
             outputs: outputs.collect::<Result<_, ApiError>>()?,
             inputs: tensors(head.inputs, tail)?,
             binary,

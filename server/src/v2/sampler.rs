@@ -1,6 +1,8 @@
 //! `NAME.sampler`: images from seeds. What a request to `/v1/images/generations` says once, a tensor says for each row:
 //! one call carries many different samples. Row i is the image of that request with its values, bit for bit.
 
+use std::sync::Arc;
+
 use super::{Datatype, Port, Tensor, Values, port::Inputs};
 use crate::batcher::Sample;
 use crate::encode::Picture;
@@ -8,16 +10,8 @@ use crate::error::ApiError;
 use crate::extract::Accept;
 use crate::model::Card;
 use crate::routes::images::ImageRequest;
+use crate::sampler::{Trajectory, Unit};
 use crate::spec::{ClassRef, MAX_SEED, Order, Seed};
-
-/// One image to draw.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// What to sample, from which seed.
-    pub order: Order,
-    /// Where to start, `[channels, height, width]`, instead of the seed's noise.
-    pub x_t: Option<Vec<f32>>,
-}
 
 const INTEGERS: &[Datatype] = &[Datatype::Int32, Datatype::Int64, Datatype::Uint32, Datatype::Uint64];
 
@@ -49,8 +43,8 @@ pub fn outputs(card: &Card) -> Vec<Port> {
     ]
 }
 
-/// The rows of a request.
-pub fn rows(card: &Card, mut inputs: Inputs) -> Result<Vec<Row>, ApiError> {
+/// The rows of a request, as work. `x_T` is where a row starts instead of from its seed's noise.
+pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
     let rows = inputs.rows();
     let mut requests = vec![ImageRequest::default(); rows];
     for (row, seed) in inputs.naturals("seed").unwrap_or_else(|| Ok(Vec::new()))?.into_iter().enumerate() {
@@ -72,11 +66,19 @@ pub fn rows(card: &Card, mut inputs: Inputs) -> Result<Vec<Row>, ApiError> {
     each(&mut requests, inputs.strings("sampler").transpose()?, |request, name| request.sampler = Some(name));
     let mut starts = vec![None; rows];
     each(&mut starts, inputs.rows_of("x_T"), |start, x| *start = Some(x));
-    let order = |(row, request): (usize, &ImageRequest)| {
-        Order::resolve(request, &Accept::default(), card).map_err(|error| of_row(error, row))
-    };
-    let orders = requests.iter().enumerate().map(order).collect::<Result<Vec<_>, _>>()?;
-    Ok(orders.into_iter().zip(starts).map(|(order, x_t)| Row { order, x_t }).collect())
+    let elements = card.shape().iter().product();
+    let mut units = Vec::with_capacity(rows);
+    for (row, (request, start)) in requests.iter().zip(starts).enumerate() {
+        let order = Order::resolve(request, &Accept::default(), card).map_err(|error| of_row(error, row))?;
+        for &seed in &order.seeds {
+            let image = Trajectory::new(Arc::clone(&order.spec), seed, elements);
+            units.push(Unit::Sample(match &start {
+                Some(x) => image.from_x(x.clone()),
+                None => image,
+            }));
+        }
+    }
+    Ok(units)
 }
 
 /// Gives each row its value, where there are values.

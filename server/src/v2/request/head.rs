@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::call::MAX_TIMEOUT_MS;
 use crate::error::ApiError;
 use crate::v2::Datatype;
 
@@ -46,9 +47,12 @@ pub struct RequestParameters {
     /// Whether outputs that do not say so themselves are sent as bytes behind the JSON.
     #[schema(default = false)]
     pub binary_data_output: Option<bool>,
-    /// Microseconds that the request may take.
-    #[schema(minimum = 1)]
+    /// Microseconds that the request may take, at most an hour; counted in whole milliseconds.
+    #[schema(minimum = 1, maximum = 3_600_000_000_u64)]
     pub timeout: Option<u64>,
+    /// Whether the numbers must be the same bits in any company; refused where the model cannot promise that.
+    #[schema(default = false)]
+    pub reproducible: Option<bool>,
     #[schema(ignore)]
     priority: Option<IgnoredAny>,
     #[schema(ignore)]
@@ -137,8 +141,11 @@ impl RequestParameters {
         if self.sequence_id.is_some() || self.sequence_start.is_some() || self.sequence_end.is_some() {
             return Err(unsupported("parameters.sequence_id", "no sequences; a request stands alone"));
         }
+        let most = MAX_TIMEOUT_MS * 1000;
         match self.timeout {
-            Some(0) => Err(ApiError::invalid("parameters.timeout", 0, "1 microsecond or more")),
+            Some(got) if !(1..=most).contains(&got) => {
+                Err(ApiError::invalid("parameters.timeout", got, format!("1 to {most} microseconds")))
+            }
             _ => Ok(()),
         }
     }

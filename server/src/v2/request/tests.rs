@@ -21,7 +21,7 @@ fn refused(body: &[u8], head_length: Option<usize>) -> (Cause, String, String) {
 fn json_alone_is_read() {
     let text = json!({
         "id": "42",
-        "parameters": {"binary_data_output": true, "timeout": 1500},
+        "parameters": {"binary_data_output": true, "timeout": 1500, "reproducible": true},
         "inputs": [
             {"name": "a", "shape": [2, 1], "datatype": "FP32", "data": [[1], [2.5]], "parameters": {}},
             {"name": "b", "shape": [1], "datatype": "BYTES", "data": ["ü"]},
@@ -36,7 +36,8 @@ fn json_alone_is_read() {
         request,
         InferRequest {
             id: Some("42".to_owned()),
-            timeout: Some(Duration::from_micros(1500)),
+            timeout: Some(1500),
+            reproducible: Some(true),
             inputs: vec![
                 tensor("a", &[2, 1], Values::F32(vec![1.0, 2.5])),
                 tensor("b", &[1], Values::Bytes(vec!["ü".into()])),
@@ -252,7 +253,7 @@ fn a_wrong_head_is_told_what_is_wrong_with_it() {
         ),
         (
             with(r#","parameters":{"timeout":0}"#),
-            (I, "parameters.timeout", "`parameters.timeout` is 0, expected 1 microsecond or more"),
+            (I, "parameters.timeout", "`parameters.timeout` is 0, expected 1 to 3600000000 microseconds"),
         ),
         (
             with(r#","parameters":{"timeout":[1]}"#),

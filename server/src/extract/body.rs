@@ -1,0 +1,37 @@
+//! A request's body as bytes: its size and its arrival time are bounded.
+
+use axum::extract::Request;
+use axum::http::header;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::config::Config;
+use crate::error::{ApiError, Cause};
+
+/// The whole body, at most `--body-limit` of it, within the body's timeout.
+pub(super) async fn collect(request: Request, config: &Config) -> Result<Bytes, ApiError> {
+    let limit = config.body_limit;
+    // A body that says its size is refused before any of it is read.
+    let said =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if said.is_some_and(|said| said > limit as u64) {
+        return Err(too_large(limit));
+    }
+    let collect = Limited::new(request.into_body(), limit).collect();
+    match tokio::time::timeout(config.body_timeout, collect).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+        Ok(Err(error)) => {
+            Err(ApiError::new(Cause::MalformedBody, format!("the body did not arrive whole: {error}")))
+        }
+        Err(_) => {
+            let seconds = config.body_timeout.as_secs();
+            Err(ApiError::new(Cause::BodyTimeout, format!("the body took longer than {seconds} s")))
+        }
+    }
+}
+
+/// What a body beyond the limit is told.
+pub(super) fn too_large(limit: usize) -> ApiError {
+    ApiError::new(Cause::BodyTooLarge, format!("the body is larger than {limit} bytes, the most accepted"))
+}

@@ -1,0 +1,63 @@
+//! Alive and ready, as [`crate::routes::health`] has them, in the protocol's words.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::{App, Phase};
+use crate::routes::health::is_alive;
+
+/// Whether the server is alive.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = V2Live)]
+pub struct Live {
+    /// Whether it is.
+    pub live: bool,
+}
+
+/// Whether the server is ready.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = V2Ready)]
+pub struct Ready {
+    /// Whether it is.
+    pub ready: bool,
+}
+
+/// The status of yes and no.
+fn status(yes: bool) -> StatusCode {
+    if yes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// Whether the process works: no worker thread has died.
+#[utoipa::path(
+    get,
+    path = "/v2/health/live",
+    operation_id = "v2_live",
+    tag = "inference",
+    responses(
+        (status = 200, description = "Alive.", body = Live),
+        (status = 503, description = "A worker thread has died: restart the server.", body = Live),
+    )
+)]
+pub async fn live(State(app): State<App>) -> (StatusCode, Json<Live>) {
+    let live = is_alive(&app);
+    (status(live), Json(Live { live }))
+}
+
+/// Whether a request sent now is served.
+#[utoipa::path(
+    get,
+    path = "/v2/health/ready",
+    operation_id = "v2_ready",
+    tag = "inference",
+    responses(
+        (status = 200, description = "Ready.", body = Ready),
+        (status = 503, description = "Loading or draining.", body = Ready),
+    )
+)]
+pub async fn ready(State(app): State<App>) -> (StatusCode, Json<Ready>) {
+    let ready = app.phase() == Phase::Ready;
+    (status(ready), Json(Ready { ready }))
+}

@@ -1,0 +1,250 @@
+//! The Open Inference Protocol: the `tritonclient` package as a client, the same images as everywhere else, and what a
+//! wrong body is told.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use suite::{Answer, Package, TestServer, decode, python, sha256};
+use windowpane_server::Config;
+use windowpane_server::keys::Keys;
+
+/// The message of an error, in the protocol's form, whose status, code and field are these.
+fn refused(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
+    let text = String::from_utf8_lossy(&answer.bytes);
+    assert_eq!(answer.status, status, "{text}");
+    let body = answer.json();
+    assert_eq!(body["code"], code, "{body}");
+    assert_eq!(body["param"].as_str(), param, "{body}");
+    assert_eq!(body["request_id"], answer.header("x-request-id"), "{body}");
+    let keys: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys.len(), 4, "{keys:?}");
+    body["error"].as_str().unwrap().to_owned()
+}
+
+fn infer(server: &TestServer, model: &str, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+    server.request("POST", &format!("/v2/models/{model}/infer")).body(body)
+}
+
+/// A sampler's request of one row.
+fn one(seed: u64) -> Value {
+    json!({
+        "inputs": [
+            {"name": "seed", "shape": [1], "datatype": "INT64", "data": [seed]},
+            {"name": "class", "shape": [1], "datatype": "BYTES", "data": ["ring"]},
+            {"name": "steps", "shape": [1], "datatype": "INT32", "data": [2]},
+        ],
+        "outputs": [{"name": "images"}],
+    })
+}
+
+fn said() -> BTreeMap<String, Value> {
+    let server = TestServer::start(TestServer::config());
+    let said = python("tritonclient_client.py", [server.url().as_str()]);
+    let said: BTreeMap<String, Value> = serde_json::from_str(&said).expect("the client prints JSON");
+    // Row i is the picture that the images route draws with the same values.
+    let rows = [
+        json!({"prompt": "ring", "seed": 7, "steps": 2, "guidance_scale": 1.5, "sampler": "ddim"}),
+        json!({"class": 2, "seed": 7, "steps": 3, "guidance_scale": 1, "eta": 0.5, "sampler": "ddim"}),
+        json!({"prompt": "ground", "seed": i64::MAX, "steps": 4, "guidance_scale": 3.5, "sampler": "heun"}),
+    ];
+    for (row, image) in rows.iter().zip(said["images"].as_array().unwrap()) {
+        let file = server.block_on(server.png(row));
+        let pixels = STANDARD.decode(image.as_str().unwrap()).unwrap();
+        assert_eq!(decode(&file).into_luma8().into_raw(), pixels, "{row}");
+    }
+    said
+}
+
+#[test]
+fn the_tritonclient_package_works_unmodified() {
+    let said = said();
+    assert_eq!(said["server"]["name"], "windowpane");
+    assert_eq!(
+        said["denoiser"]["outputs"],
+        json!([{"name": "prediction", "datatype": "FP32", "shape": [-1, 1, 32, 32]}])
+    );
+    let names = |ports: &Value| -> Vec<String> {
+        ports.as_array().unwrap().iter().map(|port| port["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        names(&said["sampler"]["inputs"]),
+        ["seed", "class", "steps", "guidance", "eta", "sampler", "x_T"]
+    );
+    assert_eq!(said["config"]["max_batch_size"], 64);
+    assert_eq!(said["index"], json!([["tiny", "READY"], ["tiny.sampler", "READY"]]));
+
+    let words = [
+        ("unknown_model", "404", "no model `none`; models here: tiny, tiny.sampler"),
+        ("unknown_version", "404", "no version `2`; every model's only version is 1"),
+        ("missing", "422", "`inputs.t` is missing, expected FP32 or FP64 of shape [n]"),
+        ("unknown_input", "422", "no input `z`; the inputs are x, t, y"),
+        ("shape", "422", "`inputs.x.shape` is [1, 1, 16, 32], expected [n, 1, 32, 32]"),
+        ("datatype", "422", "`inputs.x.datatype` is `FP16`, expected one of UINT8"),
+        ("not_finite", "422", "`inputs.x` is not finite at element 0, expected finite numbers"),
+        ("timestep", "422", "`inputs.t` is 1000 at row 0, expected 0 to 999, the schedule's last"),
+        ("label", "422", "`inputs.y` is 5 at row 0, expected 0 to 4, which is no class"),
+        ("rows", "422", "`inputs.t.shape` is [2], expected as many rows as `x`, 1"),
+        ("too_many", "422", "`inputs.x.shape` is 65 rows, expected 1 to 64 rows"),
+        ("output", "422", "no output `eps`; the outputs are prediction"),
+        (
+            "classification",
+            "422",
+            "`outputs.prediction.parameters.classification` is given and is not supported",
+        ),
+        ("shared_memory", "422", "`inputs.x.parameters.shared_memory_region` is given and is not supported"),
+        ("parameter", "422", "unknown field `colour`"),
+        ("sequence", "422", "`parameters.sequence_id` is given and is not supported"),
+        (
+            "no_class",
+            "422",
+            "`inputs.class` is missing, expected INT64 or INT32 or UINT32 or UINT64 or BYTES of shape [n]",
+        ),
+        ("unknown_class", "422", "row 0: `class` is `cat`, expected a class of `tiny`"),
+        ("negative_seed", "422", "`inputs.seed` is -7 at row 0, expected 0 or more"),
+        ("steps", "422", "row 0: `steps` is 0"),
+        ("guidance", "422", "row 0: `guidance` is -1"),
+        ("region", "404", "nothing at GET /v2/systemsharedmemory/status"),
+    ];
+    let failed = said["failed"].as_object().unwrap();
+    assert_eq!(failed.len(), words.len());
+    for (name, status, message) in words {
+        let error = &failed[name];
+        assert_eq!(error["status"], status, "{name}: {error}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{name}: {error}");
+    }
+
+    let stats = |when: &str, name: &str| said[when][name].clone();
+    let (before, after) = (stats("before", "tiny.sampler"), stats("after", "tiny.sampler"));
+    assert_eq!(before["inference_count"], 7, "{before}");
+    assert_eq!(before["inference_stats"]["success"]["count"], 3, "{before}");
+    for stage in ["success", "queue", "compute_input", "compute_infer", "compute_output"] {
+        assert!(before["inference_stats"][stage]["ns"].as_u64().unwrap() > 0, "{stage}: {before}");
+    }
+    assert_eq!(before["inference_stats"]["fail"]["count"], 0);
+    assert_eq!(after["inference_stats"]["fail"]["count"], 5, "{after}");
+    assert!(after["execution_count"].as_u64().unwrap() > 0);
+    assert_eq!(after["inference_count"], before["inference_count"]);
+    assert_eq!(stats("before", "tiny")["inference_count"], 9 * 3 + 4);
+}
+
+#[test]
+fn an_administrator_unloads_and_loads() {
+    let secret = "an administrator's key";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let key =
+        format!("[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = \"{}\"\n", sha256(secret.as_bytes()));
+    std::fs::write(file.path(), key).unwrap();
+    let package = Package::tiny();
+    let keys = Keys::read(file.path()).unwrap();
+    let server = TestServer::start(Config { keys, ..package.config() });
+    let said: Value =
+        serde_json::from_str(&python("tritonclient_client.py", [server.url().as_str(), secret])).unwrap();
+    let all = |state: &str| json!([["tiny", state], ["tiny.sampler", state]]);
+    assert_eq!(said["states"], json!([all("READY"), all("UNAVAILABLE"), all("READY")]));
+    for (name, status, message) in [
+        ("nobody", "401", "no key that is known here"),
+        ("unknown", "404", "no model `..tiny`; models here: tiny"),
+        ("config", "422", "`parameters.config` is given and is not supported"),
+        ("unloaded", "404", "no model `tiny.sampler`; models here: "),
+    ] {
+        let error = &said["refused"][name];
+        assert_eq!(error["status"], status, "{name}: {error}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{name}: {error}");
+    }
+    // Broken on the disk, it does not replace the one that serves; and where it lies is told to nobody.
+    // (A new file in its place: what serves has the old one mapped into memory.)
+    std::fs::remove_file(package.file("weights.bin")).unwrap();
+    package.write("weights.bin", "nothing");
+    let load = server.request("POST", "/v2/repository/models/tiny/load").bearer_auth(secret);
+    let answer = server.send(load);
+    let message = refused(&answer, 500, "load_failed", None);
+    assert!(!message.contains("weights") && !message.contains('/'), "{message}");
+    server.send(infer(&server, "tiny.sampler", one(7).to_string()).bearer_auth(secret)).ok();
+}
+
+#[test]
+fn a_body_that_is_no_request_is_told_so_in_the_protocols_form() {
+    let server = TestServer::shared();
+    let send = |request: reqwest::RequestBuilder| server.send(request);
+    let text = one(7).to_string();
+    send(infer(server, "tiny.sampler", text.clone())).ok();
+    let told = |body: &str, status, code, param| {
+        refused(&send(infer(server, "tiny.sampler", body.to_owned())), status, code, param)
+    };
+    told("", 400, "malformed_body", None);
+    told(&text[..40], 400, "malformed_body", None);
+    told("[]", 400, "malformed_body", None);
+    told("{}", 422, "invalid_value", None);
+    told(&text.replace("INT64", "FP16"), 422, "invalid_value", Some("inputs.seed.datatype"));
+    let header = "inference-header-content-length";
+    for (length, status, code) in [
+        ("0", 422, "unsupported_value"),
+        ("-1", 422, "invalid_value"),
+        ("1e3", 422, "invalid_value"),
+        ("99999", 422, "invalid_value"),
+        ("18446744073709551616", 422, "invalid_value"),
+    ] {
+        let answer = send(infer(server, "tiny.sampler", text.clone()).header(header, length));
+        refused(&answer, status, code, Some(header));
+    }
+    let typed = |kind: &str| send(infer(server, "tiny.sampler", text.clone()).header("content-type", kind));
+    typed("application/json").ok();
+    typed("application/octet-stream").ok();
+    refused(&typed("text/plain"), 415, "unsupported_media_type", None);
+    for (path, status, code) in [
+        ("/v2/", 404, "not_found"),
+        ("/v2/cudasharedmemory/region/a/register", 404, "not_found"),
+        ("/v2/models/tiny/generate", 404, "not_found"),
+        ("/v2/health/live", 405, "method_not_allowed"),
+        ("/v2/models/tiny/versions/01/infer", 404, "model_not_found"),
+        ("/v2/models/..%2f..%2fetc/infer", 404, "model_not_found"),
+    ] {
+        let answer = send(server.request("POST", path).body("{}"));
+        let message = refused(&answer, status, code, answer.json()["param"].as_str());
+        assert!(!message.contains("models/tiny/manifest"), "{message}");
+    }
+}
+
+#[test]
+fn a_body_that_grows_beyond_the_limit_is_refused_while_it_grows() {
+    let server = TestServer::shared();
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let zeros = vec![b' '; 1 << 20];
+    (0..256).for_each(|_| bomb.write_all(&zeros).unwrap());
+    let bomb = bomb.finish().unwrap();
+    assert!(bomb.len() < 1 << 19, "{}", bomb.len());
+    let send = |body: Vec<u8>, coding: &str| {
+        server.send(infer(server, "tiny.sampler", body).header("content-encoding", coding))
+    };
+    let message = refused(&send(bomb.clone(), "gzip"), 413, "body_too_large", None);
+    assert!(message.contains("1048576 bytes"), "{message}");
+    refused(&send(bomb[..100].to_vec(), "gzip"), 400, "malformed_body", None);
+    refused(&send(bomb, "br"), 415, "unsupported_media_type", None);
+}
+
+#[test]
+fn rows_are_the_images_of_requests_of_their_own_whatever_is_beside_them() {
+    let server = TestServer::shared();
+    let n = 64;
+    let seeds: Vec<u64> = (100..100 + n).collect();
+    let steps: Vec<u64> = (0..n).map(|i| 1 + i % 3).collect();
+    let classes: Vec<u64> = (0..n).map(|i| i % 4).collect();
+    let body = json!({"inputs": [
+        {"name": "seed", "shape": [n], "datatype": "UINT64", "data": seeds},
+        {"name": "steps", "shape": [n], "datatype": "INT64", "data": steps},
+        {"name": "class", "shape": [n], "datatype": "INT32", "data": classes},
+    ], "outputs": [{"name": "images"}]});
+    let answer = server.send(infer(server, "tiny.sampler", body.to_string())).ok().json();
+    assert_eq!(answer["outputs"][0]["shape"], json!([n, 32, 32, 1]));
+    let pixels: Vec<u8> =
+        answer["outputs"][0]["data"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u8).collect();
+    for i in [0, 1, 5, 31, 63] {
+        let row = json!({"seed": seeds[i], "steps": steps[i], "class": classes[i]});
+        let file = server.block_on(server.png(&row));
+        let size = 32 * 32;
+        assert_eq!(decode(&file).into_luma8().into_raw(), pixels[i * size..(i + 1) * size], "{row}");
+    }
+}
