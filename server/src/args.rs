@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 4096, value_name = "N")]
     pub queue_limit: usize,
 
-    /// File of API keys (TOML: [[key]] with name, role and sha256; roles are generate, analyse and admin). Without
+    /// File of API keys (TOML: a `[[key]]` each, with name, role and sha256; roles are generate, analyse and admin). Without
     /// it everybody may generate, and nobody may load or unload models.
     #[arg(long, env = "WINDOWPANE_KEYS", value_name = "FILE")]
     pub keys: Option<PathBuf>,

@@ -109,7 +109,7 @@ impl Call {
             reproducible: self.reproducible,
             units,
         };
-        let ticket = model.batcher.submit(request).map_err(|error| refused(error, self.timeout))?;
+        let ticket = model.batcher.submit(request).map_err(|error| refused(&error, self.timeout))?;
         let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
         Ok(Running { ticket, model: Arc::clone(model), _registered: registered, _job: job })
     }
@@ -152,8 +152,8 @@ fn invalid_timeout(field: &str, got: impl std::fmt::Display) -> ApiError {
 }
 
 /// Why a request was not admitted, for the client.
-fn refused(error: SubmitError, timeout: Option<Duration>) -> ApiError {
-    match error {
+fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiError {
+    match *error {
         SubmitError::Overloaded { retry_after } => {
             let message = format!("too much is waiting; there will be room in {retry_after} s");
             ApiError::new(Cause::Overloaded, message).retry_after(retry_after)

@@ -122,8 +122,7 @@ impl Keys {
             return Some(Identity { caller: Caller::ANONYMOUS, role: Role::Analyse });
         };
         let digest: [u8; 32] = Sha256::digest(secret?.as_bytes()).into();
-        // All of them are looked at, whichever it is.
-        let found = keys.iter().enumerate().filter(|(_, key)| key.digest == digest).last();
+        let found = keys.iter().enumerate().find(|(_, key)| key.digest == digest);
         // 0 is everybody without a key.
         let number = |i: usize| u32::try_from(i + 1).unwrap_or(u32::MAX);
         found.map(|(i, key)| Identity { caller: Caller(number(i)), role: key.role })

@@ -263,7 +263,7 @@ fn paths_models_and_methods_that_do_not_exist() {
     for id in ["other", "%ff", "..%2f..%2fetc%2fpasswd", "tiny%00", "TINY"] {
         server.get(&format!("/v1/models/{id}")).refused(404, "model_not_found", Some("model"));
     }
-    for path in ["/", "/v1", "/v1/images", "/v1/images/generations/", "/v2/models", "/v1/models/tiny/more"] {
+    for path in ["/", "/v1", "/v1/images", "/v1/images/generations/", "/v3/models", "/v1/models/tiny/more"] {
         server.get(path).refused(404, "not_found", None);
     }
     for (method, path) in

@@ -17,12 +17,24 @@ fn the_list_is_openais_and_holds_what_a_client_must_know() {
         ("owned_by", json!("windowpane")),
         ("size", json!("32x32")),
         ("channels", json!(1)),
-        ("engine", json!({"provider": "cpu", "dtype": "f32", "graph": "denoiser.f32.onnx"})),
         ("samplers", json!(["ddpm", "ddim", "euler", "euler_a", "heun", "dpmpp_2m"])),
         ("time_grids", json!(["uniform", "quadratic", "karras"])),
     ] {
         assert_eq!(model[field], value, "{field}");
     }
+    let engine = &model["engine"];
+    assert_eq!(
+        [&engine["provider"], &engine["dtype"], &engine["graph"]],
+        ["cpu", "f32", "denoiser.f32.onnx"]
+    );
+    assert_eq!(engine["tick_rows"], 8);
+    assert!(
+        engine["buckets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|bucket| bucket["milliseconds"].as_f64() > Some(0.0))
+    );
     assert!(model["created"].as_u64().unwrap() > 1_600_000_000);
     assert_eq!(model["classes"][3], json!({"index": 3, "name": "ring", "aliases": ["circle"]}));
     assert_eq!(model["defaults"]["guidance_scale"], 1.5);

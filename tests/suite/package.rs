@@ -28,6 +28,22 @@ fn an_undamaged_copy_is_served() {
 }
 
 #[test]
+fn files_that_are_cut_or_overwritten_under_a_running_server_change_nothing() {
+    let package = Package::tiny();
+    let server = TestServer::start(package.config());
+    let body = json!({"prompt": "ring", "seed": 7, "steps": 2});
+    let before = server.generate(&body).ok().file(0);
+    // In place: the files stay the ones that the server may have open.
+    for name in ["weights.bin", "denoiser.f32.onnx", "golden.safetensors", "manifest.json"] {
+        let bytes = package.read(name);
+        package.write(name, vec![0xff; bytes.len()]);
+        assert_eq!(server.generate(&body).ok().file(0), before, "{name} overwritten");
+        package.write(name, b"");
+        assert_eq!(server.generate(&body).ok().file(0), before, "{name} cut");
+    }
+}
+
+#[test]
 fn a_truncated_file_is_named() {
     for name in ["weights.bin", "denoiser.f32.onnx", "denoiser.f16.onnx", "golden.safetensors", "CARD.md"] {
         let package = Package::tiny();

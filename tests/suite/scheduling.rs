@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use suite::{Answer, Process, TestServer, shipped};
+use suite::{Answer, Package, Process, TestServer, shipped};
 use windowpane_server::Config;
 use windowpane_server::keys::Keys;
 
@@ -159,23 +159,14 @@ fn a_flood_from_one_key_leaves_another_its_share() {
 
 #[test]
 fn a_model_is_replaced_under_way_and_nothing_is_dropped() {
-    let folder = tempfile::tempdir().unwrap();
-    let package = folder.path().join("tiny");
-    fs::create_dir(&package).unwrap();
-    for file in fs::read_dir(shipped("tiny")).unwrap().map(|entry| entry.unwrap().path()) {
-        fs::copy(&file, package.join(file.file_name().unwrap())).unwrap();
-    }
-    let server = TestServer::leaked(Config { models: folder.path().to_owned(), ..TestServer::config() });
+    let package = Package::tiny();
+    let server = TestServer::leaked(Config { models: package.models(), ..TestServer::config() });
     let before = server.generate(&steps(3, 5)).ok();
     let old = server.app().model(Some("tiny")).unwrap();
     let running = server.spawn(async move { ask(server, "nobody", "x", &steps(200, 1)).await });
     server.until_images(1);
     // Another version: the same network under another description, and so another digest.
-    let manifest = package.join("manifest.json");
-    let text = fs::read_to_string(&manifest).unwrap();
-    let mut value: Value = serde_json::from_str(&text).unwrap();
-    value["description"] = json!("the second version");
-    fs::write(&manifest, serde_json::to_string_pretty(&value).unwrap()).unwrap();
+    package.edit(|manifest| manifest["description"] = json!("the second version"));
     let new = server.block_on(server.app().load_model("tiny")).unwrap();
     assert_ne!(new.card.digest, old.card.digest);
     let during = server.generate(&steps(3, 5)).ok();
@@ -186,7 +177,7 @@ fn a_model_is_replaced_under_way_and_nothing_is_dropped() {
     assert_eq!(answer.json()["digest"], json!(old.card.digest));
     drop(old);
     // A version that does not load changes nothing.
-    fs::write(&manifest, "{").unwrap();
+    package.write("manifest.json", "{");
     assert!(server.block_on(server.app().load_model("tiny")).is_err());
     server.generate(&steps(1, 5)).ok();
     server.block_on(server.app().unload_model("tiny")).unwrap();

@@ -73,7 +73,7 @@ impl Worker {
         let arrivals = self.queue.take_arrivals();
         let left = std::mem::take(&mut self.live).into_values().map(|live| live.job).chain(arrivals);
         for job in left {
-            self.abandon(job, "shutdown", Some(SampleError::ShuttingDown));
+            self.abandon(&job, "shutdown", Some(SampleError::ShuttingDown));
         }
         self.update_gauge();
     }
@@ -84,9 +84,9 @@ impl Worker {
         for (id, departure) in departed.collect::<Vec<_>>() {
             let Some(Live { job, .. }) = self.live.remove(&id) else { continue };
             match departure {
-                Departure::Gone => self.abandon(job, "disconnect", None),
-                Departure::Cancelled => self.abandon(job, "cancelled", Some(SampleError::Cancelled)),
-                Departure::Late => self.abandon(job, "deadline", Some(SampleError::DeadlinePassed)),
+                Departure::Gone => self.abandon(&job, "disconnect", None),
+                Departure::Cancelled => self.abandon(&job, "cancelled", Some(SampleError::Cancelled)),
+                Departure::Late => self.abandon(&job, "deadline", Some(SampleError::DeadlinePassed)),
             }
         }
         self.update_gauge();
@@ -165,7 +165,7 @@ impl Worker {
     }
 
     /// Gives a job up, and tells whoever still waits.
-    fn abandon(&self, job: Job, cause: &str, error: Option<SampleError>) {
+    fn abandon(&self, job: &Job, cause: &str, error: Option<SampleError>) {
         self.metrics.cancellations.with_label_values(&[self.config.model.as_str(), cause]).inc();
         self.queue.remove(job.id);
         if let Some(error) = error {

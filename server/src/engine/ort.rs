@@ -19,7 +19,7 @@ use ::ort::logging::LogLevel;
 use ::ort::session::Session;
 use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ::ort::value::{TensorElementType, TensorRef};
-use windowpane_diffusion::manifest::{Dim, Graph, TensorType};
+use windowpane_diffusion::manifest::{Dim, Graph, TensorType, WEIGHTS_FILE};
 
 use super::{Denoiser, EngineError, Provider, StepBatch, probe};
 
@@ -217,7 +217,8 @@ pub struct OrtDenoiser {
 // === impl OrtDenoiser ===
 
 impl OrtDenoiser {
-    /// Opens `folder/graph.file`; its external data is found beside it. On CUDA every node must run there: a part
+    /// Opens `folder/graph.file`. Its weights beside it are read, not mapped: a mapped file that somebody cuts or
+    /// overwrites ends the process, or worse, changes what it computes. On CUDA every node must run there: a part
     /// that falls back to the CPU is a refusal, not a slow surprise.
     pub fn open(
         runtime: &Runtime,
@@ -226,20 +227,22 @@ impl OrtDenoiser {
         out_channels: usize,
         provider: Provider,
     ) -> Result<Self, SessionError> {
-        let open = || -> ::ort::Result<Session> {
+        let unopened = |file, reason| SessionError::Open { file, provider, reason };
+        let weights = std::fs::read(folder.join(WEIGHTS_FILE))
+            .map_err(|error| unopened(WEIGHTS_FILE.to_owned(), error.to_string()))?;
+        let weights: std::sync::Arc<[u8]> = weights.into();
+        let open = move || -> ::ort::Result<Session> {
             let mut builder = runtime.builder()?;
             if provider == Provider::Cuda {
                 // TF32 would take ten of the 23 bits of every product.
                 let cuda = ep::CUDA::default().with_tf32(false).build().error_on_failure();
                 builder = builder.with_execution_providers([cuda])?.with_disable_cpu_fallback()?;
             }
-            builder.commit_from_file(folder.join(&graph.file))
+            builder
+                .with_external_initializer_file_in_memory(WEIGHTS_FILE, weights)?
+                .commit_from_file(folder.join(&graph.file))
         };
-        let session = open().map_err(|error| SessionError::Open {
-            file: graph.file.clone(),
-            provider,
-            reason: error.to_string(),
-        })?;
+        let session = open().map_err(|error| unopened(graph.file.clone(), error.to_string()))?;
         ports_match(&session, graph)?;
         Ok(Self { session, out_channels, piece: usize::MAX })
     }
