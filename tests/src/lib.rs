@@ -17,7 +17,7 @@ mod server;
 use std::path::{Path, PathBuf};
 
 pub use answer::{Answer, decode};
-pub use package::{Package, sha256};
+pub use package::{Package, keys, sha256};
 pub use process::{Exit, Process};
 pub use python::python;
 pub use random::Random;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use windowpane_server::keys::Keys;
 use windowpane_server::{App, Config};
 
 use crate::server::TestServer;
@@ -20,6 +21,17 @@ pub struct Package {
 /// SHA-256 in hex, as the manifest writes it.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// API keys: of each name and role, the key is `NAME's secret`.
+pub fn keys(all: &[(&str, &str)]) -> Keys {
+    let key = |(name, role): &(&str, &str)| {
+        let digest = sha256(format!("{name}'s secret").as_bytes());
+        format!("[[key]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{digest}\"\n")
+    };
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), all.iter().map(key).collect::<String>()).expect("it can be written");
+    Keys::read(file.path()).unwrap_or_else(|error| panic!("{error}"))
 }
 
 // === impl Package ===

@@ -28,6 +28,8 @@ mod tiles;
 mod onnx;
 // The document clients read, and its examples. If this differs, run `cargo xtask openapi` and review the diff.
 mod openapi;
+// Whatever schemathesis can think of, against the document.
+mod schemathesis;
 // /metrics in Prometheus' format, and numbers that move as they should.
 mod metrics;
 // The binary as a process: signals, exit codes, refusals to start.

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use suite::{Answer, Package, Process, TestServer, shipped};
 use windowpane_server::Config;
-use windowpane_server::keys::Keys;
+
+/// Who may ask: two who generate, and an administrator.
+const KEYS: [(&str, &str); 3] = [("alice", "generate"), ("bob", "generate"), ("root", "admin")];
 
 /// One row for each of `steps` steps.
 fn steps(steps: u64, seed: u64) -> Value {
@@ -21,19 +21,6 @@ fn steps(steps: u64, seed: u64) -> Value {
 fn row_seconds(server: &TestServer) -> f64 {
     let model = server.app().model(None).unwrap();
     model.served.costs.tick(8).as_secs_f64() / 8.0
-}
-
-/// A file of keys: alice and bob may generate, root may everything.
-fn keys(folder: &Path) -> Keys {
-    let key = |name: &str, role: &str| {
-        let hex: String =
-            Sha256::digest(format!("{name}'s secret")).iter().map(|b| format!("{b:02x}")).collect();
-        format!("[[key]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{hex}\"\n")
-    };
-    let path = folder.join("keys.toml");
-    fs::write(&path, [key("alice", "generate"), key("bob", "generate"), key("root", "admin")].concat())
-        .unwrap();
-    Keys::read(&path).unwrap()
 }
 
 /// A request with a key, and perhaps an id.
@@ -106,8 +93,7 @@ fn a_deadline_is_kept_or_refused_at_once() {
 
 #[test]
 fn a_request_is_cancelled_by_whoever_sent_it_and_by_nobody_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = TestServer::leaked(Config { keys: keys(folder.path()), ..TestServer::config() });
+    let server = TestServer::leaked(Config { keys: suite::keys(&KEYS), ..TestServer::config() });
     let delete = |key: &str, id: &str| {
         let request = server.request("DELETE", &format!("/v1/requests/{id}"));
         server.send(request.bearer_auth(format!("{key}'s secret")))
@@ -135,8 +121,7 @@ fn a_request_is_cancelled_by_whoever_sent_it_and_by_nobody_else() {
 
 #[test]
 fn a_flood_from_one_key_leaves_another_its_share() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = Config { keys: keys(folder.path()), ..TestServer::config() };
+    let config = Config { keys: suite::keys(&KEYS), ..TestServer::config() };
     let server = TestServer::leaked(config);
     // About four seconds of work.
     let each = ((4.0 / 16.0 / row_seconds(server)) as u64).clamp(12, 200);

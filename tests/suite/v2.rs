@@ -7,9 +7,8 @@ use std::io::Write;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use suite::{Answer, Package, TestServer, decode, python, sha256};
+use suite::{Answer, Package, TestServer, decode, keys, python};
 use windowpane_server::Config;
-use windowpane_server::keys::Keys;
 
 /// The message of an error, in the protocol's form, whose status, code and field are these.
 fn refused(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
@@ -132,13 +131,9 @@ fn the_tritonclient_package_works_unmodified() {
 
 #[test]
 fn an_administrator_unloads_and_loads() {
-    let secret = "an administrator's key";
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let key =
-        format!("[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = \"{}\"\n", sha256(secret.as_bytes()));
-    std::fs::write(file.path(), key).unwrap();
+    let secret = "root's secret";
     let package = Package::tiny();
-    let keys = Keys::read(file.path()).unwrap();
+    let keys = keys(&[("root", "admin")]);
     let server = TestServer::start(Config { keys, ..package.config() });
     let said: Value =
         serde_json::from_str(&python("tritonclient_client.py", [server.url().as_str(), secret])).unwrap();

@@ -42,7 +42,10 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalJson<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         require(request.headers(), &["application/json"])?;
         let body = whole(request, app).await?;
-        if body.trim_ascii().is_empty() { Ok(Self(T::default())) } else { json::parse(&body).map(Self) }
+        match body.trim_ascii() {
+            b"" | b"null" => Ok(Self(T::default())),
+            _ => json::parse(&body).map(Self),
+        }
     }
 }
 

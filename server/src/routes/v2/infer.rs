@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
+use utoipa::IntoParams;
 
 use super::{find, max_rows};
 use crate::app::App;
@@ -24,6 +25,22 @@ use crate::v2::response::{Encoded, ResponseParameters};
 use crate::v2::statistics::Times;
 use crate::v2::{Face, InferRequest, InferResponse, Tensor};
 
+/// Headers of an inference request.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "they are read one by one; this is what the document says of them")]
+struct InferHeaders {
+    /// Bytes of the JSON, where tensors follow it.
+    #[param(rename = "inference-header-content-length", required = false)]
+    head_length: u64,
+    /// How the body is compressed, where it is.
+    #[param(rename = "content-encoding", required = false, pattern = "^(gzip|deflate|identity)$")]
+    content_encoding: String,
+    /// `gzip` or `deflate`, for an answer that is compressed.
+    #[param(rename = "accept-encoding", required = false)]
+    accept_encoding: String,
+}
+
 /// Run a model on the rows of the inputs.
 ///
 /// The body is JSON, or JSON with tensors behind it as bytes; then the header `inference-header-content-length` says how
@@ -35,9 +52,7 @@ use crate::v2::{Face, InferRequest, InferResponse, Tensor};
     tag = "inference",
     params(
         ("name" = String, Path, description = "The model.", example = "fashion-dit.sampler"),
-        ("inference-header-content-length" = Option<u64>, Header, description = "Bytes of the JSON, where tensors follow it."),
-        ("content-encoding" = Option<String>, Header, description = "`gzip` or `deflate`, where the body is compressed."),
-        ("accept-encoding" = Option<String>, Header, description = "`gzip` or `deflate`, for an answer that is compressed."),
+        InferHeaders,
     ),
     request_body(content(
         (Head = "application/json"),
