@@ -1,12 +1,18 @@
 //! From the network's numbers to the bytes of a picture file. Bytes are a pure function of pixels and options, so
 //! that the same request gives the same file.
 
+mod arrays;
 mod jpeg;
 mod png;
 mod resize;
+mod strip;
 mod webp;
+mod zip;
 
+pub use arrays::{ArrayFile, Arrays, Frames};
+pub use png::KEYWORD;
 pub use resize::enlarge;
+pub use strip::strip;
 
 /// A picture: 8 bits a channel, rows from the top, channels interleaved; 1 channel is grey, 3 are RGB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,10 +110,10 @@ impl Picture {
         Self { width, height, colour, pixels }
     }
 
-    /// The file's bytes.
-    pub fn encode(&self, encoding: Encoding) -> Result<Vec<u8>, EncodeError> {
+    /// The file's bytes. A PNG carries `note` along, the other formats have no place for it that readers agree on.
+    pub fn encode(&self, encoding: Encoding, note: Option<&str>) -> Result<Vec<u8>, EncodeError> {
         match encoding {
-            Encoding::Png => png::encode(self),
+            Encoding::Png => png::encode(self, note),
             Encoding::Webp => webp::encode(self),
             Encoding::Jpeg { quality } => jpeg::encode(self, quality),
         }
@@ -119,17 +125,20 @@ impl Picture {
         format: &'static str,
         encoder: impl FnOnce(&mut Vec<u8>, &[u8], [u32; 2], image::ExtendedColorType) -> image::ImageResult<()>,
     ) -> Result<Vec<u8>, EncodeError> {
-        let fail = |reason: String| EncodeError { width: self.width, height: self.height, format, reason };
-        let side = |n: usize| u32::try_from(n).map_err(|_| fail("too large".to_owned()));
         let mut bytes = Vec::new();
-        encoder(
-            &mut bytes,
-            &self.pixels,
-            [side(self.width)?, side(self.height)?],
-            self.colour.of_image_crate(),
-        )
-        .map_err(|error| fail(error.to_string()))?;
+        encoder(&mut bytes, &self.pixels, self.sides(format)?, self.colour.of_image_crate())
+            .map_err(|error| self.refused(format, error.to_string()))?;
         Ok(bytes)
+    }
+
+    /// Width and height as the formats hold them.
+    fn sides(&self, format: &'static str) -> Result<[u32; 2], EncodeError> {
+        let side = |n: usize| u32::try_from(n).map_err(|_| self.refused(format, "too large".to_owned()));
+        Ok([side(self.width)?, side(self.height)?])
+    }
+
+    fn refused(&self, format: &'static str, reason: String) -> EncodeError {
+        EncodeError { width: self.width, height: self.height, format, reason }
     }
 }
 
@@ -168,7 +177,7 @@ pub(crate) mod tests {
             for (encoding, format) in
                 [(Encoding::Png, image::ImageFormat::Png), (Encoding::Webp, image::ImageFormat::WebP)]
             {
-                let bytes = picture.encode(encoding).unwrap();
+                let bytes = picture.encode(encoding, None).unwrap();
                 let back = image::load_from_memory_with_format(&bytes, format).unwrap();
                 assert_eq!((back.width(), back.height()), (7, 5));
                 let pixels = match colour {

@@ -28,6 +28,7 @@ pub mod router;
 pub mod routes;
 
 pub mod batcher;
+pub mod decode;
 pub mod encode;
 pub mod engine;
 pub mod metrics;

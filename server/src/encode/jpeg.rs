@@ -19,7 +19,7 @@ mod tests {
     #[test]
     fn quality_trades_size_for_error() {
         let picture = gradient(Colour::Rgb, 64, 64);
-        let [low, high] = [10, 100].map(|quality| picture.encode(Encoding::Jpeg { quality }).unwrap());
+        let [low, high] = [10, 100].map(|quality| picture.encode(Encoding::Jpeg { quality }, None).unwrap());
         assert!(low.len() < high.len());
         let back = image::load_from_memory_with_format(&high, image::ImageFormat::Jpeg).unwrap().to_rgb8();
         let worst = back.as_raw().iter().zip(&picture.pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
@@ -29,7 +29,7 @@ mod tests {
 
     #[test]
     fn grey_stays_grey() {
-        let bytes = gradient(Colour::Grey, 8, 8).encode(Encoding::Jpeg { quality: 95 }).unwrap();
+        let bytes = gradient(Colour::Grey, 8, 8).encode(Encoding::Jpeg { quality: 95 }, None).unwrap();
         let back = image::load_from_memory_with_format(&bytes, image::ImageFormat::Jpeg).unwrap();
         assert_eq!(back.color(), image::ColorType::L8);
     }

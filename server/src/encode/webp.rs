@@ -18,7 +18,7 @@ mod tests {
 
     #[test]
     fn it_is_a_lossless_webp() {
-        let bytes = gradient(Colour::Grey, 6, 6).encode(Encoding::Webp).unwrap();
+        let bytes = gradient(Colour::Grey, 6, 6).encode(Encoding::Webp, None).unwrap();
         assert_eq!((&bytes[..4], &bytes[8..16]), (&b"RIFF"[..], &b"WEBPVP8L"[..]));
     }
 }

@@ -261,7 +261,7 @@ impl Encoded {
             config.width,
             card.manifest.value_range,
         );
-        let bytes = enlarge(&picture, output.scale).encode(output.encoding)?;
+        let bytes = enlarge(&picture, output.scale).encode(output.encoding, None)?;
         Ok(Self { seed: Seed(sample.seed), bytes })
     }
 }

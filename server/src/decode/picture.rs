@@ -1,0 +1,216 @@
+//! An uploaded PNG: its pixels as the model's values, and the note that this server wrote into it. Its size is read
+//! and compared before a pixel is unpacked, and no compressed text is unpacked at all.
+
+use std::io::Cursor;
+
+use crate::encode::{Colour, KEYWORD, Picture};
+
+/// Bytes of a note: ours have about a thousand.
+const NOTE_MOST: usize = 16 << 10;
+
+/// What the decoder may allocate beside the pixels, in bytes: a palette, a colour profile that is not read.
+const SCRATCH: usize = 1 << 20;
+
+/// The file signature.
+const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+/// Bytes are no picture that is read here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PictureError {
+    /// Not a whole PNG; the decoder's words.
+    #[error("it is not a whole PNG: {0}")]
+    Png(String),
+    /// Another size.
+    #[error("it is {}x{} pixels, expected {}x{}", got[0], got[1], expected[0], expected[1])]
+    Size {
+        /// Width and height of the file.
+        got: [usize; 2],
+        /// Width and height expected.
+        expected: [usize; 2],
+    },
+    /// Pixels that let a background through.
+    #[error("it has transparent pixels, expected opaque ones")]
+    Transparent,
+}
+
+/// The picture in `bytes`, which must be of this size. Every PNG is read: palettes are looked up, 16 bits become 8,
+/// an alpha channel that is opaque is dropped. Then to `colour`: grey to RGB by repetition, RGB to grey by the luma of
+/// ITU-R BT.601 in 16-bit fixed point, as Pillow's `convert("L")` does.
+pub fn png(bytes: &[u8], colour: Colour, [width, height]: [usize; 2]) -> Result<Picture, PictureError> {
+    let wrong = |error: ::png::DecodingError| PictureError::Png(error.to_string());
+    let got = size(bytes).ok_or_else(|| PictureError::Png("it does not begin as a PNG does".to_owned()))?;
+    if got != [width, height] {
+        return Err(PictureError::Size { got, expected: [width, height] });
+    }
+    // 16-bit RGBA is the widest pixel.
+    let limits =
+        ::png::Limits { bytes: SCRATCH.saturating_add(width.saturating_mul(height).saturating_mul(8)) };
+    let mut decoder = ::png::Decoder::new_with_limits(Cursor::new(bytes), limits);
+    decoder.set_transformations(::png::Transformations::EXPAND | ::png::Transformations::STRIP_16);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    let mut reader = decoder.read_info().map_err(wrong)?;
+    let too_large = || PictureError::Png("too large".to_owned());
+    let mut pixels = vec![0; reader.output_buffer_size().ok_or_else(too_large)?];
+    reader.next_frame(&mut pixels).map_err(wrong)?;
+    let pixels = match reader.output_color_type().0 {
+        ::png::ColorType::Grayscale => pixels,
+        ::png::ColorType::GrayscaleAlpha => opaque::<1, 2>(&pixels)?,
+        ::png::ColorType::Rgb | ::png::ColorType::Indexed => {
+            return Ok(converted(pixels, Colour::Rgb, colour, width, height));
+        }
+        ::png::ColorType::Rgba => {
+            return Ok(converted(opaque::<3, 4>(&pixels)?, Colour::Rgb, colour, width, height));
+        }
+    };
+    Ok(converted(pixels, Colour::Grey, colour, width, height))
+}
+
+/// Width and height, from where a PNG has them.
+pub fn size(bytes: &[u8]) -> Option<[usize; 2]> {
+    let header = bytes.strip_prefix(SIGNATURE)?.get(..16)?;
+    let side = |at: usize| Some(u32::from_be_bytes(header[at..at + 4].try_into().ok()?) as usize);
+    (header[4..8] == *b"IHDR").then_some([side(8)?, side(12)?])
+}
+
+/// The note that [`Picture::encode`] put into a PNG: the first `iTXt` chunk of our keyword, if it is uncompressed and
+/// not larger than any of ours. Nothing of the file is copied or unpacked to find it.
+pub fn note(bytes: &[u8]) -> Option<&str> {
+    let mut rest = bytes.strip_prefix(SIGNATURE)?;
+    // A chunk: length, kind, data, checksum.
+    while let Some((head, after)) = rest.split_at_checked(8) {
+        let length = u32::from_be_bytes(head[..4].try_into().ok()?) as usize;
+        let (data, after) = after.split_at_checked(length)?;
+        rest = after.get(4..)?;
+        if head[4..] != *b"iTXt" {
+            continue;
+        }
+        // Keyword, 0, not compressed, method 0, no language, 0, no translation, 0, text.
+        let text = data.strip_prefix(KEYWORD.as_bytes()).and_then(|rest| rest.strip_prefix(&[0; 5]));
+        if let Some(text) = text.filter(|text| text.len() <= NOTE_MOST) {
+            return std::str::from_utf8(text).ok();
+        }
+    }
+    None
+}
+
+/// The model's values `[channels, height, width]` of a picture: black to white is its `range`.
+pub fn planar(picture: &Picture, [low, high]: [f32; 2]) -> Vec<f32> {
+    let (channels, scale) = (picture.colour.channels(), (high - low) / 255.0);
+    let plane = |c: usize| picture.pixels.iter().skip(c).step_by(channels);
+    (0..channels).flat_map(|c| plane(c).map(|&pixel| low + f32::from(pixel) * scale)).collect()
+}
+
+/// Pixels without their alpha, where all of it is opaque.
+fn opaque<const CHANNELS: usize, const WITH_ALPHA: usize>(pixels: &[u8]) -> Result<Vec<u8>, PictureError> {
+    let pixels = pixels.as_chunks::<WITH_ALPHA>().0;
+    if pixels.iter().any(|pixel| pixel[CHANNELS] != u8::MAX) {
+        return Err(PictureError::Transparent);
+    }
+    Ok(pixels.iter().flat_map(|pixel| &pixel[..CHANNELS]).copied().collect())
+}
+
+fn converted(pixels: Vec<u8>, from: Colour, to: Colour, width: usize, height: usize) -> Picture {
+    let pixels = match (from, to) {
+        (Colour::Grey, Colour::Rgb) => pixels.iter().flat_map(|&grey| [grey; 3]).collect(),
+        (Colour::Rgb, Colour::Grey) => pixels.as_chunks::<3>().0.iter().map(|&pixel| luma(pixel)).collect(),
+        _ => pixels,
+    };
+    Picture { width, height, colour: to, pixels }
+}
+
+/// 0.299 R + 0.587 G + 0.114 B in 16-bit fixed point, rounded.
+fn luma(rgb: [u8; 3]) -> u8 {
+    let [r, g, b] = rgb.map(u32::from);
+    ((19_595 * r + 38_470 * g + 7_471 * b + 0x8000) >> 16) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{DynamicImage, ImageFormat};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::encode::Encoding;
+    use crate::encode::tests::gradient;
+
+    fn file(image: &DynamicImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn what_was_encoded_is_read_back_with_its_note() {
+        for colour in [Colour::Grey, Colour::Rgb] {
+            let picture = gradient(colour, 5, 7);
+            let bytes = picture.encode(Encoding::Png, Some("{\"ü\": 1}")).unwrap();
+            assert_eq!(png(&bytes, colour, [7, 5]).unwrap(), picture);
+            assert_eq!((note(&bytes), size(&bytes)), (Some("{\"ü\": 1}"), Some([7, 5])));
+            assert_eq!(note(&picture.encode(Encoding::Png, None).unwrap()), None);
+            assert_eq!(note(&picture.encode(Encoding::Png, Some(&"x".repeat(NOTE_MOST + 1))).unwrap()), None);
+        }
+    }
+
+    #[test]
+    fn values_become_pixels_and_pixels_values() {
+        let picture = gradient(Colour::Rgb, 5, 7);
+        for range in [[-1.0, 1.0], [0.0, 1.0]] {
+            let values = planar(&picture, range);
+            assert_eq!(Picture::from_planar(&values, Colour::Rgb, 5, 7, range), picture);
+            assert!(values.iter().all(|v| (range[0]..=range[1]).contains(v)));
+        }
+    }
+
+    #[test]
+    fn colours_are_converted_by_the_stated_rule() {
+        let rgb =
+            DynamicImage::ImageRgb8(image::RgbImage::from_raw(2, 1, vec![255, 0, 0, 10, 200, 30]).unwrap());
+        // 0.299 · 255 = 76.2; 0.299 · 10 + 0.587 · 200 + 0.114 · 30 = 123.8.
+        assert_eq!(png(&file(&rgb), Colour::Grey, [2, 1]).unwrap().pixels, [76, 124]);
+        let grey = DynamicImage::ImageLuma8(image::GrayImage::from_raw(2, 1, vec![7, 200]).unwrap());
+        assert_eq!(png(&file(&grey), Colour::Rgb, [2, 1]).unwrap().pixels, [7, 7, 7, 200, 200, 200]);
+        assert_eq!(
+            png(&file(&DynamicImage::ImageLuma16(grey.to_luma16())), Colour::Grey, [2, 1]).unwrap().pixels,
+            [7, 200]
+        );
+        for opaque in [DynamicImage::ImageRgba8(rgb.to_rgba8()), DynamicImage::ImageRgba16(rgb.to_rgba16())] {
+            assert_eq!(png(&file(&opaque), Colour::Rgb, [2, 1]).unwrap().pixels, rgb.as_bytes());
+        }
+        assert_eq!(
+            png(&file(&DynamicImage::ImageLumaA8(grey.to_luma_alpha8())), Colour::Grey, [2, 1])
+                .unwrap()
+                .pixels,
+            [7, 200]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_unpacked() {
+        let bytes = gradient(Colour::Grey, 5, 7).encode(Encoding::Png, None).unwrap();
+        let error = png(&bytes, Colour::Grey, [5, 7]).unwrap_err();
+        assert_eq!(error.to_string(), "it is 7x5 pixels, expected 5x7");
+        assert!(matches!(png(b"GIF89a", Colour::Grey, [5, 7]), Err(PictureError::Png(_))));
+        assert!(matches!(png(&bytes[..bytes.len() - 30], Colour::Grey, [7, 5]), Err(PictureError::Png(_))));
+        let mut glass = image::RgbaImage::from_pixel(2, 1, image::Rgba([1, 2, 3, 255]));
+        glass.get_pixel_mut(1, 0).0[3] = 254;
+        assert_eq!(png(&file(&glass.into()), Colour::Rgb, [2, 1]), Err(PictureError::Transparent));
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_makes_it_panic(at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = gradient(Colour::Rgb, 5, 7).encode(Encoding::Png, Some("note")).unwrap();
+            *at.get_mut(&mut bytes) = byte;
+            for bytes in [&bytes[..], &bytes[..cut.index(bytes.len())]] {
+                let _ = (png(bytes, Colour::Grey, [7, 5]), note(bytes), size(bytes));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let bytes = [SIGNATURE, &bytes].concat();
+            let _ = (png(&bytes, Colour::Rgb, [7, 5]), note(&bytes), size(&bytes));
+        }
+    }
+}
