@@ -213,6 +213,14 @@ impl SolverConfig {
     ///
     /// Errors: `steps` outside what the grid allows, `eta` outside [0, 1] or given to a sampler without one.
     pub fn build(&self, schedule: &Schedule) -> Result<Vec<Evaluation>> {
+        self.build_from(schedule, 0)
+    }
+
+    /// The network calls of a trajectory that begins at step `first`, at the noise level of that step: an image made
+    /// noisy is taken from there to clean. Solvers that look back have nothing to look back to at their first step.
+    ///
+    /// Errors: those of [`SolverConfig::build`], and a `first` that leaves no step.
+    pub fn build_from(&self, schedule: &Schedule, first: usize) -> Result<Vec<Evaluation>> {
         if !(0.0..=1.0).contains(&self.eta) {
             return Err(Error::bad_value("eta", number(self.eta), "a number from 0 to 1"));
         }
@@ -221,10 +229,13 @@ impl SolverConfig {
             return Err(Error::bad_value("eta", number(self.eta), expected));
         }
         let levels = grid::levels(self.grid, self.steps, schedule)?;
+        if first >= self.steps {
+            return Err(Error::bad_value("first step", first, format!("0 to {}", self.steps - 1)));
+        }
         let mut evaluations = Vec::new();
-        for (step, pair) in levels.windows(2).enumerate() {
+        for (step, pair) in levels.windows(2).enumerate().skip(first) {
             let (from, to) = (pair[0], pair[1]);
-            let before = step.checked_sub(1).map(|i| levels[i]);
+            let before = (step > first).then(|| levels[step - 1]);
             let updates = match self.sampler {
                 Sampler::Ddpm => vec![ddpm::step(from, to, self.variance)],
                 Sampler::Ddim => vec![ddim::step(from, to, self.eta)],
@@ -236,6 +247,21 @@ impl SolverConfig {
             evaluations.extend(updates.into_iter().map(|update| self.evaluation(step, update)));
         }
         Ok(evaluations)
+    }
+
+    /// The step at which an image-to-image trajectory of this `strength` begins: the last `floor(steps · strength)`
+    /// steps are taken, the convention of the image-to-image pipelines of diffusers (`get_timesteps`). At 1 it begins
+    /// with pure noise, or nearly; the smaller, the more of the image stays.
+    ///
+    /// Errors: a strength outside (0, 1], or so small that no step is left.
+    pub fn first_step(&self, strength: f64) -> Result<usize> {
+        let taken = if strength > 0.0 && strength <= 1.0 { self.steps as f64 * strength } else { 0.0 };
+        if taken < 1.0 {
+            let expected = format!("1/{} (one step) to 1", self.steps);
+            return Err(Error::bad_value("strength", number(strength), expected));
+        }
+        // At most `steps`, and cut to a whole number as `int()` does.
+        Ok(self.steps - taken as usize)
     }
 
     fn evaluation(&self, step: usize, update: Update) -> Evaluation {

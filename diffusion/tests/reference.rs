@@ -92,6 +92,9 @@ struct Trajectory {
     clip_x0: bool,
     prediction: Prediction,
     variance: Variance,
+    /// The step it begins at.
+    #[serde(default)]
+    first: usize,
     t: Vec<f64>,
     x: Vec<Vec<f64>>,
 }
@@ -101,13 +104,64 @@ fn trajectories() {
     let mut samplers = Vec::new();
     for case in read::<Trajectory>(include_str!("reference/trajectories.json")) {
         let what = format!(
-            "{} {} on {:?}, {} predicted, {} variance, eta {}, clip {}",
-            case.sampler, case.grid, case.schedule, case.prediction, case.variance, case.eta, case.clip_x0
+            "{} {} from step {} on {:?}, {} predicted, {} variance, eta {}, clip {}",
+            case.sampler,
+            case.grid,
+            case.first,
+            case.schedule,
+            case.prediction,
+            case.variance,
+            case.eta,
+            case.clip_x0
         );
         follow(&case, &what);
-        samplers.push(case.sampler);
+        samplers.push((case.sampler, case.first > 0));
     }
-    assert!(Sampler::ALL.iter().all(|sampler| samplers.contains(sampler)), "every sampler has a reference");
+    for late in [false, true] {
+        let all = Sampler::ALL.iter().all(|&sampler| samplers.contains(&(sampler, late)));
+        assert!(
+            all,
+            "every sampler has a reference that begins at its first step, and one that begins later"
+        );
+    }
+}
+
+#[test]
+fn strengths() {
+    #[derive(Deserialize)]
+    struct Strength {
+        steps: usize,
+        strength: f64,
+        first: usize,
+    }
+    let schedule = ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000 }.build().unwrap();
+    for case in read::<Strength>(include_str!("reference/strengths.json")) {
+        let config = SolverConfig {
+            sampler: Sampler::Ddim,
+            grid: TimeGrid::Uniform,
+            steps: case.steps,
+            eta: 0.0,
+            clip_x0: false,
+            prediction: Prediction::Eps,
+            variance: Variance::FixedSmall,
+        };
+        let what = format!("{} steps, strength {}", case.steps, case.strength);
+        // Where nothing is left they fail later; we say so at once.
+        match config.first_step(case.strength) {
+            Ok(first) => {
+                assert_eq!(first, case.first, "{what}");
+                let evaluations = config.build_from(&schedule, first).unwrap();
+                assert_eq!(evaluations.len(), case.steps - first, "{what}");
+                assert_eq!(evaluations[0].step, first, "{what}");
+            }
+            Err(error) => {
+                assert_eq!(case.first, case.steps, "{what}");
+                assert!(error.to_string().contains("`strength` is"), "{error}");
+                assert!(config.build_from(&schedule, case.first).is_err(), "{what}");
+            }
+        }
+        assert!([0.0, -0.5, 1.0 + 1e-9, f64::NAN].iter().all(|&bad| config.first_step(bad).is_err()));
+    }
 }
 
 /// Samples as the case says and compares at every evaluation.
@@ -122,7 +176,7 @@ fn follow(case: &Trajectory, what: &str) {
         prediction: case.prediction,
         variance: case.variance,
     };
-    let evaluations = config.build(&schedule).unwrap();
+    let evaluations = config.build_from(&schedule, case.first).unwrap();
     assert_eq!(evaluations.len(), case.t.len(), "{what}: network calls");
     let mut state =
         State::from_x((0..ELEMENTS).map(|i| (1.3 * (1.0 + 2.0 * i as f64).sin()) as f32).collect());

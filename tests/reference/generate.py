@@ -11,12 +11,15 @@ Starting points, noise and the "network" are closed forms, written once here and
 hold answers only. A network sees what the scheduler calls its scaled input, which is our x (variance-preserving).
 """
 
+import ast
 import json
 import math
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import (
@@ -94,7 +97,12 @@ def quadratic_timesteps(timesteps, steps):
 
 
 def run(scheduler, case, evaluations, call, to_vp=lambda x, i: x, from_vp=lambda x: x):
-    """`evaluations` is a list of (index for the scheduler, timestep told to the network)."""
+    """`evaluations` is a list of (index for the scheduler, timestep told to the network). Those of the steps before
+    the case's `first` are left out, as their image-to-image pipelines do."""
+    begin = case.get("first", 0) * scheduler.order
+    evaluations = evaluations[begin:]
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
     x = from_vp(torch.tensor(start(), dtype=torch.float64).reshape(1, ELEMENTS, 1, 1))
     seen = []
     for i, (index, t) in enumerate(evaluations):
@@ -156,7 +164,7 @@ def ddim(case):
 
 def ve(scheduler, case, evaluations):
     """Their Euler family works on x / alpha, in f32."""
-    first = float(scheduler.sigmas[0])
+    first = float(scheduler.sigmas[case.get("first", 0) * scheduler.order])
     scheduler.set_begin_index(0)
     return run(
         scheduler,
@@ -253,6 +261,14 @@ def cases():
     yield heun({**cosine, "schedule": "linear", "sampler": "heun", "grid": "quadratic"})
     yield ddpm({**base, "sampler": "ddpm", "timesteps": 25, "steps": 25})
     yield ddim({**base, "steps": 2})
+    for first in [1, 5, 7]:
+        late = {**base, "first": first}
+        yield ddpm({**late, "sampler": "ddpm", "clip_x0": True})
+        yield ddim({**late, "eta": 0.5})
+        yield euler({**late, "sampler": "euler", "grid": "karras", "steps": 9})
+        yield euler_a({**late, "sampler": "euler_a"})
+        yield heun({**late, "sampler": "heun"})
+        yield dpmpp_2m({**late, "sampler": "dpmpp_2m"})
 
 
 # --- tables ---
@@ -276,6 +292,28 @@ def schedules():
 def respacings():
     for timesteps, steps in [(1000, 50), (1000, 10), (1000, 3), (50, 50), (50, 7), (4000, 31), (10, 4), (2, 2)]:
         yield {"timesteps": timesteps, "steps": steps, "kept": uniform_timesteps(timesteps, steps)[::-1]}
+
+
+def img2img_get_timesteps():
+    """A method of their pipeline, taken out of its file: the pipeline itself wants packages that we do not."""
+    path = Path(diffusers.__file__).parent / "pipelines/stable_diffusion/pipeline_stable_diffusion_img2img.py"
+    tree = ast.parse(path.read_text())
+    (method,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "get_timesteps"]
+    scope = {}
+    exec(compile(ast.Module([method], []), str(path), "exec"), scope)
+    return scope["get_timesteps"]
+
+
+def strengths():
+    """The step that image-to-image begins at: their pipelines', which count timesteps from `t_start`."""
+    get_timesteps = img2img_get_timesteps()
+    for steps in [1, 2, 3, 7, 10, 25, 50, 100, 999]:
+        for strength in [0.01, 0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.75, 0.9, 0.999, 1.0]:
+            scheduler = DDIMScheduler(1000)
+            scheduler.set_timesteps(steps)
+            pipeline = SimpleNamespace(scheduler=scheduler)
+            _, left = get_timesteps(pipeline, steps, strength, "cpu")
+            yield {"steps": steps, "strength": strength, "first": steps - left}
 
 
 # --- noise: Philox4x32-10 (Salmon et al. 2011) and Box-Muller, a second time ---
@@ -330,4 +368,5 @@ if __name__ == "__main__":
     write("trajectories.json", list(cases()))
     write("schedules.json", list(schedules()))
     write("respacings.json", list(respacings()))
+    write("strengths.json", list(strengths()))
     write("noise.json", list(noises()))
