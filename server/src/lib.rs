@@ -32,6 +32,7 @@ pub mod decode;
 pub mod encode;
 pub mod engine;
 pub mod metrics;
+pub mod provenance;
 pub mod sampler;
 pub mod spec;
 pub mod v2;

@@ -38,6 +38,8 @@ pub struct Served {
     pub dtype: Dtype,
     /// The graph's file.
     pub graph: String,
+    /// Version of ONNX Runtime.
+    pub runtime: String,
     /// The golden replay.
     pub golden: GoldenReport,
     /// Whether a row depends on its batch.

@@ -16,8 +16,8 @@ use windowpane_diffusion::manifest::Manifest;
 use windowpane_diffusion::{Evaluation, Sampler, SolverConfig, TimeGrid, guidance};
 
 pub use class::ClassRef;
-pub use names::{PictureFile, SamplerName, TimeGridName};
-pub use output::{MAX_SIDE, Output};
+pub use names::{FileBytes, SamplerName, TimeGridName};
+pub use output::{File, MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
 
 use crate::error::ApiError;

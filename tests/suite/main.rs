@@ -2,6 +2,8 @@
 
 // What a picture is: prompts, seeds, sizes, file formats, samplers, guidance.
 mod images;
+// Files of numbers, and how an image came about: what NumPy reads, and what a PNG carries.
+mod outputs;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.

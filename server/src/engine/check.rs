@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use safetensors::{Dtype, SafeTensors};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windowpane_diffusion::manifest::Graph;
 use windowpane_diffusion::noise;
@@ -61,7 +61,7 @@ impl Determinism {
 }
 
 /// What is promised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeterminismClass {
     /// Same bits.

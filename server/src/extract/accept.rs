@@ -16,6 +16,12 @@ pub enum Form {
     Webp,
     /// The bytes of one JPEG.
     Jpeg,
+    /// The model's values as a NumPy array.
+    Npy,
+    /// Named NumPy arrays in an archive.
+    Npz,
+    /// Named tensors.
+    Safetensors,
 }
 
 /// A parsed `accept` header.
@@ -35,6 +41,22 @@ struct Range {
 // === impl Form ===
 
 impl Form {
+    /// The forms that are one file, not JSON; pictures first.
+    pub const FILES: [Self; 6] = [Self::Png, Self::Webp, Self::Jpeg, Self::Npy, Self::Npz, Self::Safetensors];
+
+    /// The word that `output_format` takes for a file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Png => "png",
+            Self::Webp => "webp",
+            Self::Jpeg => "jpeg",
+            Self::Npy => "npy",
+            Self::Npz => "npz",
+            Self::Safetensors => "safetensors",
+        }
+    }
+
     /// The media type.
     pub fn media_type(self) -> &'static str {
         match self {
@@ -42,6 +64,9 @@ impl Form {
             Self::Png => "image/png",
             Self::Webp => "image/webp",
             Self::Jpeg => "image/jpeg",
+            Self::Npy => "application/x-npy",
+            Self::Npz => "application/x-npz",
+            Self::Safetensors => "application/vnd.safetensors",
         }
     }
 }
@@ -124,10 +149,8 @@ impl Range {
 mod tests {
     use super::*;
 
-    const ALL: [Form; 4] = [Form::Json, Form::Png, Form::Webp, Form::Jpeg];
-
     fn best(header: &str) -> Option<Form> {
-        Accept::parse(header).best(&ALL)
+        Accept::parse(header).best(&[&[Form::Json], &Form::FILES[..]].concat())
     }
 
     #[test]
@@ -142,6 +165,8 @@ mod tests {
         assert_eq!(best("image/png"), Some(Form::Png));
         assert_eq!(best("IMAGE/JPEG"), Some(Form::Jpeg));
         assert_eq!(best("image/*"), Some(Form::Png));
+        assert_eq!(best("application/x-npz"), Some(Form::Npz));
+        assert_eq!(best("application/vnd.safetensors, application/json;q=0.9"), Some(Form::Safetensors));
         assert_eq!(best("image/png, */*"), Some(Form::Png));
         // What a browser sends for an <img>.
         assert_eq!(best("image/avif,image/webp,image/apng,image/*,*/*;q=0.8"), Some(Form::Webp));

@@ -32,6 +32,7 @@ impl Model {
             provider: Provider::Fake,
             dtype: Dtype::F32,
             graph: "none".to_owned(),
+            runtime: "none".to_owned(),
             golden: GoldenReport { relative_error: 0.0, tolerance: 1.0, cases: 0 },
             determinism: fake.determinism(config.max_rows),
             costs: fake.costs(config.max_rows),

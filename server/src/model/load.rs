@@ -300,6 +300,7 @@ impl Attempt {
             provider: *provider,
             dtype: graph.dtype,
             graph: graph.file.clone(),
+            runtime: runtime.version().to_owned(),
             golden,
             determinism: measured.determinism,
             costs: measured.costs,

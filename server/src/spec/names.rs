@@ -13,9 +13,9 @@ pub enum SamplerName {}
 #[derive(Debug)]
 pub enum TimeGridName {}
 
-/// The bytes of a picture file.
+/// The bytes of a file.
 #[derive(Debug)]
-pub enum PictureFile {}
+pub enum FileBytes {}
 
 impl PartialSchema for SamplerName {
     fn schema() -> RefOr<Schema> {
@@ -33,7 +33,7 @@ impl PartialSchema for TimeGridName {
 
 impl ToSchema for TimeGridName {}
 
-impl PartialSchema for PictureFile {
+impl PartialSchema for FileBytes {
     fn schema() -> RefOr<Schema> {
         use utoipa::openapi::schema::{KnownFormat, SchemaFormat};
         let binary = SchemaFormat::KnownFormat(KnownFormat::Binary);
@@ -41,7 +41,7 @@ impl PartialSchema for PictureFile {
     }
 }
 
-impl ToSchema for PictureFile {}
+impl ToSchema for FileBytes {}
 
 fn one_of<const N: usize>(names: [&'static str; N]) -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(SchemaType::new(Type::String)).enum_values(Some(names)).into()

@@ -1,6 +1,6 @@
-//! How an image is handed over: form, encoding and size. None of it changes what is sampled.
+//! How an image is handed over: form, file and size. None of it changes what is sampled.
 
-use crate::encode::{DEFAULT_JPEG_QUALITY, Encoding};
+use crate::encode::{ArrayFile, DEFAULT_JPEG_QUALITY, Encoding};
 use crate::error::{ApiError, Cause};
 use crate::extract::{Accept, Form};
 use crate::model::Card;
@@ -14,12 +14,21 @@ pub const MAX_SIDE: usize = 2048;
 /// How to hand over a request's images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// A JSON object, or the bytes of one picture.
+    /// A JSON object, or the bytes of one file.
     pub form: Form,
-    /// The picture file.
-    pub encoding: Encoding,
+    /// The file.
+    pub file: File,
     /// Pixels of the picture for one of the model's, along each side.
     pub scale: usize,
+}
+
+/// A file of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum File {
+    /// A picture: 8 bits a channel.
+    Picture(Encoding),
+    /// The model's own values.
+    Arrays(ArrayFile),
 }
 
 // === impl Output ===
@@ -33,63 +42,89 @@ impl Output {
     ) -> Result<Self, ApiError> {
         let asked = format(request)?;
         let form = form(accept, asked)?;
-        if form != Form::Json && count > 1 {
-            let expected = format!("1 with `accept: {}`: JSON holds several images", form.media_type());
+        let kind = if form == Form::Json { asked.unwrap_or(Form::Png) } else { form };
+        let (file, scale) = (file(request, kind)?, scale(request, card)?);
+        if let (File::Picture(_), true) = (file, form != Form::Json && count > 1) {
+            let expected =
+                format!("1 with `accept: {}`: JSON and arrays hold several images", form.media_type());
             return Err(ApiError::invalid("n", count, expected));
         }
-        let kind = if form == Form::Json { asked.unwrap_or(Form::Png) } else { form };
-        Ok(Self { form, encoding: encoding(request, kind)?, scale: scale(request, card)? })
+        if matches!(file, File::Arrays(_)) && scale > 1 {
+            let got = shown(request.size.as_deref().unwrap_or_default());
+            return Err(ApiError::invalid(
+                "size",
+                got,
+                "`auto`: arrays hold the model's own values, not pixels",
+            ));
+        }
+        Ok(Self { form, file, scale })
+    }
+}
+
+// === impl File ===
+
+impl File {
+    /// Its word in `output_format`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Picture(Encoding::Png) => "png",
+            Self::Picture(Encoding::Webp) => "webp",
+            Self::Picture(Encoding::Jpeg { .. }) => "jpeg",
+            Self::Arrays(ArrayFile::Npy) => "npy",
+            Self::Arrays(ArrayFile::Npz) => "npz",
+            Self::Arrays(ArrayFile::Safetensors) => "safetensors",
+        }
     }
 }
 
 /// The format that `output_format` names.
 fn format(request: &ImageRequest) -> Result<Option<Form>, ApiError> {
-    match request.output_format.as_deref() {
-        None => Ok(None),
-        Some("png") => Ok(Some(Form::Png)),
-        Some("webp") => Ok(Some(Form::Webp)),
-        Some("jpeg") => Ok(Some(Form::Jpeg)),
-        Some(other) => Err(ApiError::invalid("output_format", shown(other), "`png`, `webp` or `jpeg`")),
-    }
+    let Some(word) = request.output_format.as_deref() else { return Ok(None) };
+    let found = Form::FILES.into_iter().find(|form| form.as_str() == word);
+    let expected = "`png`, `webp`, `jpeg`, `npy`, `npz` or `safetensors`";
+    found.map(Some).ok_or_else(|| ApiError::invalid("output_format", shown(word), expected))
 }
 
-/// JSON, or the image type that `accept` prefers. `output_format` settles what a wildcard leaves open, and
+/// JSON, or the type of file that `accept` prefers. `output_format` settles what a wildcard leaves open, and
 /// contradicts nothing that `accept` names.
 fn form(accept: &Accept, asked: Option<Form>) -> Result<Form, ApiError> {
     let mut offers = vec![Form::Json];
     match asked {
         Some(asked) => offers.push(asked),
-        None => offers.extend([Form::Png, Form::Webp, Form::Jpeg]),
+        None => offers.extend(Form::FILES),
     }
     if let Some(form) = accept.best(&offers) {
         return Ok(form);
     }
-    if let (Some(asked), Some(form)) = (asked, accept.best(&[Form::Png, Form::Webp, Form::Jpeg])) {
+    if let (Some(asked), Some(form)) = (asked, accept.best(&Form::FILES)) {
         let expected = format!("left out or the type that `accept` names, {}", form.media_type());
         return Err(ApiError::invalid("output_format", asked.media_type(), expected));
     }
-    let message = "nothing that `accept` allows can be produced; \
-                   application/json, image/png, image/webp and image/jpeg can";
+    let files = Form::FILES.map(Form::media_type).join(", ");
+    let message = format!("nothing that `accept` allows can be produced; application/json, {files} can");
     Err(ApiError::new(Cause::NotAcceptable, message))
 }
 
-/// The encoder. Compression is a choice for JPEG alone: PNG and WebP lose nothing here, so only 100 is true of them.
-fn encoding(request: &ImageRequest, kind: Form) -> Result<Encoding, ApiError> {
+/// The file. Compression is a choice for JPEG alone: the others lose nothing here, so only 100 is true of them.
+fn file(request: &ImageRequest, kind: Form) -> Result<File, ApiError> {
     let compression = request.output_compression;
     if let Some(percent) = compression.filter(|&percent| percent > 100) {
         return Err(ApiError::invalid("output_compression", percent, "0 to 100"));
     }
-    match (kind, compression) {
-        (Form::Jpeg, None) => Ok(Encoding::Jpeg { quality: DEFAULT_JPEG_QUALITY }),
-        // The encoder's scale begins at 1.
-        (Form::Jpeg, Some(percent)) => Ok(Encoding::Jpeg { quality: (percent as u8).max(1) }),
-        (kind, None | Some(100)) => Ok(if kind == Form::Webp { Encoding::Webp } else { Encoding::Png }),
-        (kind, Some(percent)) => {
-            let supported =
-                format!("100 for {}, which is lossless; `jpeg` takes 0 to 100", kind.media_type());
-            Err(ApiError::unsupported("output_compression", percent, &supported))
-        }
+    if let (true, Some(percent)) = (kind != Form::Jpeg, compression.filter(|&percent| percent != 100)) {
+        let supported = format!("100 for {}, which is lossless; `jpeg` takes 0 to 100", kind.media_type());
+        return Err(ApiError::unsupported("output_compression", percent, &supported));
     }
+    // The encoder's scale begins at 1.
+    let quality = compression.map_or(DEFAULT_JPEG_QUALITY, |percent| (percent as u8).max(1));
+    Ok(match kind {
+        Form::Json | Form::Png => File::Picture(Encoding::Png),
+        Form::Webp => File::Picture(Encoding::Webp),
+        Form::Jpeg => File::Picture(Encoding::Jpeg { quality }),
+        Form::Npy => File::Arrays(ArrayFile::Npy),
+        Form::Npz => File::Arrays(ArrayFile::Npz),
+        Form::Safetensors => File::Arrays(ArrayFile::Safetensors),
+    })
 }
 
 /// `auto`, or width × height as an integer multiple of the model's.

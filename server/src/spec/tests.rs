@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::encode::Encoding;
+use crate::encode::{ArrayFile, Encoding};
 use crate::error::Cause;
 use crate::extract::Form;
 use crate::testing::manifest;
@@ -40,7 +40,7 @@ fn defaults_are_the_models() {
     assert_eq!((order.spec.guidance_scale, order.spec.rows()), (2.0, 2));
     assert_eq!((order.spec.class, order.spec.label, order.spec.null_label), (Some(0), 0, 3));
     assert_eq!(order.seeds, [1]);
-    assert_eq!(order.output, Output { form: Form::Json, encoding: Encoding::Png, scale: 1 });
+    assert_eq!(order.output, Output { form: Form::Json, file: File::Picture(Encoding::Png), scale: 1 });
 }
 
 #[test]
@@ -183,18 +183,31 @@ fn the_form_is_what_accept_prefers() {
     let output = |accept: &str, fields: Value| {
         let mut body = json!({"class": 0});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        resolve_on(&card(&SHOES), accept, body).map(|order| (order.output.form, order.output.encoding))
+        resolve_on(&card(&SHOES), accept, body).map(|order| (order.output.form, order.output.file))
     };
-    assert_eq!(output("image/png", json!({})), Ok((Form::Png, Encoding::Png)));
-    assert_eq!(output("image/jpeg", json!({})), Ok((Form::Jpeg, Encoding::Jpeg { quality: 95 })));
-    assert_eq!(output("image/*", json!({"output_format": "webp"})), Ok((Form::Webp, Encoding::Webp)));
-    assert_eq!(output("*/*", json!({"output_format": "webp"})), Ok((Form::Json, Encoding::Webp)));
-    let jpeg = |quality| Ok((Form::Json, Encoding::Jpeg { quality }));
+    let picture = File::Picture;
+    assert_eq!(output("image/png", json!({})), Ok((Form::Png, picture(Encoding::Png))));
+    assert_eq!(output("image/jpeg", json!({})), Ok((Form::Jpeg, picture(Encoding::Jpeg { quality: 95 }))));
+    assert_eq!(
+        output("image/*", json!({"output_format": "webp"})),
+        Ok((Form::Webp, picture(Encoding::Webp)))
+    );
+    assert_eq!(output("*/*", json!({"output_format": "webp"})), Ok((Form::Json, picture(Encoding::Webp))));
+    let jpeg = |quality| Ok((Form::Json, picture(Encoding::Jpeg { quality })));
     assert_eq!(output("", json!({"output_format": "jpeg", "output_compression": 30})), jpeg(30));
     assert_eq!(output("", json!({"output_format": "jpeg", "output_compression": 0})), jpeg(1));
-    assert_eq!(output("", json!({"output_compression": 100})), Ok((Form::Json, Encoding::Png)));
+    assert_eq!(output("", json!({"output_compression": 100})), Ok((Form::Json, picture(Encoding::Png))));
+
+    let arrays = |form, file| Ok((form, File::Arrays(file)));
+    assert_eq!(output("application/x-npz", json!({"n": 3})), arrays(Form::Npz, ArrayFile::Npz));
+    assert_eq!(output("", json!({"output_format": "npy"})), arrays(Form::Json, ArrayFile::Npy));
 
     let param = |accept, fields| output(accept, fields).unwrap_err().param;
+    assert_eq!(param("application/x-npy", json!({"size": "12x8"})).as_deref(), Some("size"));
+    assert_eq!(
+        param("", json!({"output_format": "npy", "output_compression": 1})).as_deref(),
+        Some("output_compression")
+    );
     assert_eq!(param("image/png", json!({"output_format": "jpeg"})).as_deref(), Some("output_format"));
     assert_eq!(param("image/png", json!({"n": 2})).as_deref(), Some("n"));
     assert_eq!(param("", json!({"output_compression": 50})).as_deref(), Some("output_compression"));

@@ -3,6 +3,8 @@
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::*;
@@ -59,6 +61,10 @@ async fn raw_bytes_are_the_same_picture() {
     let inside = STANDARD.decode(body["data"][0]["b64_json"].as_str().unwrap()).unwrap();
     let raw = generate(&app, "image/png", sneaker(json!({}))).await;
     assert_eq!((raw.status, &raw.bytes), (StatusCode::OK, &inside));
+    let told = &body["data"][0]["provenance"];
+    let note: Value = serde_json::from_str(crate::decode::picture::note(&inside).unwrap()).unwrap();
+    let header: Value = serde_json::from_str(raw.headers["x-provenance"].to_str().unwrap()).unwrap();
+    assert_eq!((&note, &header), (told, told));
     for (name, value) in [
         ("content-type", "image/png"),
         ("x-seed", "7"),

@@ -1,0 +1,106 @@
+//! From finished samples to files: pixels or arrays, and how each image came about beside them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::batcher::Sample;
+use crate::encode::{ArrayFile, Arrays, Encoding, Frames, Picture, enlarge, strip};
+use crate::error::ApiError;
+use crate::extract::Form;
+use crate::model::Card;
+use crate::provenance::Provenance;
+use crate::spec::{File, Output};
+
+/// A finished image.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// Its values and seed.
+    pub(super) sample: Sample,
+    /// Points of its trajectory, where they were asked for; the last is the image.
+    pub(super) frames: Vec<Point>,
+    /// How it came about.
+    pub(super) provenance: Provenance,
+}
+
+/// A point of a trajectory, `[channels, height, width]` each.
+#[derive(Debug, Clone)]
+pub(super) struct Point {
+    /// The noisy image.
+    pub(super) x: Vec<f32>,
+    /// The estimate of the clean one.
+    pub(super) x0: Vec<f32>,
+}
+
+/// A file and what it shows: one image, or with arrays as a raw answer all of them.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) bytes: Vec<u8>,
+    pub(super) provenance: Provenance,
+}
+
+/// The files of a request, off the async threads: a large PNG takes a while. And how long that took.
+pub(super) async fn encode(
+    card: &Arc<Card>,
+    output: Output,
+    images: Vec<Made>,
+) -> Result<(Vec<Encoded>, Duration), ApiError> {
+    let card = Arc::clone(card);
+    let work = move || {
+        let start = Instant::now();
+        let files = match output {
+            Output { form: Form::Json, file: File::Arrays(file), .. } => {
+                images.into_iter().map(|image| arrays(&card, file, vec![image])).collect()
+            }
+            Output { file: File::Arrays(file), .. } => arrays(&card, file, images).map(|file| vec![file]),
+            Output { file: File::Picture(encoding), scale, .. } => {
+                images.into_iter().map(|image| picture(&card, encoding, scale, image)).collect()
+            }
+        };
+        (files, start.elapsed())
+    };
+    let (files, elapsed): (Result<Vec<_>, ApiError>, _) = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::internal(format!("the encoder ended early: {error}")))?;
+    Ok((files?, elapsed))
+}
+
+/// One picture file: the image, or its trajectory as a strip.
+fn picture(card: &Card, encoding: Encoding, scale: usize, image: Made) -> Result<Encoded, ApiError> {
+    let Made { sample, frames, mut provenance } = image;
+    let shown = |values: &[f32]| enlarge(&pixels(card, values), scale);
+    let strip = strip(&frames.iter().map(|point| shown(&point.x)).collect::<Vec<_>>());
+    let picture = strip.unwrap_or_else(|| shown(&sample.values));
+    provenance.upscaled = scale;
+    let note = provenance.to_json();
+    let bytes =
+        picture.encode(encoding, Some(&note)).map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(Encoded { bytes, provenance })
+}
+
+/// The pixels of an image's values.
+pub(super) fn pixels(card: &Card, values: &[f32]) -> Picture {
+    let config = &card.manifest.config;
+    Picture::from_planar(values, card.colour, config.height, config.width, card.manifest.value_range)
+}
+
+/// One file of numbers that holds these images.
+fn arrays(card: &Card, file: ArrayFile, images: Vec<Made>) -> Result<Encoded, ApiError> {
+    let [channels, height, width] = card.shape();
+    let all: Vec<&Provenance> = images.iter().map(|image| &image.provenance).collect();
+    let described = serde_json::to_string(&all).map_err(|error| ApiError::internal(error.to_string()))?;
+    let first = images.first().ok_or_else(|| ApiError::internal("an order without images"))?;
+    let (count, provenance) = (first.frames.len(), first.provenance.clone());
+    let of_frames = |part: fn(&Point) -> &[f32]| {
+        images.iter().flat_map(|image| &image.frames).flat_map(|point| part(point).iter().copied()).collect()
+    };
+    let frames = (count > 0).then(|| Frames { count, x: of_frames(|p| &p.x), x0: of_frames(|p| &p.x0) });
+    let arrays = Arrays {
+        shape: [images.len(), channels, height, width],
+        seeds: images.iter().map(|image| image.sample.seed).collect(),
+        images: images.iter().flat_map(|image| &image.sample.values).copied().collect(),
+        frames,
+        provenance: described,
+    };
+    let bytes = arrays.encode(file).map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(Encoded { bytes, provenance })
+}
