@@ -49,9 +49,9 @@ pub(super) async fn encode(
         let start = Instant::now();
         let files = match output {
             Output { form: Form::Json, file: File::Arrays(file), .. } => {
-                images.into_iter().map(|image| arrays(&card, file, vec![image])).collect()
+                images.into_iter().map(|image| arrays(&card, file, &[image])).collect()
             }
-            Output { file: File::Arrays(file), .. } => arrays(&card, file, images).map(|file| vec![file]),
+            Output { file: File::Arrays(file), .. } => arrays(&card, file, &images).map(|file| vec![file]),
             Output { file: File::Picture(encoding), scale, .. } => {
                 images.into_iter().map(|image| picture(&card, encoding, scale, image)).collect()
             }
@@ -84,7 +84,7 @@ pub(super) fn pixels(card: &Card, values: &[f32]) -> Picture {
 }
 
 /// One file of numbers that holds these images.
-fn arrays(card: &Card, file: ArrayFile, images: Vec<Made>) -> Result<Encoded, ApiError> {
+fn arrays(card: &Card, file: ArrayFile, images: &[Made]) -> Result<Encoded, ApiError> {
     let [channels, height, width] = card.shape();
     let all: Vec<&Provenance> = images.iter().map(|image| &image.provenance).collect();
     let described = serde_json::to_string(&all).map_err(|error| ApiError::internal(error.to_string()))?;
