@@ -29,6 +29,8 @@ pub enum Cause {
     Unsupported,
     /// No model of that name.
     ModelNotFound,
+    /// The model of that name has another digest.
+    ModelChanged,
     /// No such path.
     NotFound,
     /// The path exists, the method does not.
@@ -138,6 +140,7 @@ impl Cause {
             Self::UnknownField         => (S::UNPROCESSABLE_ENTITY,   CLIENT, "unknown_field"),
             Self::Unsupported          => (S::UNPROCESSABLE_ENTITY,   CLIENT, "unsupported_value"),
             Self::ModelNotFound        => (S::NOT_FOUND,              CLIENT, "model_not_found"),
+            Self::ModelChanged         => (S::CONFLICT,               CLIENT, "model_changed"),
             Self::NotFound             => (S::NOT_FOUND,              CLIENT, "not_found"),
             Self::MethodNotAllowed     => (S::METHOD_NOT_ALLOWED,     CLIENT, "method_not_allowed"),
             Self::Unauthenticated      => (S::UNAUTHORIZED,           "authentication_error", "invalid_api_key"),

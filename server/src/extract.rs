@@ -8,6 +8,7 @@ mod identity;
 mod infer;
 mod json;
 mod path;
+mod upload;
 
 pub use accept::{Accept, Form};
 pub use compression::Compression;
@@ -15,6 +16,7 @@ pub use identity::{Admin, Generator};
 pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;
 pub use path::{ModelId, RequestIdPath, VersionedModel};
+pub use upload::{PngUpload, UploadRequest};
 
 #[cfg(doc)]
 use crate::error::ApiError;

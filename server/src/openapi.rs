@@ -52,6 +52,7 @@ mod tests {
                 "/v1/images/generations",
                 "/v1/models",
                 "/v1/models/{id}",
+                "/v1/replay",
                 "/v1/requests/{id}",
             ]
         );

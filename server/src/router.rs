@@ -7,7 +7,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::app::App;
-use crate::routes::{fallback, health, images, metrics, models, requests, v2};
+use crate::routes::{fallback, health, images, metrics, models, replay, requests, v2};
 use crate::{middleware, openapi};
 
 /// All routes with their documentation.
@@ -15,6 +15,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::preamble())
         // Clients.
         .routes(routes!(images::generate))
+        .routes(routes!(replay::replay))
         .routes(routes!(requests::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::get))

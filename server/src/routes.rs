@@ -5,5 +5,6 @@ pub mod health;
 pub mod images;
 pub mod metrics;
 pub mod models;
+pub mod replay;
 pub mod requests;
 pub mod v2;

@@ -8,6 +8,8 @@ mod class;
 mod names;
 mod output;
 mod seed;
+mod start;
+mod watch;
 
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub use class::ClassRef;
 pub use names::{FileBytes, SamplerName, TimeGridName};
 pub use output::{File, MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
+pub use start::{DEFAULT_STRENGTH, Start};
+pub use watch::{MAX_PREVIEWS, Watch};
 
 use crate::error::ApiError;
 use crate::extract::Accept;
@@ -43,7 +47,7 @@ pub struct SampleSpec {
     pub guidance_scale: f64,
     /// The solver.
     pub solver: SolverConfig,
-    /// Its network calls, in order.
+    /// Its network calls, in order; those of the later steps where the trajectory begins at a picture.
     pub evaluations: Vec<Evaluation>,
 }
 
@@ -54,6 +58,10 @@ pub struct Order {
     pub spec: Arc<SampleSpec>,
     /// The effective seed of each image: s, s+1, …
     pub seeds: Vec<u64>,
+    /// Where each image begins.
+    pub start: Start,
+    /// What is kept on the way.
+    pub watch: Watch,
     /// How to hand it over.
     pub output: Output,
 }
@@ -70,16 +78,27 @@ impl SampleSpec {
     pub fn defaults(card: &Card) -> Self {
         let class = (!card.manifest.classes.is_empty()).then_some(ClassRef::Index(0));
         let request = ImageRequest { class, ..ImageRequest::default() };
-        Self::resolve(&request, card).expect("a valid manifest has valid defaults; this is a bug")
+        Self::resolve(&request, card, &Start::Noise)
+            .expect("a valid manifest has valid defaults; this is a bug")
+    }
+
+    /// Solver steps that are taken: fewer than the grid's where the trajectory begins later.
+    pub fn steps_taken(&self) -> usize {
+        self.solver.steps - self.evaluations.first().map_or(0, |first| first.step)
     }
 
     /// The checked fields over the model's defaults.
-    fn resolve(request: &ImageRequest, card: &Card) -> Result<Self, ApiError> {
+    fn resolve(request: &ImageRequest, card: &Card, start: &Start) -> Result<Self, ApiError> {
         let manifest = &card.manifest;
         let class = class(request, manifest)?;
         let guidance_scale = guidance_scale(request, manifest)?;
         let solver = solver(request, manifest)?;
-        let evaluations = solver.build(&card.schedule).map_err(|error| of_diffusion(&error))?;
+        // Wrong steps are said to be wrong before a strength is counted in them.
+        let built = solver.build(&card.schedule).map_err(|error| of_diffusion(&error))?;
+        let evaluations = match start.first_step(&solver)? {
+            0 => built,
+            first => solver.build_from(&card.schedule, first).map_err(|error| of_diffusion(&error))?,
+        };
         let null_label = manifest.config.null_class() as i64;
         Ok(Self {
             class,
@@ -102,17 +121,34 @@ impl Order {
         if !(1..=MAX_IMAGES).contains(&count) {
             return Err(ApiError::invalid("n", count, format!("1 to {MAX_IMAGES}")));
         }
-        Ok(Self {
-            spec: Arc::new(SampleSpec::resolve(request, card)?),
-            seeds: seeds(request.seed, count)?,
-            output: Output::resolve(request, accept, card, count)?,
-        })
+        let start = Start::resolve(request, card, count)?;
+        let spec = Arc::new(SampleSpec::resolve(request, card, &start)?);
+        let output = Output::resolve(request, accept, card, count)?;
+        let watch = Watch::resolve(request, &spec, output, card, count)?;
+        Ok(Self { spec, seeds: seeds(request.seed, count)?, start, watch, output })
     }
 
     /// Its images, of `elements` values each.
     pub fn units(&self, elements: usize) -> Vec<Unit> {
-        let image = |&seed| Unit::Sample(Trajectory::new(Arc::clone(&self.spec), seed, elements));
-        self.seeds.iter().map(image).collect()
+        let image = |(i, &seed): (usize, &u64)| {
+            let watched = Arc::clone(&self.watch.evaluations);
+            let trajectory = Trajectory::new(Arc::clone(&self.spec), seed, elements).watch(watched);
+            Unit::Sample(match self.start.x(i, seed, &self.spec) {
+                None => trajectory,
+                Some(x) => trajectory.from_x(x),
+            })
+        };
+        self.seeds.iter().enumerate().map(image).collect()
+    }
+
+    /// Width and height of its pictures in pixels: a trajectory is a strip.
+    pub fn picture_size(&self, card: &Card) -> [usize; 2] {
+        let (config, scale) = (&card.manifest.config, self.output.scale);
+        let beside = match self.output.file {
+            File::Picture(_) => self.watch.frames().max(1),
+            File::Arrays(_) => 1,
+        };
+        [config.width * scale * beside, config.height * scale]
     }
 }
 
@@ -138,13 +174,7 @@ fn neutral(request: &ImageRequest) -> Result<(), ApiError> {
             return Err(ApiError::unsupported(field, shown(value), supported));
         }
     }
-    if request.stream == Some(true) {
-        return Err(ApiError::unsupported("stream", "true", "false; the response comes whole"));
-    }
-    match request.partial_images {
-        Some(n) if n != 0 => Err(ApiError::unsupported("partial_images", n, "0; the response comes whole")),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// `count` seeds from the one asked for, or from a random one that every JSON library can hold.

@@ -46,11 +46,30 @@ def main(url):
     enlarged = Image.open(io.BytesIO(base64.b64decode(large.data[0].b64_json)))
     assert (enlarged.format, enlarged.size) == ("WEBP", (64, 64)), enlarged
 
+    # The stream, as their documentation reads it.
+    events, streamed = [], None
+    stream = client.images.generate(
+        model="tiny", prompt="ring", size="64x64", stream=True, partial_images=2,
+        extra_body={"seed": 7, "steps": 6},
+    )
+    for event in stream:
+        index = f" {event.partial_image_index}" if event.type == "image_generation.partial_image" else ""
+        events.append(f"{type(event).__name__} {event.type}{index}")
+        shown = Image.open(io.BytesIO(base64.b64decode(event.b64_json)))
+        assert (shown.format, shown.size, event.size) == ("PNG", (64, 64), "64x64"), event
+        assert (event.quality, event.background, event.output_format) == ("auto", "opaque", "png"), event
+        if event.type == "image_generation.completed":
+            streamed = event.b64_json
+            assert event.usage.total_tokens == event.usage.input_tokens_details.text_tokens == 0, event
+            assert event.seed == "7" and event.provenance["steps"] == 6, event
+
     def ask(**changes):
         return lambda: client.images.generate(**{"model": "tiny", "prompt": "ring", **changes})
 
     print(json.dumps({
         "b64_json": image.b64_json,
+        "events": events,
+        "streamed": streamed,
         "models": [model.id for model in client.models.list()],
         "retrieved": client.models.retrieve("tiny").id,
         "unknown_prompt": refused(ask(prompt="a photo of a cat")),

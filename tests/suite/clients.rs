@@ -40,6 +40,28 @@ fn a_client_that_hangs_up_frees_its_rows() {
 }
 
 #[test]
+fn a_client_that_hangs_up_on_a_stream_frees_its_rows() {
+    let server = TestServer::start(TestServer::config());
+    let body =
+        json!({"prompt": "ring", "seed": 1, "steps": 1000, "n": 3, "stream": true, "partial_images": 3});
+    let (body, length) = (body.to_string(), body.to_string().len());
+    let mut leaving = open(
+        &server,
+        &format!(
+            "POST {IMAGES} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        ),
+    );
+    // The head comes at once, long before the first preview.
+    let mut head = [0; 15];
+    leaving.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    server.until_images(3);
+    drop(leaving);
+    server.until_images(0);
+    server.generate(&json!({"prompt": "ring", "steps": 1})).ok();
+}
+
+#[test]
 fn a_client_that_dawdles_is_hung_up_on() {
     let patience = Duration::from_millis(200);
     let server = TestServer::start(Config {

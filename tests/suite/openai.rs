@@ -43,10 +43,8 @@ fn other_values_are_refused_and_say_what_is_supported() {
         ("background", json!("transparent"), "`opaque`"),
         ("moderation", json!("high"), "`low`"),
         ("output_compression", json!(50), "100"),
-        ("partial_images", json!(1), "0"),
         ("quality", json!("hd"), "`auto`"),
         ("response_format", json!("url"), "`b64_json`"),
-        ("stream", json!(true), "false"),
         ("style", json!("vivid"), "leave it out"),
     ] {
         let message = TestServer::shared().generate(&with(field, &value)).refused(
@@ -55,6 +53,11 @@ fn other_values_are_refused_and_say_what_is_supported() {
             Some(field),
         );
         assert!(message.contains(&format!("`{field}`")) && message.contains(supported), "{message}");
+    }
+    for n in [1, 4] {
+        // Previews are for streams, and three at most.
+        let body = json!({"prompt": "ring", "steps": 1, "partial_images": n, "stream": n == 4});
+        TestServer::shared().generate(&body).refused(422, "invalid_value", Some("partial_images"));
     }
     for (field, value) in [("size", "1024x1536"), ("output_format", "gif"), ("model", "dall-e-3")] {
         let answer = TestServer::shared().generate(&with(field, &json!(value)));
@@ -74,6 +77,18 @@ fn the_openai_package_generates_an_image() {
     assert_eq!(file, server.block_on(server.png(&json!({"prompt": "ring", "seed": 7, "steps": 2}))));
     assert_eq!(decode(&file).width(), 32);
     assert_eq!(said["models"], json!(["tiny"]));
+    // The stream: two previews, then the same file.
+    assert_eq!(
+        said["events"],
+        json!([
+            "ImageGenPartialImageEvent image_generation.partial_image 0",
+            "ImageGenPartialImageEvent image_generation.partial_image 1",
+            "ImageGenCompletedEvent image_generation.completed",
+        ])
+    );
+    let streamed = json!({"prompt": "ring", "seed": 7, "steps": 6, "size": "64x64"});
+    let file = STANDARD.decode(said["streamed"].as_str().unwrap()).unwrap();
+    assert_eq!(file, server.block_on(server.png(&streamed)));
     let error = |name: &str| (said[name]["class"].as_str().unwrap(), said[name]["message"].as_str().unwrap());
     let (class, message) = error("unknown_prompt");
     assert_eq!(class, "UnprocessableEntityError");

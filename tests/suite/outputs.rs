@@ -1,5 +1,7 @@
 //! Files of numbers, and what a PNG says of itself: NumPy reads the one, any reader of text chunks the other.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use suite::{TestServer, decode, python};
@@ -96,4 +98,39 @@ fn a_png_says_how_it_came_about_and_nothing_of_who_asked() {
         assert_eq!(serde_json::from_str::<Value>(answer.header("x-provenance")).unwrap(), told);
         assert!(!answer.bytes.windows(6).any(|bytes| bytes == b"digest"));
     }
+}
+
+#[test]
+fn a_png_is_made_again_to_the_pixel_after_a_restart() {
+    let file =
+        TestServer::shared().picture("image/png", &ring(json!({"steps": 3, "size": "64x64"}))).ok().bytes;
+    let server = TestServer::start(TestServer::config());
+    let request = server.request("POST", "/v1/replay").header("content-type", "image/png").body(file.clone());
+    let answer = server.send(request).ok().json();
+    assert_eq!((&answer["identical"], &answer["pixels"]), (&json!(true), &json!(64 * 64)));
+    assert_eq!(answer["determinism"]["class"], server.get("/v1/models/tiny").json()["determinism"]["class"]);
+    // A picture that went through another program has lost its words.
+    let mut plain = std::io::Cursor::new(Vec::new());
+    decode(&file).write_to(&mut plain, image::ImageFormat::Png).unwrap();
+    let request =
+        server.request("POST", "/v1/replay").header("content-type", "image/png").body(plain.into_inner());
+    let said = server.send(request).refused(422, "invalid_value", Some("image"));
+    assert!(said.contains("does not say how it came about"), "{said}");
+}
+
+#[test]
+fn a_picture_is_changed_a_little_or_much_and_tells_its_origin() {
+    let server = TestServer::shared();
+    let file = server.picture("image/png", &ring(json!({"prompt": "blob", "steps": 4}))).ok().bytes;
+    let pixels = |bytes: &[u8]| decode(bytes).to_luma8().into_raw();
+    let away = |strength: f64| {
+        let body = ring(json!({"steps": 10, "init_image": STANDARD.encode(&file), "strength": strength}));
+        let answer = server.generate(&body).ok();
+        let start = answer.json()["data"][0]["provenance"]["start"].clone();
+        assert_eq!(start["init_image"]["strength"], strength);
+        let distance: u64 =
+            pixels(&answer.file(0)).iter().zip(&pixels(&file)).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        distance
+    };
+    assert!(away(0.1) < away(1.0));
 }

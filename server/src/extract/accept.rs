@@ -10,6 +10,8 @@ use axum::http::{header, request::Parts};
 pub enum Form {
     /// A JSON object with base64 inside.
     Json,
+    /// Server-sent events, each a JSON object.
+    Events,
     /// The bytes of one PNG.
     Png,
     /// The bytes of one lossless WebP.
@@ -44,10 +46,16 @@ impl Form {
     /// The forms that are one file, not JSON; pictures first.
     pub const FILES: [Self; 6] = [Self::Png, Self::Webp, Self::Jpeg, Self::Npy, Self::Npz, Self::Safetensors];
 
+    /// Whether it is one file as it is.
+    pub fn is_file(self) -> bool {
+        Self::FILES.contains(&self)
+    }
+
     /// The word that `output_format` takes for a file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Json => "json",
+            Self::Events => "events",
             Self::Png => "png",
             Self::Webp => "webp",
             Self::Jpeg => "jpeg",
@@ -61,6 +69,7 @@ impl Form {
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
+            Self::Events => "text/event-stream",
             Self::Png => "image/png",
             Self::Webp => "image/webp",
             Self::Jpeg => "image/jpeg",

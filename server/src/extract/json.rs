@@ -1,4 +1,4 @@
-//! A JSON body: `content-type`, size, arrival time, syntax and fields are checked in that order, and each failure
+//! A JSON body: `content-type`, size, arrival time (`body.rs`), syntax and fields are checked in that order, and each failure
 //! is an error of its own. A wrong field is named.
 
 use axum::extract::{FromRequest, Request};
@@ -22,14 +22,17 @@ impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        require_json(request.headers())?;
+        require_json(request.headers(), JSON)?;
         let body = body::collect(request, app.config()).await?;
         parse(&body).map(Self)
     }
 }
 
+/// What a body of JSON says of itself, in words.
+pub(super) const JSON: &str = "`application/json`";
+
 /// `application/json`, with or without parameters, or another type that ends in `+json`; and not compressed.
-fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn require_json(headers: &HeaderMap, expected: &str) -> Result<(), ApiError> {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && encoding != "identity"
     {
@@ -42,8 +45,8 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
         return Ok(());
     }
     let message = match said {
-        Some(said) => format!("content-type is `{said}`, expected `application/json`"),
-        None => "content-type is missing, expected `application/json`".to_owned(),
+        Some(said) => format!("content-type is `{said}`, expected {expected}"),
+        None => format!("content-type is missing, expected {expected}"),
     };
     Err(ApiError::new(Cause::UnsupportedMediaType, message))
 }
@@ -182,14 +185,14 @@ mod tests {
     #[test]
     fn the_content_type_must_be_json() {
         let with = |value: &str| HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
-        assert!(require_json(&with("application/json")).is_ok());
-        assert!(require_json(&with("Application/JSON; charset=utf-8")).is_ok());
-        assert!(require_json(&with("application/problem+json")).is_ok());
-        assert!(require_json(&with("text/plain")).is_err());
-        assert!(require_json(&with("application/x-www-form-urlencoded")).is_err());
-        assert!(require_json(&HeaderMap::new()).is_err());
+        assert!(require_json(&with("application/json"), JSON).is_ok());
+        assert!(require_json(&with("Application/JSON; charset=utf-8"), JSON).is_ok());
+        assert!(require_json(&with("application/problem+json"), JSON).is_ok());
+        assert!(require_json(&with("text/plain"), JSON).is_err());
+        assert!(require_json(&with("application/x-www-form-urlencoded"), JSON).is_err());
+        assert!(require_json(&HeaderMap::new(), JSON).is_err());
         let mut compressed = with("application/json");
         compressed.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
-        assert!(require_json(&compressed).is_err());
+        assert!(require_json(&compressed, JSON).is_err());
     }
 }

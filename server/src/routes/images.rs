@@ -3,6 +3,7 @@
 mod outputs;
 mod request;
 mod response;
+mod stream;
 
 use std::time::Duration;
 
@@ -11,17 +12,18 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
-use crate::batcher::Sample;
-use crate::call::Call;
+use crate::batcher::{Event, Sample};
+use crate::call::{Call, Running};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
 use crate::middleware::track::Stages;
-use crate::provenance::{Provenance, StartNote};
 use crate::spec::{FileBytes, Order};
-use outputs::Made;
+use outputs::{Made, Point};
 
+pub(super) use outputs::pixels;
 pub use request::ImageRequest;
 pub use response::{ImageObject, ImageResponse};
+pub use stream::ImageEvent;
 
 /// Generate images.
 ///
@@ -29,6 +31,10 @@ pub use response::{ImageObject, ImageResponse};
 /// values. Then the bytes of that file, with what was used in `x-…` headers. A PNG, a `.npz` and a safetensors file
 /// carry their provenance inside; every other answer has it beside. `server-timing` tells how long it was queued,
 /// denoised and encoded.
+///
+/// With `stream` the answer is server-sent events, `image_generation.partial_image` and then
+/// `image_generation.completed` for each image; an `error` event, whose data is an error's body, ends a stream that
+/// fails. Hanging up gives the work up.
 #[utoipa::path(
     post,
     path = "/v1/images/generations",
@@ -37,6 +43,7 @@ pub use response::{ImageObject, ImageResponse};
     responses(
         (status = 200, description = "The images.", content(
             (ImageResponse = "application/json"),
+            (ImageEvent = "text/event-stream"),
             (FileBytes = "image/png"),
             (FileBytes = "image/webp"),
             (FileBytes = "image/jpeg"),
@@ -75,13 +82,13 @@ pub async fn generate(
     let order = Order::resolve(&request, &accept, &model.card)?;
     let call = call.asking(&request).within("timeout_ms", request.timeout_ms)?;
     let call = call.reproducible(request.reproducible, &model)?;
-    let samples = call.submit(&app, &model, order.units(model.batcher.elements()))?.finish().await?;
-    let mut stages = stages(&samples);
-    let made = |sample: Sample| {
-        let provenance = Provenance::new(&model, &order.spec, sample.seed, StartNote::Noise);
-        Made { sample, frames: Vec::new(), provenance }
-    };
-    let images = samples.into_iter().map(made).collect();
+    let id = call.id.clone();
+    let mut running = call.submit(&app, &model, order.units(model.batcher.elements()))?;
+    if order.output.form == Form::Events {
+        return Ok(stream::respond(app, running, order, id));
+    }
+    let images = finished(&mut running, &order).await?;
+    let mut stages = stages(images.iter().map(|image| &image.sample));
     let (images, encode) = outputs::encode(&model.card, order.output, images).await?;
     app.metrics().encode.with_label_values(&[model.name()]).observe(encode.as_secs_f64());
     stages.encode = encode;
@@ -93,10 +100,27 @@ pub async fn generate(
     Ok(response)
 }
 
+/// Waits for all images of the order.
+async fn finished(running: &mut Running, order: &Order) -> Result<Vec<Made>, ApiError> {
+    let mut frames = vec![Vec::new(); order.seeds.len()];
+    let mut samples = vec![None; order.seeds.len()];
+    while let Some(event) = running.next().await {
+        match event? {
+            Event::Frame { unit, frame } => frames[unit].push(Point { x: frame.x, x0: frame.x0 }),
+            Event::Done { unit, sample } => samples[unit] = Some(sample),
+        }
+    }
+    let images = samples.into_iter().flatten().zip(frames).enumerate();
+    Ok(images
+        .map(|(image, (sample, frames))| Made::new(running.model(), order, image, sample, frames))
+        .collect())
+}
+
 /// The stages of a request: its images are admitted together, and it is done when the last one is.
-pub(super) fn stages(samples: &[Sample]) -> Stages {
-    let queue = samples.iter().map(|sample| sample.queue).min().unwrap_or_default();
-    let end = samples.iter().map(|sample| sample.queue + sample.denoise).max().unwrap_or_default();
+pub(super) fn stages<'a>(samples: impl IntoIterator<Item = &'a Sample> + Clone) -> Stages {
+    let samples = || samples.clone().into_iter();
+    let queue = samples().map(|sample| sample.queue).min().unwrap_or_default();
+    let end = samples().map(|sample| sample.queue + sample.denoise).max().unwrap_or_default();
     Stages { queue, denoise: end - queue, encode: Duration::ZERO }
 }
 

@@ -14,7 +14,7 @@ pub const MAX_SIDE: usize = 2048;
 /// How to hand over a request's images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// A JSON object, or the bytes of one file.
+    /// A JSON object, events, or the bytes of one file.
     pub form: Form,
     /// The file.
     pub file: File,
@@ -41,10 +41,14 @@ impl Output {
         count: u64,
     ) -> Result<Self, ApiError> {
         let asked = format(request)?;
-        let form = form(accept, asked)?;
-        let kind = if form == Form::Json { asked.unwrap_or(Form::Png) } else { form };
+        let form = if request.stream == Some(true) { events(accept)? } else { form(accept, asked)? };
+        let kind = if form.is_file() { form } else { asked.unwrap_or(Form::Png) };
         let (file, scale) = (file(request, kind)?, scale(request, card)?);
-        if let (File::Picture(_), true) = (file, form != Form::Json && count > 1) {
+        if let (File::Arrays(_), Form::Events) = (file, form) {
+            let expected = "`png`, `webp` or `jpeg` with `stream`";
+            return Err(ApiError::invalid("output_format", shown(file.as_str()), expected));
+        }
+        if let (File::Picture(_), true) = (file, form.is_file() && count > 1) {
             let expected =
                 format!("1 with `accept: {}`: JSON and arrays hold several images", form.media_type());
             return Err(ApiError::invalid("n", count, expected));
@@ -85,6 +89,15 @@ fn format(request: &ImageRequest) -> Result<Option<Form>, ApiError> {
     found.map(Some).ok_or_else(|| ApiError::invalid("output_format", shown(word), expected))
 }
 
+/// Server-sent events, which a client that streams and names JSON alone is content with: OpenAI's does that.
+fn events(accept: &Accept) -> Result<Form, ApiError> {
+    if accept.best(&[Form::Events, Form::Json]).is_some() {
+        return Ok(Form::Events);
+    }
+    let message = "`stream` is true, and `accept` allows neither text/event-stream nor application/json";
+    Err(ApiError::new(Cause::NotAcceptable, message).param("stream"))
+}
+
 /// JSON, or the type of file that `accept` prefers. `output_format` settles what a wildcard leaves open, and
 /// contradicts nothing that `accept` names.
 fn form(accept: &Accept, asked: Option<Form>) -> Result<Form, ApiError> {
@@ -118,7 +131,7 @@ fn file(request: &ImageRequest, kind: Form) -> Result<File, ApiError> {
     // The encoder's scale begins at 1.
     let quality = compression.map_or(DEFAULT_JPEG_QUALITY, |percent| (percent as u8).max(1));
     Ok(match kind {
-        Form::Json | Form::Png => File::Picture(Encoding::Png),
+        Form::Json | Form::Events | Form::Png => File::Picture(Encoding::Png),
         Form::Webp => File::Picture(Encoding::Webp),
         Form::Jpeg => File::Picture(Encoding::Jpeg { quality }),
         Form::Npy => File::Arrays(ArrayFile::Npy),

@@ -1,10 +1,12 @@
 //! Every field: what is accepted, what is refused and how, and what the defaults are.
 #![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::encode::{ArrayFile, Encoding};
+use crate::encode::{ArrayFile, Colour, Encoding};
 use crate::error::Cause;
 use crate::extract::Form;
 use crate::testing::manifest;
@@ -140,8 +142,6 @@ fn openais_other_fields_pass_only_where_they_ask_for_nothing() {
         ("background", json!("transparent")),
         ("moderation", json!("high")),
         ("response_format", json!("url")),
-        ("stream", json!(true)),
-        ("partial_images", json!(2)),
     ] {
         let (cause, param, message) = refused(json!({ field: value }));
         assert_eq!((cause, param.as_str()), (Cause::Unsupported, field));
@@ -226,4 +226,127 @@ fn a_huge_number_is_written_with_its_exponent() {
 fn a_long_wrong_word_is_cut_in_the_error() {
     let message = refused(json!({"prompt": "é".repeat(100_000)})).2;
     assert!(message.len() < 1000 && message.contains('…'), "{}", message.len());
+}
+
+/// A `.npy` of f32 with these sides, in base64.
+fn npy(sides: &str, values: &[f32]) -> String {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({sides}), }}\n");
+    let length = (header.len() as u16).to_le_bytes();
+    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    STANDARD.encode([b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), &data].concat())
+}
+
+/// A grey PNG of 6×4 pixels, the model's size, in base64; and its values.
+fn picture() -> (String, Vec<f32>) {
+    let pixels: Vec<u8> = (0..24).map(|i| i * 10).collect();
+    let picture = crate::encode::Picture { width: 6, height: 4, colour: Colour::Grey, pixels };
+    let values = crate::decode::picture::planar(&picture, [-1.0, 1.0]);
+    (STANDARD.encode(picture.encode(Encoding::Png, None).unwrap()), values)
+}
+
+#[test]
+fn an_uploaded_x_t_is_one_for_all_or_one_for_each() {
+    let values: Vec<f32> = (0..48).map(|i| i as f32 / 10.0).collect();
+    let x = |fields: Value, image: usize| {
+        let order = resolve(fields).unwrap();
+        order.start.x(image, order.seeds[image], &order.spec)
+    };
+    assert_eq!(x(json!({}), 0), None);
+    let one = npy("1, 4, 6", &values[..24]);
+    assert_eq!(x(json!({"x_t": one, "n": 3}), 2).unwrap(), values[..24]);
+    assert_eq!(x(json!({"x_t": npy("1, 1, 4, 6", &values[..24])}), 0).unwrap(), values[..24]);
+    assert_eq!(x(json!({"x_t": npy("2, 1, 4, 6", &values), "n": 2}), 1).unwrap(), values[24..]);
+
+    for (fields, said) in [
+        (json!({"x_t": "%"}), "base64"),
+        (json!({"x_t": ""}), "does not begin as a .npy"),
+        (json!({"x_t": npy("4, 6", &values[..24])}), "its shape is [4, 6]"),
+        (json!({"x_t": npy("2, 1, 4, 6", &values)}), "more than 24 values"),
+        (json!({"x_t": npy("3, 1, 4, 6", &[0.0; 72]), "n": 2}), "more than 48 values"),
+        (json!({"x_t": npy("1, 4, 6", &[1e4; 24])}), "value 0 is beyond 1000"),
+        (json!({"x_t": npy("1, 4, 6", &[f32::NAN; 24])}), "value 0 is not a finite number"),
+    ] {
+        let (cause, param, message) = refused(fields);
+        assert_eq!((cause, param.as_str()), (Cause::InvalidValue, "x_t"));
+        assert!(message.contains(said), "{message}");
+    }
+}
+
+#[test]
+fn a_picture_is_made_noisy_at_the_level_where_it_begins() {
+    let (file, x0) = picture();
+    for (sampler, strength, first) in
+        [("ddim", 0.3, 7), ("heun", 0.5, 5), ("dpmpp_2m", 0.29, 8), ("ddpm", 1.0, 0)]
+    {
+        let order = resolve(json!({"init_image": file, "strength": strength, "sampler": sampler})).unwrap();
+        let begun = order.spec.evaluations[0];
+        assert_eq!((begun.step, order.spec.steps_taken()), (first, 10 - first), "{sampler}");
+        assert_eq!((begun.x_prev, begun.x0_prev), (0.0, 0.0), "{sampler} looks back to nothing");
+        let x = order.start.x(0, 1, &order.spec).unwrap();
+        let noise = windowpane_diffusion::noise::normal(1, windowpane_diffusion::noise::INITIAL, 24);
+        for i in 0..24 {
+            let expected = begun.alpha * f64::from(x0[i]) + begun.sigma * f64::from(noise[i]);
+            assert!((f64::from(x[i]) - expected).abs() < 1e-6);
+        }
+    }
+    let default = resolve(json!({"init_image": file})).unwrap();
+    assert_eq!(default.spec.steps_taken(), 8);
+
+    for (fields, param) in [
+        (json!({"init_image": file, "strength": 0.0}), "strength"),
+        (json!({"init_image": file, "strength": 0.09}), "strength"),
+        (json!({"init_image": file, "strength": 1.5}), "strength"),
+        (json!({"strength": 0.5}), "strength"),
+        (json!({"init_image": file, "x_t": npy("1, 4, 6", &[0.0; 24])}), "init_image"),
+        (json!({"init_image": "iVBORw0KGgo="}), "init_image"),
+        (json!({"init_image": file, "steps": 0}), "steps"),
+    ] {
+        assert_eq!(refused(fields.clone()).1, param, "{fields}");
+    }
+}
+
+#[test]
+fn a_trajectory_keeps_the_end_of_every_kth_step() {
+    let watched = |fields: Value| resolve(fields).unwrap().watch;
+    assert_eq!(*watched(json!({"trajectory": 1, "steps": 3})).evaluations, [0, 1]);
+    assert_eq!(*watched(json!({"trajectory": 4})).evaluations, [3, 7]);
+    assert_eq!(watched(json!({"trajectory": 10})).frames(), 1);
+    // Two calls a step, but for the last.
+    assert_eq!(*watched(json!({"trajectory": 2, "steps": 5, "sampler": "heun"})).evaluations, [3, 7]);
+    let late = json!({"trajectory": 2, "init_image": picture().0, "strength": 0.5});
+    assert_eq!(*watched(late).evaluations, [1, 3]);
+    let order = resolve(json!({"trajectory": 5, "size": "12x8"})).unwrap();
+    assert_eq!(order.picture_size(&card(&SHOES)), [24, 8]);
+    assert_eq!(watched(json!({})).frames(), 0);
+
+    for (fields, said) in [
+        (json!({"trajectory": 0}), "1 to 10"),
+        (json!({"trajectory": 11}), "1 to 10"),
+        (json!({"trajectory": 1, "stream": true}), "not streamed"),
+        (json!({"trajectory": 1, "steps": 100, "size": "1200x800"}), "13 fit into a strip"),
+    ] {
+        let (_, param, message) = refused(fields);
+        assert!(param == "trajectory" && message.contains(said), "{message}");
+    }
+}
+
+#[test]
+fn a_stream_has_events_and_previews() {
+    let order = resolve(json!({"stream": true, "partial_images": 2, "n": 2})).unwrap();
+    assert_eq!((order.output.form, &*order.watch.evaluations), (Form::Events, &[2_usize, 5][..]));
+    assert_eq!(resolve(json!({"stream": true})).unwrap().watch.evaluations.len(), 0);
+    assert_eq!(resolve(json!({"stream": false, "partial_images": 0})).unwrap().output.form, Form::Json);
+    for (fields, field) in [
+        (json!({"partial_images": 1}), "partial_images"),
+        (json!({"stream": true, "partial_images": 4}), "partial_images"),
+        (json!({"stream": true, "output_format": "npy"}), "output_format"),
+    ] {
+        assert_eq!(refused(fields).1, field);
+    }
+    let body = json!({"prompt": "sneaker", "stream": true});
+    assert_eq!(
+        resolve_on(&card(&SHOES), "text/event-stream", body.clone()).unwrap().output.form,
+        Form::Events
+    );
+    assert_eq!(resolve_on(&card(&SHOES), "image/png", body).unwrap_err().cause, Cause::NotAcceptable);
 }

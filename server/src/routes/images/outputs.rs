@@ -7,9 +7,9 @@ use crate::batcher::Sample;
 use crate::encode::{ArrayFile, Arrays, Encoding, Frames, Picture, enlarge, strip};
 use crate::error::ApiError;
 use crate::extract::Form;
-use crate::model::Card;
+use crate::model::{Card, Model};
 use crate::provenance::Provenance;
-use crate::spec::{File, Output};
+use crate::spec::{File, Order, Output};
 
 /// A finished image.
 #[derive(Debug)]
@@ -29,6 +29,27 @@ pub(super) struct Point {
     pub(super) x: Vec<f32>,
     /// The estimate of the clean one.
     pub(super) x0: Vec<f32>,
+}
+
+// === impl Made ===
+
+impl Made {
+    /// Image `image` of the order, which `model` sampled, with the frames kept before its end.
+    pub(super) fn new(
+        model: &Model,
+        order: &Order,
+        image: usize,
+        sample: Sample,
+        mut frames: Vec<Point>,
+    ) -> Self {
+        let mut provenance = Provenance::new(model, &order.spec, sample.seed, order.start.note(image));
+        if let Some(every) = order.watch.every {
+            provenance.trajectory = Some(every);
+            // The clean image is its own estimate.
+            frames.push(Point { x: sample.values.clone(), x0: sample.values.clone() });
+        }
+        Self { sample, frames, provenance }
+    }
 }
 
 /// A file and what it shows: one image, or with arrays as a raw answer all of them.
@@ -64,6 +85,19 @@ pub(super) async fn encode(
     Ok((files?, elapsed))
 }
 
+/// The picture file of an estimate on the way; it carries no provenance, since it is not the image.
+pub(super) async fn preview(card: &Arc<Card>, output: Output, x0: Vec<f32>) -> Result<Vec<u8>, ApiError> {
+    let File::Picture(encoding) = output.file else {
+        return Err(ApiError::internal("a preview that is no picture"));
+    };
+    let card = Arc::clone(card);
+    let work = move || enlarge(&pixels(&card, &x0), output.scale).encode(encoding, None);
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::internal(format!("the encoder ended early: {error}")))?
+        .map_err(|error| ApiError::internal(error.to_string()))
+}
+
 /// One picture file: the image, or its trajectory as a strip.
 fn picture(card: &Card, encoding: Encoding, scale: usize, image: Made) -> Result<Encoded, ApiError> {
     let Made { sample, frames, mut provenance } = image;
@@ -78,7 +112,7 @@ fn picture(card: &Card, encoding: Encoding, scale: usize, image: Made) -> Result
 }
 
 /// The pixels of an image's values.
-pub(super) fn pixels(card: &Card, values: &[f32]) -> Picture {
+pub(in crate::routes) fn pixels(card: &Card, values: &[f32]) -> Picture {
     let config = &card.manifest.config;
     Picture::from_planar(values, card.colour, config.height, config.width, card.manifest.value_range)
 }

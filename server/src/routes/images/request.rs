@@ -44,10 +44,11 @@ pub struct ImageRequest {
     /// `auto` or `low`; nothing is filtered.
     #[schema(pattern = "^(auto|low)$")]
     pub moderation: Option<String>,
-    /// Only false.
+    /// Answer with server-sent events: previews, then each image as it is done.
     pub stream: Option<bool>,
-    /// Only 0.
-    #[schema(minimum = 0, maximum = 0)]
+    /// Previews of each image in a stream, spread over its steps: what the model takes the clean image to be. Fewer come
+    /// where there are fewer steps.
+    #[schema(minimum = 0, maximum = 3)]
     pub partial_images: Option<u64>,
     /// The caller's name for its user; neither used nor kept.
     pub user: Option<String>,
@@ -76,6 +77,22 @@ pub struct ImageRequest {
     /// A class by index or name; instead of a prompt, or the same as it.
     #[schema(value_type = Option<ClassRef>)]
     pub class: Option<ClassRef>,
+    /// The noise to begin with instead of the seed's: a `.npy` of little-endian f32 (or f64), `[channels, height, width]`
+    /// for all images or with `n` in front for one each, in base64.
+    #[schema(content_encoding = "base64")]
+    pub x_t: Option<String>,
+    /// A picture to begin with: a PNG of the model's size, in base64. Grey becomes RGB by repetition, RGB grey by the
+    /// luma of BT.601; transparent pixels are refused.
+    #[schema(content_encoding = "base64")]
+    pub init_image: Option<String>,
+    /// With `init_image`: the share of the steps that is taken, the last `floor(steps · strength)` of them. The picture
+    /// is made as noisy as the first of these expects. 0.8 unless given.
+    #[schema(minimum = 0.0, maximum = 1.0)]
+    pub strength: Option<f64>,
+    /// Show the way: every so many steps the noisy image is kept, and the finished one last. Pictures become strips, left
+    /// to right; arrays have `[n, frames, channels, height, width]` (`frames`, and `frames_x0` for the clean estimates).
+    #[schema(minimum = 1)]
+    pub trajectory: Option<u64>,
     /// Milliseconds that the answer is worth waiting for, as in the header `x-request-timeout-ms`; of two the shorter
     /// counts. What cannot be done in time is refused at once.
     #[schema(minimum = 1, maximum = 3_600_000)]

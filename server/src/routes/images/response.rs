@@ -95,7 +95,7 @@ impl ImageResponse {
             digest: model.card.digest.clone(),
             class: class.map(|class| manifest.classes[class].name.clone()),
             class_index: class,
-            size: format!("{}x{}", manifest.config.width * scale, manifest.config.height * scale),
+            size: shown_size(order.picture_size(&model.card)),
             upscaled: scale,
             output_format: order.output.file.as_str(),
             background: "opaque",
@@ -108,6 +108,11 @@ impl ImageResponse {
             determinism: model.served.determinism.class,
         }
     }
+}
+
+/// `28x28`.
+pub(super) fn shown_size([width, height]: [usize; 2]) -> String {
+    format!("{width}x{height}")
 }
 
 /// Seconds since 1970. A clock before that is wrong; 0 says so.

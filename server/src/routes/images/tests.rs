@@ -7,6 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+mod uploads;
+
 use super::*;
 use crate::config::Config;
 use crate::engine::fake::Faults;

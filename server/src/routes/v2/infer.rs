@@ -17,7 +17,7 @@ use crate::extract::{self, Compression, VersionedModel};
 use crate::middleware::track::Stages;
 use crate::model::{Card, Model};
 use crate::routes::images::stages;
-use crate::spec::PictureFile;
+use crate::spec::FileBytes;
 use crate::v2::port::Inputs;
 use crate::v2::request::head::Head;
 use crate::v2::request::{HEAD_LENGTH, Wanted};
@@ -56,12 +56,12 @@ struct InferHeaders {
     ),
     request_body(content(
         (Head = "application/json"),
-        (PictureFile = "application/octet-stream"),
+        (FileBytes = "application/octet-stream"),
     ), description = "The inputs, and the outputs that are wanted."),
     responses(
         (status = 200, description = "The outputs.", content(
             (InferResponse = "application/json"),
-            (PictureFile = "application/octet-stream"),
+            (FileBytes = "application/octet-stream"),
         ), headers(
             ("inference-header-content-length" = u64, description = "Bytes of the JSON, where tensors follow it."),
             ("server-timing" = String, description = "Milliseconds of `queue`, `denoise`, `encode` and `total`."),
