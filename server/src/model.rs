@@ -27,6 +27,8 @@ pub struct Card {
     pub digest: String,
     /// When the package came to this disk, in seconds since 1970.
     pub created: u64,
+    /// Its model card, Markdown; `None` where the package has none.
+    pub text: Option<String>,
 }
 
 /// What the model runs on and what was measured of it at load.
@@ -79,7 +81,7 @@ impl Card {
     pub fn new(manifest: Manifest, digest: String, created: u64) -> Result<Self, CardError> {
         let channels = manifest.config.channels;
         let colour = Colour::of_channels(channels).ok_or(CardError::Channels(channels))?;
-        Ok(Self { schedule: manifest.schedule.build()?, manifest, colour, digest, created })
+        Ok(Self { schedule: manifest.schedule.build()?, manifest, colour, digest, created, text: None })
     }
 
     /// Channels, height and width.

@@ -1,5 +1,7 @@
 //! The OpenAPI document: title, groups, and what `router.rs` collects from the handlers.
 
+mod errors;
+
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
@@ -27,6 +29,11 @@ struct Preamble;
 /// The document before any route.
 pub(crate) fn preamble() -> OpenApi {
     Preamble::openapi()
+}
+
+/// Completes a document that has all routes.
+pub(crate) fn complete(document: &mut OpenApi) {
+    errors::describe(document);
 }
 
 /// The whole document, as /openapi.json serves it.

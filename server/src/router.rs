@@ -12,7 +12,7 @@ use crate::{middleware, openapi};
 
 /// All routes with their documentation.
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::preamble())
+    let mut router = OpenApiRouter::with_openapi(openapi::preamble())
         // Clients.
         .routes(routes!(images::generate))
         .routes(routes!(replay::replay))
@@ -32,7 +32,9 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         // Operators.
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
-        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::metrics));
+    openapi::complete(router.get_openapi_mut());
+    router
 }
 
 /// What can be asked of a model of the Open Inference Protocol, below its path.

@@ -15,6 +15,12 @@ use super::externals::{self, External};
 /// Largest manifest that is read: thousands of classes fit, a wrong file does not fill the memory.
 const MAX_MANIFEST: u64 = 16 << 20;
 
+/// The model card's file.
+const CARD_FILE: &str = "CARD.md";
+
+/// Largest model card that is shown.
+const MAX_CARD: u64 = 1 << 20;
+
 /// A package whose every file is what the manifest says.
 #[derive(Debug, Clone)]
 pub struct Package {
@@ -161,6 +167,13 @@ impl Package {
             manifest,
             created: modified.map_or(0, |age| age.as_secs()),
         })
+    }
+
+    /// The model card, if the package has one that is text.
+    pub fn card(&self) -> Option<String> {
+        let pinned = self.manifest.files.get(CARD_FILE)?;
+        let text = || fs::read_to_string(self.folder.join(CARD_FILE)).ok();
+        (pinned.size <= MAX_CARD).then(text)?
     }
 
     /// Bytes of all pinned files.

@@ -254,7 +254,8 @@ struct Attempt {
 
 impl Attempt {
     fn new(package: &Package, provider: Provider) -> Result<Self, ModelError> {
-        let card = Card::new(package.manifest.clone(), package.digest.clone(), package.created)?;
+        let mut card = Card::new(package.manifest.clone(), package.digest.clone(), package.created)?;
+        card.text = package.card();
         let graph = graph_for(&card.manifest, provider).clone();
         Ok(Self { card: Arc::new(card), folder: package.folder.clone(), graph, provider })
     }

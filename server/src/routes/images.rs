@@ -118,9 +118,8 @@ async fn finished(running: &mut Running, order: &Order) -> Result<Vec<Made>, Api
 
 /// The stages of a request: its images are admitted together, and it is done when the last one is.
 pub(super) fn stages<'a>(samples: impl IntoIterator<Item = &'a Sample> + Clone) -> Stages {
-    let samples = || samples.clone().into_iter();
-    let queue = samples().map(|sample| sample.queue).min().unwrap_or_default();
-    let end = samples().map(|sample| sample.queue + sample.denoise).max().unwrap_or_default();
+    let queue = samples.clone().into_iter().map(|sample| sample.queue).min().unwrap_or_default();
+    let end = samples.into_iter().map(|sample| sample.queue + sample.denoise).max().unwrap_or_default();
     Stages { queue, denoise: end - queue, encode: Duration::ZERO }
 }
 

@@ -15,11 +15,11 @@ use crate::batcher::Caller;
 use crate::engine::Provider;
 use crate::engine::check::{Determinism, GoldenReport};
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::ModelId;
+use crate::extract::{Form, ModelId};
 use crate::model::Model;
 use crate::model::load::dtype_name;
 use crate::sampler::{Trajectory, Unit};
-use crate::spec::{MAX_IMAGES, MAX_SIDE, SampleSpec};
+use crate::spec::{MAX_IMAGES, MAX_PREVIEWS, MAX_SIDE, SampleSpec};
 
 /// A list of models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -61,6 +61,12 @@ pub struct ModelObject {
     /// Samplers that a request may name.
     #[schema(example = json!(["ddpm", "ddim"]))]
     pub samplers: Vec<&'static str>,
+    /// Samplers that take `eta`.
+    #[schema(example = json!(["ddim"]))]
+    pub eta_samplers: Vec<&'static str>,
+    /// Files that `output_format` may name.
+    #[schema(example = json!(["png", "npy"]))]
+    pub output_formats: Vec<&'static str>,
     /// Time grids that a request may name.
     #[schema(example = json!(["uniform", "karras"]))]
     pub time_grids: Vec<&'static str>,
@@ -78,6 +84,10 @@ pub struct ModelObject {
     pub lineage: LineageObject,
     /// How busy it is now.
     pub queue: QueueObject,
+    /// The model card, Markdown: what it was trained on, how well it does, what it is good for. Left out in the list, and
+    /// where the package has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
 }
 
 /// A class.
@@ -124,6 +134,8 @@ pub struct Limits {
     pub guidance_scale: f64,
     /// Longest side of an enlarged picture in pixels.
     pub side: usize,
+    /// Previews of one image in a stream.
+    pub partial_images: u64,
 }
 
 /// What a model runs on.
@@ -210,6 +222,8 @@ impl ModelObject {
             channels: manifest.config.channels,
             classes: manifest.classes.iter().enumerate().map(class).collect(),
             samplers: Sampler::ALL.map(Sampler::as_str).to_vec(),
+            eta_samplers: vec![Sampler::Ddim.as_str()],
+            output_formats: Form::FILES.map(Form::as_str).to_vec(),
             time_grids: TimeGrid::ALL.map(TimeGrid::as_str).to_vec(),
             defaults: Defaults {
                 steps: defaults.steps,
@@ -225,6 +239,7 @@ impl ModelObject {
                 karras_steps: windowpane_diffusion::solver::MAX_KARRAS_STEPS,
                 guidance_scale: windowpane_diffusion::guidance::MAX_SCALE,
                 side: MAX_SIDE,
+                partial_images: MAX_PREVIEWS,
             },
             engine: Engine {
                 provider: served.provider,
@@ -246,6 +261,7 @@ impl ModelObject {
                 metrics: lineage.metrics,
             },
             queue: QueueObject::new(model),
+            card: None,
         }
     }
 }
@@ -301,5 +317,6 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
     )
 )]
 pub async fn get(State(app): State<App>, ModelId(id): ModelId) -> Result<Json<ModelObject>, ApiError> {
-    Ok(Json(ModelObject::new(&*app.model(Some(&id))?)))
+    let model = app.model(Some(&id))?;
+    Ok(Json(ModelObject { card: model.card.text.clone(), ..ModelObject::new(&model) }))
 }
