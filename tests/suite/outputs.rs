@@ -1,4 +1,5 @@
 //! Files of numbers, and what a PNG says of itself: NumPy reads the one, any reader of text chunks the other.
+#![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -49,8 +49,10 @@ impl Output {
             return Err(ApiError::invalid("output_format", shown(file.as_str()), expected));
         }
         if let (File::Picture(_), true) = (file, form.is_file() && count > 1) {
-            let expected =
-                format!("1 with `accept: {}`: JSON and arrays hold several images", form.media_type());
+            let expected = format!(
+                "1 with `accept: {}`: JSON holds several images, and so do arrays",
+                form.media_type()
+            );
             return Err(ApiError::invalid("n", count, expected));
         }
         if matches!(file, File::Arrays(_)) && scale > 1 {
