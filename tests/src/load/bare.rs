@@ -41,13 +41,13 @@ impl Bare {
         self.runtime.version()
     }
 
-    /// Row evaluations a second in batches of `rows`, over `seconds`. The session is opened anew and gone afterwards,
+    /// Row evaluations a second in batches of `rows`, in pieces of `piece` as the server runs them, over `seconds`. The session is opened anew and gone afterwards,
     /// so that none lies in memory while the server is measured.
-    pub fn measure(&self, rows: usize, seconds: f64) -> Result<f64> {
+    pub fn measure(&self, rows: usize, piece: usize, seconds: f64) -> Result<f64> {
         let (folder, manifest, runtime) = (self.folder.clone(), self.manifest.clone(), self.runtime);
         let (send, receive) = std::sync::mpsc::channel();
         // The receiver waits for as long as the thread lives.
-        let work = move || _ = send.send(run(runtime, &folder, &manifest, (rows, seconds)));
+        let work = move || _ = send.send(run(runtime, &folder, &manifest, (rows, piece, seconds)));
         let thread = runtime.spawn("bare", work).context("no thread for the bare loop")?;
         let measured = receive.recv().context("the bare loop died")?;
         thread.join().ok().context("the bare loop died")?;
@@ -55,7 +55,12 @@ impl Bare {
     }
 }
 
-fn run(runtime: &Runtime, folder: &Path, manifest: &Manifest, (rows, seconds): (usize, f64)) -> Result<f64> {
+fn run(
+    runtime: &Runtime,
+    folder: &Path,
+    manifest: &Manifest,
+    (rows, piece, seconds): (usize, usize, f64),
+) -> Result<f64> {
     let fits = |graph: &&Graph| {
         (graph.role, graph.device, graph.dtype) == (Role::Denoiser, GraphDevice::Any, Dtype::F32)
     };
@@ -63,6 +68,7 @@ fn run(runtime: &Runtime, folder: &Path, manifest: &Manifest, (rows, seconds): (
         manifest.graphs.iter().find(fits).context("the package has no f32 denoiser for any device")?;
     let config = &manifest.config;
     let mut engine = OrtDenoiser::open(runtime, folder, graph, config.out_channels(), Provider::Cpu)?;
+    engine.split_at(piece);
     let mut batch = StepBatch::new([config.channels, config.height, config.width]);
     let mut random = Random::new(0);
     batch.x = (0..rows * batch.elements()).map(|_| (random.unit() * 2.0 - 1.0) as f32).collect();

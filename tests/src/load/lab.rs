@@ -18,8 +18,12 @@ use super::usage::{Usage, Who};
 pub struct Plan {
     /// Turns, and so pairs, of every bar.
     pub turns: usize,
-    /// Seconds of one measurement.
+    /// Turns of the loads that no bar is about.
+    pub turns_elsewhere: usize,
+    /// Seconds of a measurement at the load of the bar about short jobs, whose tail needs many of them.
     pub seconds: f64,
+    /// Seconds of every other measurement.
+    pub brief: f64,
     /// Loads of the curve, as shares of the capacity.
     pub levels: Vec<f64>,
     /// Delays in milliseconds and rows over which request-level batching is swept.

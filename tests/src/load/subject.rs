@@ -71,13 +71,17 @@ impl Policy {
     }
 }
 
+/// Seconds of work that every server admits: goodput counts what is answered within seconds, so whoever would be late is
+/// better refused.
+const MAX_BACKLOG: &str = "5";
+
 // === impl Subject ===
 
 impl Subject {
     /// Starts it and waits until its model is loaded.
     pub fn start(policy: &Policy, served: &Served) -> Result<Self> {
         let models = served.folder.to_str().context("the model's path is not UTF-8")?;
-        let mut args = vec!["--models", models, "--port", "0"];
+        let mut args = vec!["--models", models, "--port", "0", "--max-backlog", MAX_BACKLOG];
         args.extend(policy.flags.iter().chain(served.flags).map(String::as_str));
         let mut process = Process::windowpane(&args);
         let Some(url) = process.url_or_end() else {
@@ -90,6 +94,15 @@ impl Subject {
         let authority = url.trim_start_matches("http://").to_owned();
         let target = Target { authority, model: served.name.to_owned(), classes: served.classes };
         Ok(Self { policy: policy.name, target, process })
+    }
+
+    /// Rows of one call of the network, as it found them fastest.
+    pub async fn piece(&self) -> Result<usize> {
+        let text = self.target.get(&format!("/v1/models/{}", self.target.model)).await?;
+        let model: serde_json::Value = serde_json::from_str(&text).context("/v1/models is no JSON")?;
+        let piece =
+            model["engine"]["piece_rows"].as_u64().context("/v1/models has no `engine.piece_rows`")?;
+        Ok(usize::try_from(piece)?)
     }
 
     /// Its numbers about itself.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::short_jobs;
 use crate::load::bar::{Bar, Side, Unit};
 use crate::load::client::Manners;
 use crate::load::lab::{GRACE, Lab, Setting};
@@ -41,8 +42,13 @@ pub async fn run(lab: &mut Lab, subjects: &[Subject]) -> Result<Vec<Point>> {
         .collect();
     for number in 0..lab.plan.turns {
         for (row, &load) in levels.iter().enumerate() {
+            let is_bar = (load - short_jobs::LOAD).abs() < 1e-9;
+            if number >= lab.plan.turns_elsewhere && !is_bar {
+                continue;
+            }
             for kind in turn(number, subjects.len()) {
-                let (seconds, manners) = (lab.plan.seconds, Manners::Leave);
+                let seconds = if is_bar { lab.plan.seconds } else { lab.plan.brief };
+                let manners = Manners::Leave;
                 let setting =
                     Setting { experiment: "curve", turn: number, load, seconds, manners, grace: GRACE };
                 let outcomes = lab.measure(&subjects[kind], setting).await?;

@@ -45,7 +45,7 @@ pub async fn run(lab: &mut Lab, subject: &Subject, peak: f64) -> Result<Vec<Pair
                     experiment: "peak",
                     turn: number,
                     load: peak,
-                    seconds: lab.plan.seconds,
+                    seconds: lab.plan.brief,
                     manners: Manners::Leave,
                     grace: GRACE,
                 };

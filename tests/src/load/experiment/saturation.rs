@@ -34,16 +34,17 @@ pub struct Pair {
 /// All pairs. Sets the capacity.
 pub async fn run(lab: &mut Lab) -> Result<Vec<Pair>> {
     let subject = lab.start(&Policy::continuous())?;
+    let piece = subject.piece().await?;
     let (mut pairs, mut bucket) = (Vec::new(), None);
     for number in 0..lab.plan.turns {
         let (mut served, mut bare) = (None, None);
         for kind in turn(number, 2) {
             if kind == 0 {
-                let (ticks, sender) = full(&subject, lab.plan.seconds).await?;
+                let (ticks, sender) = full(&subject, lab.plan.brief).await?;
                 bucket = Some(ticks.bucket().round() as usize);
                 served = Some((ticks, sender));
             } else if let Some(rows) = bucket {
-                bare = Some(lab.bare.measure(rows, lab.plan.seconds)?);
+                bare = Some(lab.bare.measure(rows, piece, lab.plan.brief)?);
             }
         }
         if let (Some((ticks, sender)), Some(bare)) = (served, bare) {

@@ -32,7 +32,7 @@ pub async fn sweep(lab: &mut Lab) -> Result<Vec<Try>> {
     let mut tries = Vec::new();
     for (delay_ms, rows) in lab.plan.sweep.clone() {
         let subject = lab.start(&Policy::request(delay_ms, rows))?;
-        let (seconds, manners) = (lab.plan.seconds, Manners::Leave);
+        let (seconds, manners) = (lab.plan.brief, Manners::Leave);
         let setting = Setting { experiment: "sweep", turn: 0, load: LOAD, seconds, manners, grace: GRACE };
         let summary = lab.measure(&subject, setting).await?.summary;
         subject.stop()?;
