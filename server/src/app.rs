@@ -15,11 +15,11 @@
 pub mod folder;
 pub mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
@@ -44,7 +44,10 @@ struct Inner {
     models: RwLock<Option<BTreeMap<String, Arc<Model>>>>,
     /// Held while a model is loaded or unloaded: one at a time.
     changing: Mutex<()>,
+    put_away: std::sync::Mutex<BTreeSet<String>>,
     requests: Requests,
+    /// Encodings that may run at a time: one for each core, since they take what the networks need.
+    encoders: Semaphore,
     draining: AtomicBool,
     /// Generations being answered.
     jobs: watch::Sender<usize>,
@@ -78,7 +81,9 @@ impl App {
             statistics: Statistics::default(),
             models: RwLock::default(),
             changing: Mutex::default(),
+            put_away: std::sync::Mutex::default(),
             requests: Requests::default(),
+            encoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
         }))
@@ -119,18 +124,31 @@ impl App {
             .await
             .map_err(|error| ApiError::internal(format!("the loader ended early: {error}")))??;
         let name = model.name().to_owned();
+        app.put_away().remove(&model.card.digest);
         app.install(vec![model]);
         app.model(Some(&name))
     }
 
-    /// Serves the model no longer; requests under way are finished.
+    /// Serves the model no longer, until somebody asks for it again; requests under way are finished.
     pub async fn unload_model(&self, name: &str) -> Result<(), ApiError> {
+        let digest = self.model(Some(name))?.card.digest.clone();
+        self.put_away().insert(digest);
+        self.drop_model(name).await
+    }
+
+    /// Serves the model no longer, because its package is gone.
+    pub(crate) async fn drop_model(&self, name: &str) -> Result<(), ApiError> {
         let _one_at_a_time = self.0.changing.lock().await;
         let model = self.model(Some(name))?;
         let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
         table.as_mut().and_then(|table| table.remove(name));
         self.0.loader.forget(&model);
         Ok(())
+    }
+
+    /// Digests of packages that an administrator unloaded: a watched folder does not bring them back.
+    pub(crate) fn put_away(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.0.put_away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The loader, which knows the packages that could be served.
@@ -141,6 +159,18 @@ impl App {
     /// The API keys.
     pub fn keys(&self) -> &Keys {
         &self.0.config.keys
+    }
+
+    /// Runs work that keeps a core busy, such as encoding a picture, off the async threads, and no more of it at a time
+    /// than there are cores. Errors: it panicked.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        // The semaphore is never closed.
+        let _permit = self.0.encoders.acquire().await;
+        let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
+        tokio::task::spawn_blocking(work).await.map_err(ended)
     }
 
     /// The requests under way.

@@ -47,7 +47,7 @@ pub struct Args {
     /// Work of one model that may wait or run, in seconds of the engine's time as measured. Beyond it a request is
     /// told 429 and when there will be room for it. A low limit refuses rather than queues, which is usually what a
     /// caller with a timeout wants.
-    #[arg(long, env = "WINDOWPANE_MAX_BACKLOG", default_value_t = 20, value_name = "SECONDS")]
+    #[arg(long, env = "WINDOWPANE_MAX_BACKLOG", default_value_t = 30, value_name = "SECONDS")]
     pub max_backlog: u64,
 
     /// Images of one model that may wait or run, whatever they cost: a bound on memory.

@@ -1,12 +1,13 @@
 //! The handle of a model's worker: submit work, wait for it, cancel it, stop. What waits and who is admitted is
 //! `queue.rs`, with the pure parts that it decides by: `admission.rs` (may it come in), `policy.rs` (who goes next),
-//! `costs.rs` (what does a tick cost). The thread that owns the engine is `worker.rs`; workers of one device take turns
+//! `costs.rs` (what does a tick cost), `eta.rs` (how long will it take). The thread that owns the engine is `worker.rs`; workers of one device take turns
 //! by `device.rs`.
 
 pub mod admission;
 pub mod baseline;
 pub mod costs;
 pub mod device;
+pub mod eta;
 pub mod policy;
 pub mod queue;
 pub mod worker;
@@ -211,6 +212,7 @@ impl Batcher {
             let queue = Arc::new(Queue::new(&config, Arc::clone(&device)));
             let elements = config.shape.iter().product();
             if opened.send(Ok((Arc::clone(&queue), elements, report))).is_ok() {
+                let _end = Ended(Arc::clone(&queue));
                 Worker::new(engine, config, queue, metrics).run(&device);
             }
         };
@@ -269,6 +271,16 @@ impl Batcher {
 impl Drop for Batcher {
     fn drop(&mut self) {
         self.queue.retire();
+    }
+}
+
+/// Whatever ended the worker, nobody waits for it: what has arrived is let go, and nothing more is admitted.
+struct Ended(Arc<Queue>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.stop();
+        drop(self.0.take_arrivals());
     }
 }
 

@@ -125,7 +125,7 @@ impl Default for Config {
             threads: cores(),
             max_rows: 32,
             queue_limit: 4096,
-            max_backlog: Duration::from_secs(20),
+            max_backlog: Duration::from_secs(30),
             scheduling: Scheduling::Continuous,
             keys: Keys::default(),
             watch: None,

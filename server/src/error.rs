@@ -162,6 +162,11 @@ impl Cause {
         self.row().0
     }
 
+    /// Whether something is wrong here, and an operator should read of it.
+    pub fn is_fault(self) -> bool {
+        matches!(self, Self::Engine | Self::LoadFailed | Self::Internal)
+    }
+
     /// The stable word, also the metrics' label.
     pub fn code(self) -> &'static str {
         self.row().2
@@ -217,6 +222,16 @@ impl ApiError {
         self
     }
 
+    /// Whether asking again brings the same answer, or what nobody wants any more. OpenAI's clients ask again by
+    /// themselves after most errors, unless the header `x-should-retry` says no.
+    fn is_final(&self) -> bool {
+        match self.cause {
+            Cause::Cancelled | Cause::DeadlinePassed | Cause::Engine | Cause::LoadFailed => true,
+            Cause::DeadlineUnmeetable => self.retry_after.is_none(),
+            _ => false,
+        }
+    }
+
     /// The body, for a request with this id.
     pub fn body(&self, request_id: &str) -> ErrorBody {
         let (_, r#type, code) = self.cause.row();
@@ -266,6 +281,13 @@ impl IntoResponse for ApiError {
         let mut response = self.cause.status().into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        let headers = response.headers_mut();
+        if self.cause == Cause::Unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.is_final() {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response.extensions_mut().insert(self);
         response

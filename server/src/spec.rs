@@ -21,7 +21,7 @@ pub use class::ClassRef;
 pub use names::{FileBytes, SamplerName, TimeGridName};
 pub use output::{File, MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
-pub use start::{DEFAULT_STRENGTH, Start};
+pub use start::{DEFAULT_STRENGTH, MOST_NOISE, Start};
 pub use watch::{MAX_PREVIEWS, Watch};
 
 use crate::error::ApiError;

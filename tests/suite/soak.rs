@@ -41,7 +41,7 @@ fn nothing_is_left_of_a_storm() {
     let fixed = json!({"class": 1, "seed": 11, "steps": 4});
     let ask = |body: &Value| TestServer::shared().elsewhere("POST", &format!("{url}{IMAGES}"), Some(body));
     let before = ask(&fixed).unwrap().ok().file(0);
-    let (stop, counts) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 4]);
+    let (stop, counts) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 5]);
     let memory = std::thread::scope(|scope| {
         for client in 0..8 {
             let (stop, counts, url) = (&stop, &counts, &url);
@@ -56,16 +56,28 @@ fn nothing_is_left_of_a_storm() {
                     } else {
                         request
                     };
+                    let id = format!("storm-{client}");
+                    let request = request.header("x-request-id", &id);
+                    if random.chance(20) {
+                        let url = format!("{url}/v1/requests/{id}");
+                        scope.spawn(move || {
+                            std::thread::sleep(Duration::from_millis(100));
+                            shared.elsewhere("DELETE", &url, None).expect("it answers");
+                        });
+                    }
                     let answer = shared
                         .block_on(async { tokio::time::timeout(patience, shared.answer(request)).await });
                     let kind = match answer.map(|answer| answer.status) {
                         Ok(200) => 0,
                         Ok(429) => 1,
                         Ok(504) => 2,
+                        Ok(409) => 4,
                         Err(_) => 3,
                         Ok(other) => panic!("answered with {other}"),
                     };
                     counts[kind].fetch_add(1, Relaxed);
+                    // Ruder than any client that reads `retry-after`, and no attack either.
+                    std::thread::sleep(Duration::from_millis(5));
                 }
             });
         }
@@ -78,9 +90,11 @@ fn nothing_is_left_of_a_storm() {
         stop.store(true, Relaxed);
         memory
     });
-    let [images, refused, late, left] = counts.map(|count| count.load(Relaxed));
-    println!("{images} answered, {refused} refused, {late} too late, {left} left; {memory:?} bytes");
-    assert!(images > 20 && refused > 0 && left > 0, "{images} {refused} {left}");
+    let [images, refused, late, left, cancelled] = counts.map(|count| count.load(Relaxed));
+    println!(
+        "{images} answered, {refused} refused, {late} too late, {left} left, {cancelled} cancelled; {memory:?} bytes"
+    );
+    assert!(images > 20 && refused > 0 && left > 0 && cancelled > 0, "{images} {refused} {left} {cancelled}");
     assert!(memory[2] as f64 <= memory[0] as f64 * 1.1 + 16e6, "memory grew: {memory:?}");
     let start = Instant::now();
     let idle = || {

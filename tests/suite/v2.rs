@@ -150,7 +150,6 @@ fn an_administrator_unloads_and_loads() {
         assert!(error["message"].as_str().unwrap().starts_with(message), "{name}: {error}");
     }
     // Broken on the disk, it does not replace the one that serves; and where it lies is told to nobody.
-    // (A new file in its place: what serves has the old one mapped into memory.)
     std::fs::remove_file(package.file("weights.bin")).unwrap();
     package.write("weights.bin", "nothing");
     let load = server.request("POST", "/v2/repository/models/tiny/load").bearer_auth(secret);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::app::App;
+use crate::model::load::LoadError;
 
 /// Looks at the folder every `interval`, for ever.
 pub async fn watch(app: App, interval: Duration) {
@@ -28,21 +29,31 @@ struct Watch {
 impl Watch {
     async fn look(&mut self) {
         let app = self.app.clone();
-        let Ok(found) = tokio::task::spawn_blocking(move || app.loader().available()).await else { return };
-        let here: BTreeMap<String, String> = match found {
-            Ok(found) => found.into_iter().map(|(name, digest, _)| (name, digest)).collect(),
+        let look = move || {
+            let loader = app.loader();
+            Ok::<_, LoadError>((loader.available()?, loader.is_unreadable()?))
+        };
+        let Ok(found) = tokio::task::spawn_blocking(look).await else { return };
+        let (here, unreadable): (BTreeMap<String, String>, bool) = match found {
+            Ok((found, unreadable)) => {
+                (found.into_iter().map(|(name, digest, _)| (name, digest)).collect(), unreadable)
+            }
             // An empty or missing folder is more often a mistake on its way to be mended than a wish.
             Err(error) => return tracing::warn!(%error, "the model folder; what is served stays"),
         };
         let served: BTreeMap<String, String> =
             self.app.models().iter().map(|m| (m.name().to_owned(), m.card.digest.clone())).collect();
         for (name, digest) in &here {
-            if served.get(name) != Some(digest) {
+            if served.get(name) != Some(digest) && !self.app.put_away().contains(digest) {
                 self.load(name, digest).await;
             }
         }
+        // A manifest that does not read is one that is being written: nobody knows yet whose it is.
+        if unreadable {
+            return;
+        }
         for name in served.keys().filter(|name| !here.contains_key(*name)) {
-            if self.app.unload_model(name).await.is_ok() {
+            if self.app.drop_model(name).await.is_ok() {
                 tracing::info!(model = name, "its package is gone; it is served no longer");
             }
         }

@@ -82,17 +82,7 @@ impl Ledger {
         let Terms { now, limit, row } = terms;
         self.forget(now);
         let account = self.callers.entry(ask.caller).or_default();
-        let mine = account.promises.iter().position(|promise| promise.fingerprint == ask.fingerprint);
-        let kept = match mine {
-            Some(i) if now + EARLY < account.promises[i].due => {
-                return Err(whole_seconds(account.promises[i].due - now));
-            }
-            Some(i) => {
-                account.promises.remove(i);
-                true
-            }
-            None => false,
-        };
+        let kept = account.claim(ask.fingerprint, now + EARLY);
         let active = self.callers.len() as u64;
         let share = (limit / active).max(1);
         let account = self.callers.entry(ask.caller).or_default();
@@ -138,11 +128,6 @@ impl Ledger {
         self.callers.values().map(|account| account.outstanding).sum()
     }
 
-    /// Row evaluations outstanding, by caller.
-    pub fn by_caller(&self) -> impl Iterator<Item = (Caller, u64)> + '_ {
-        self.callers.iter().map(|(&caller, account)| (caller, account.outstanding))
-    }
-
     /// Drops promises that nobody claimed, and callers without any business.
     fn forget(&mut self, now: Duration) {
         self.callers.retain(|_, account| {
@@ -157,6 +142,15 @@ impl Ledger {
 impl Account {
     fn is_empty(&self) -> bool {
         self.outstanding == 0 && self.promises.is_empty()
+    }
+
+    /// Takes the earliest promise to this fingerprint that is due by `now`. Whoever comes before its time is taken for
+    /// somebody else who asks for the same.
+    fn claim(&mut self, fingerprint: u64, now: Duration) -> bool {
+        let due =
+            self.promises.iter().enumerate().filter(|(_, p)| p.fingerprint == fingerprint && p.due <= now);
+        let earliest = due.min_by_key(|(_, promise)| promise.due).map(|(i, _)| i);
+        earliest.map(|i| self.promises.remove(i)).is_some()
     }
 
     fn promised(&self) -> u64 {
@@ -202,8 +196,32 @@ mod tests {
         // Three seconds later 300 are done: the room is the first one's, not a newcomer's, and not the second one's.
         ledger.give_back(Caller(0), 300);
         assert_eq!(ledger.ask(ask(0, 4, 300), terms(3.0)), Err(6));
-        assert_eq!(ledger.ask(ask(0, 3, 300), terms(3.0)), Err(3));
         assert_eq!(ledger.ask(ask(0, 2, 300), terms(3.1)), Ok(()));
+        ledger.give_back(Caller(0), 300);
+        assert_eq!(ledger.ask(ask(0, 3, 300), terms(6.0)), Ok(()));
+    }
+
+    #[test]
+    fn many_may_ask_for_the_same() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        // Each has a promise of its own, though nothing tells them apart.
+        for second in 1..=5 {
+            assert_eq!(ledger.ask(ask(0, 7, 100), terms(0.0)), Err(second));
+        }
+        for second in 1..=5 {
+            ledger.give_back(Caller(0), 100);
+            assert_eq!(ledger.ask(ask(0, 7, 100), terms(second as f64)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_idle_engine_refuses_nobody() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 6000), terms(0.0)), Ok(()));
+        assert_eq!(ledger.ask(ask(0, 2, 100), terms(0.0)), Err(51));
+        ledger.give_back(Caller(0), 6000);
+        assert_eq!(ledger.ask(ask(0, 2, 100), terms(1.0)), Ok(()));
     }
 
     #[test]

@@ -38,6 +38,17 @@ impl TickCosts {
         Self { measured, correction: 1.0 }
     }
 
+    /// The same, where more rows than `piece` run in even pieces of at most so many, one after another.
+    #[must_use]
+    pub fn in_pieces_of(mut self, piece: usize) -> Self {
+        let whole = self.clone();
+        for (rows, seconds) in self.measured.iter_mut().filter(|(rows, _)| *rows > piece) {
+            let pieces = rows.div_ceil(piece.max(1));
+            *seconds = pieces as f64 * whole.at_load(rows.div_ceil(pieces));
+        }
+        self
+    }
+
     /// Sizes that were measured.
     pub fn buckets(&self) -> impl Iterator<Item = (usize, Duration)> + '_ {
         self.measured.iter().map(|&(rows, time)| (rows, Duration::from_secs_f64(time)))
@@ -106,6 +117,15 @@ mod tests {
             assert_eq!(costs.tick(rows), ms(time), "{rows}");
         }
         assert_eq!(costs.work(80, 8), ms(160));
+    }
+
+    #[test]
+    fn pieces_cost_what_they_cost_alone() {
+        let costs = TickCosts::new([(1, ms(4)), (4, ms(10)), (8, ms(16)), (32, ms(200))]).in_pieces_of(8);
+        for (rows, time) in [(4, 10), (8, 16), (32, 64)] {
+            assert_eq!(costs.tick(rows), ms(time), "{rows}");
+        }
+        assert_eq!(costs.target(32), LEAST_TARGET);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! out. Admission, deadlines and the choice of a tick are decided here, by the pure parts beside this file; the lock is
 //! held for as long as that takes, never while the network runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::admission::{Ask, Ledger, Terms, whole_seconds};
 use super::baseline::{Cohort, Member, Pick};
 use super::costs::TickCosts;
 use super::device::Device;
+use super::eta::{Ahead, Demand};
 use super::policy::{Candidate, Policy};
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
@@ -181,7 +182,7 @@ impl Queue {
         if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(admitted))
             && eta > left
         {
-            let alone = self.alone(&state, &demand);
+            let alone = demand.alone(&state.costs, self.rules.room);
             return Err(SubmitError::TooLate {
                 needs: eta,
                 alone,
@@ -189,8 +190,7 @@ impl Queue {
             });
         }
         let row = state.costs.work(1000, self.rules.room).as_secs_f64() / 1000.0 * self.device.sharers();
-        let images = state.entries.len();
-        if images + units.len() > self.rules.max_images {
+        if units.len() > state.places(caller, self.rules.max_images) {
             let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
             return Err(SubmitError::Overloaded { retry_after: whole_seconds(half) });
         }
@@ -271,9 +271,11 @@ impl Queue {
         }
     }
 
-    /// Chooses the next tick.
-    pub(super) fn choose(&self) -> Choice {
+    /// Chooses the next tick. Whatever arrived in the meantime goes into `live` too: what is chosen from is what the
+    /// worker has.
+    pub(super) fn choose(&self, live: &mut impl Extend<(u64, Job)>) -> Choice {
         let mut state = self.lock();
+        live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
         let State { turns, entries, .. } = &mut *state;
         // One request that insists on its bucket holds all ticks to it: a bucket is the same for everybody in it.
         let pinned = self.rules.pinned.filter(|_| entries.values().any(|entry| entry.pinned));
@@ -358,35 +360,15 @@ impl Queue {
         std::mem::take(&mut self.lock().arrivals)
     }
 
-    /// When it would all be done, if nothing else arrived: two bounds, of which the larger is close.
-    ///
-    /// By the engine's work: what is ahead within the caller's queue, and as much of every other caller's as it is
-    /// given in the meantime. By the steps: its longest image needs that many ticks one after another, each with its
-    /// own rows and what fills the rest.
+    /// Time until all of it is done, if nothing else arrived.
     fn eta(&self, state: &State, demand: &Demand) -> Duration {
-        let (due, room) = (state.deadline(demand), self.rules.room);
-        let (mut ahead, mut all, mut others) = (demand.work, 0, BTreeMap::<Caller, u64>::new());
-        for Entry { candidate, left, .. } in state.entries.values() {
-            let work = (left * candidate.rows) as u64;
-            all += work;
-            if candidate.caller != demand.caller {
-                *others.entry(candidate.caller).or_default() += work;
-            } else if candidate.deadline <= due {
-                ahead += work;
-            }
-        }
-        let shared: u64 = others.values().map(|&work| work.min(ahead)).sum();
-        let by_work = state.costs.work(ahead + shared, room);
-        let filling = (room.saturating_sub(demand.rows) * demand.longest) as u64;
-        let by_steps = self.alone(state, demand) + state.costs.work(all.min(filling), room);
-        by_work.max(by_steps).mul_f64(self.device.sharers())
-    }
-
-    /// When it would be done with the engine to itself.
-    fn alone(&self, state: &State, demand: &Demand) -> Duration {
-        let rows = demand.rows.min(self.rules.room);
-        let rounds = demand.rows.div_ceil(self.rules.room.max(1));
-        state.costs.tick(rows).saturating_mul((demand.longest * rounds) as u32)
+        let due = state.deadline(demand);
+        let ahead = state.entries.values().map(|Entry { candidate, left, .. }| Ahead {
+            caller: candidate.caller,
+            work: (left * candidate.rows) as u64,
+            goes_first: candidate.deadline <= due,
+        });
+        demand.eta(ahead, &state.costs, self.rules.room).mul_f64(self.device.sharers())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -395,33 +377,17 @@ impl Queue {
     }
 }
 
-/// What a request asks of the engine.
-struct Demand {
-    caller: Caller,
-    /// Row evaluations.
-    work: u64,
-    /// Rows of all its units.
-    rows: usize,
-    /// Ticks of its longest unit.
-    longest: usize,
-}
-
-// === impl Demand ===
-
-impl Demand {
-    fn of(caller: Caller, units: &[Unit]) -> Self {
-        Self {
-            caller,
-            work: units.iter().map(Unit::work).sum(),
-            rows: units.iter().map(Unit::rows).sum(),
-            longest: units.iter().map(Unit::evaluations_left).max().unwrap_or(0),
-        }
-    }
-}
-
 // === impl State ===
 
 impl State {
+    /// Images that `caller` may still bring: of `limit` its share among those who have some, less its own.
+    fn places(&self, caller: Caller, limit: usize) -> usize {
+        let callers: BTreeSet<Caller> = self.entries.values().map(|entry| entry.candidate.caller).collect();
+        let others = callers.iter().filter(|&&other| other != caller).count();
+        let own = self.entries.values().filter(|entry| entry.candidate.caller == caller).count();
+        (limit / (others + 1)).saturating_sub(own)
+    }
+
     /// Its place among its caller's.
     fn deadline(&self, demand: &Demand) -> u64 {
         match &self.turns {

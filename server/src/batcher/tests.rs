@@ -453,3 +453,42 @@ fn stopping_answers_everybody() {
     assert_eq!(metrics.cancellations.with_label_values(&["shoes", "shutdown"]).get(), 3);
     assert_eq!(model.batcher.images(), 0);
 }
+
+#[test]
+fn what_is_chosen_is_what_the_worker_has() {
+    let (model, _) = model(8, Faults::default());
+    let spec = spec(&model, Sampler::Ddim, 4, 2.0, 0);
+    let config = WorkerConfig {
+        model: "shoes".to_owned(),
+        shape: model.card.shape(),
+        out_channels: 1,
+        max_rows: 8,
+        queue_limit: 100,
+        max_backlog: Duration::from_secs(10),
+        costs: model.served.costs.clone(),
+        padded: false,
+        pinned: None,
+        scheduling: Scheduling::Continuous,
+    };
+    // Nobody has collected what arrived when the tick is chosen.
+    let queue = Queue::new(&config, Arc::default());
+    let _events = queue.submit(request(&model, &spec, &[1, 2]), &Arc::default()).unwrap();
+    let mut live = std::collections::BTreeMap::new();
+    let queue::Choice::Tick { ids, padded: None } = queue.choose(&mut live) else { panic!("it waits") };
+    assert_eq!(ids, live.keys().copied().collect::<Vec<_>>());
+    assert_eq!(ids.len(), 2);
+}
+
+#[test]
+fn a_worker_that_dies_is_waited_for_by_nobody() {
+    let (model, _) = model(8, Faults::default());
+    let spec = spec(&model, Sampler::Ddim, 4, 2.0, 0);
+    // A unit of the wrong size is a defect that no request can reach; it ends the thread, outside the engine's call.
+    let unit = Unit::Evaluate(Evaluate::new(vec![0.0; 3], 0.0, 0));
+    let ticket = model.batcher.submit(Request { units: vec![unit], ..request(&model, &spec, &[1]) }).unwrap();
+    assert_eq!(block_on(ticket.finish()), Err(SampleError::ShuttingDown));
+    while model.batcher.is_alive() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(submit(&model, &spec, &[1]).unwrap_err(), SubmitError::Ended);
+}

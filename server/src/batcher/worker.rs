@@ -64,7 +64,7 @@ impl Worker {
             }
             self.drop_departed();
             pause = None;
-            match self.queue.choose() {
+            match self.queue.choose(&mut Arrivals(&mut self.live)) {
                 Choice::Wait(time) => pause = Some(time),
                 Choice::Tick { ids, .. } if ids.is_empty() => {}
                 Choice::Tick { ids, padded } => self.tick(&seat, &ids, padded),

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use axum::http::{HeaderName, HeaderValue};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -12,6 +13,9 @@ use windowpane_diffusion::noise;
 use super::{Denoiser, EngineError, StepBatch};
 use crate::batcher::costs::TickCosts;
 use crate::model::Card;
+
+/// The header of every generated response that says what was measured of its bits.
+pub const DETERMINISM_HEADER: HeaderName = HeaderName::from_static("x-determinism");
 
 /// The golden replayed through the runtime.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
@@ -54,6 +58,15 @@ pub struct Measured {
 // === impl Determinism ===
 
 impl Determinism {
+    /// `bitwise`, or `tolerance` and the number.
+    pub fn header(&self) -> HeaderValue {
+        let text = match self.class {
+            DeterminismClass::Bitwise => "bitwise".to_owned(),
+            DeterminismClass::Tolerance => format!("tolerance {:e}", self.relative_difference),
+        };
+        HeaderValue::try_from(text).expect("a number is visible ASCII; this is a bug")
+    }
+
     /// Whether the same bits can be promised to a request that insists on them.
     pub fn promises_bits(&self) -> bool {
         self.class == DeterminismClass::Bitwise || self.pinned_rows.is_some()
@@ -174,8 +187,12 @@ pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Resul
         let mut same_in_company = true;
         // What a row gives in this bucket, by which row it is, wherever it lies and whoever is beside it.
         let mut here: [Option<Vec<f32>>; DISTINCT] = Default::default();
-        for first in 0..DISTINCT {
+        let mut fastest = Duration::MAX;
+        // Large batches take long, and are timed well enough by fewer.
+        for first in 0..if size <= 8 { DISTINCT } else { 2 } {
+            let start = Instant::now();
             let out = probe.run(size, first)?;
+            fastest = fastest.min(start.elapsed());
             for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
                 let which = (first + i) % DISTINCT;
                 bitwise &= same_bits(row, &alone[which]);
@@ -183,21 +200,25 @@ pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Resul
                 same_in_company &= same_bits(here[which].get_or_insert_with(|| row.to_vec()), row);
             }
         }
-        costs.push((size, probe.time(size)?));
+        costs.push((size, fastest));
         steady.extend(same_in_company.then_some(size));
     }
     // The largest: everybody's ticks are held to it while a request insists.
     let pinned_rows = if bitwise { None } else { steady.into_iter().filter(|&size| size >= 2).max() };
     let class = if bitwise { DeterminismClass::Bitwise } else { DeterminismClass::Tolerance };
-    let determinism = Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows };
+    let mut determinism =
+        Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows };
     let piece = if bitwise { piece(&costs) } else { max_rows };
-    if piece < max_rows {
-        probe.engine.split_at(piece);
-        for (size, fastest) in costs.iter_mut().filter(|&&mut (size, _)| size > piece) {
-            *fastest = probe.time(*size)?;
+    probe.engine.split_at(piece);
+    let costs = TickCosts::new(costs).in_pieces_of(piece);
+    if bitwise {
+        // Every size that one call of the network will have, and a full tick in its pieces.
+        let room = costs.target(max_rows);
+        for size in (1..=piece.min(room)).chain([room]) {
+            probe.compare(size, 0, &alone, &mut determinism)?;
         }
     }
-    Ok(Measured { determinism, costs: TickCosts::new(costs), piece })
+    Ok(Measured { determinism, costs, piece })
 }
 
 /// The most rows in one call of the network that are about as fast, for a row, as the fastest; what is larger runs in
@@ -245,15 +266,26 @@ impl<'a> Probe<'a> {
         Ok(&self.out)
     }
 
-    /// The fastest of a few runs: what a tick of this size costs when nothing disturbs it.
-    fn time(&mut self, size: usize) -> Result<Duration, EngineError> {
-        let mut fastest = Duration::MAX;
-        for _ in 0..3 {
-            let start = Instant::now();
-            self.run(size, 0)?;
-            fastest = fastest.min(start.elapsed());
+    /// One more size against the rows alone; what differs is noted.
+    fn compare(
+        &mut self,
+        size: usize,
+        first: usize,
+        alone: &[Vec<f32>],
+        determinism: &mut Determinism,
+    ) -> Result<(), EngineError> {
+        let out = self.run(size, first)?;
+        for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
+            let alone = &alone[(first + i) % DISTINCT];
+            if !same_bits(row, alone) {
+                determinism.class = DeterminismClass::Tolerance;
+                determinism.relative_difference = determinism.relative_difference.max(relative(row, alone));
+            }
         }
-        Ok(fastest)
+        if let Err(place) = determinism.batch_sizes.binary_search(&size) {
+            determinism.batch_sizes.insert(place, size);
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ pub async fn layer(Extension(id): Extension<RequestId>, request: Request, next: 
     let v2 = is_v2(request.uri().path());
     let mut response = next.run(request).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
-    if response.status().is_server_error() {
+    if error.cause.is_fault() {
         let detail = error.detail.as_deref().unwrap_or(&error.message);
         tracing::error!(request_id = id.as_str(), code = error.cause.code(), detail, "request failed");
     }

@@ -1,6 +1,8 @@
 //! From a folder to a model that serves: verify the package, choose the graph for the device, open it on the worker's
 //! own thread, replay the golden there, measure. Only then is there a [`Model`].
 
+mod error;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,105 +10,19 @@ use std::time::Instant;
 
 use windowpane_diffusion::manifest::{Dtype, GOLDEN_FILE, Graph, GraphDevice, Manifest, Role};
 
-use super::{Card, CardError, Model, Served};
+pub use error::{LoadError, ModelError};
+
+use super::{Card, Model, Served};
 use crate::args::Device;
 use crate::batcher::device::Device as Shared;
 use crate::batcher::{Batcher, StartError, WorkerConfig};
 use crate::config::Config;
-use crate::engine::check::{self, CheckError, DeterminismClass};
-use crate::engine::dylib::{self, DylibError};
-use crate::engine::ort::{OrtDenoiser, Runtime, RuntimeError, SessionError};
-use crate::engine::package::{Package, PackageError, find, identity};
+use crate::engine::check::{self, DeterminismClass};
+use crate::engine::dylib;
+use crate::engine::ort::{OrtDenoiser, Runtime};
+use crate::engine::package::{Package, find, identity};
 use crate::engine::{Denoiser, Provider, probe};
-use crate::error::{ApiError, Cause};
 use crate::metrics::Metrics;
-
-/// Why models do not load.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The library is not there.
-    #[error(transparent)]
-    Dylib(#[from] DylibError),
-    /// The library does not start.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    /// A package is not what its manifest says.
-    #[error(transparent)]
-    Package(#[from] PackageError),
-    /// A package is valid and cannot be served.
-    #[error("`{}`: {cause}", folder.display())]
-    Model {
-        /// The package.
-        folder: PathBuf,
-        /// What is wrong.
-        cause: ModelError,
-    },
-    /// Two packages have one name.
-    #[error("`{}` is named `{name}`, as another package is", folder.display())]
-    Twice {
-        /// The second package.
-        folder: PathBuf,
-        /// The name.
-        name: String,
-    },
-    /// No package has this name.
-    #[error("no package is named `{name}`; there are: {}", known.join(", "))]
-    Unknown {
-        /// The name asked for.
-        name: String,
-        /// Names of the packages in the folder.
-        known: Vec<String>,
-    },
-    /// Several packages failed.
-    #[error("{} packages do not load:\n{}", .0.len(), .0.iter().map(|e| format!("- {e}")).collect::<Vec<_>>().join("\n"))]
-    Several(Vec<LoadError>),
-}
-
-impl From<LoadError> for ApiError {
-    /// A package that is not there is the client's mistake. Of one that does not load only the log tells: its words are
-    /// full of paths.
-    fn from(error: LoadError) -> Self {
-        if let LoadError::Unknown { name, known } = &error {
-            let known: Vec<_> = known.iter().map(String::as_str).collect();
-            return Self::model_not_found(&name.chars().take(64).collect::<String>(), &known);
-        }
-        let message = "the package does not load; the log says why, under this request's id";
-        Self { detail: Some(error.to_string()), ..Self::new(Cause::LoadFailed, message) }
-    }
-}
-
-/// Why one model does not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// Its manifest describes what cannot be shown.
-    #[error(transparent)]
-    Card(#[from] CardError),
-    /// Its graph does not open.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// It fails its checks.
-    #[error("`{graph}` on {provider}: {cause}")]
-    Check {
-        /// The graph.
-        graph: String,
-        /// The device.
-        provider: Provider,
-        /// What failed.
-        cause: CheckError,
-    },
-    /// Its golden file does not open.
-    #[error("`{GOLDEN_FILE}`: {0}")]
-    Golden(std::io::Error),
-    /// Its thread does not flush subnormals.
-    #[error("the worker thread does not flush subnormals to zero, which makes windows several times slower")]
-    Subnormals,
-    /// It has no thread.
-    #[error("{0}")]
-    Thread(String),
-    /// CUDA was asked for and the model does not run there.
-    #[error("CUDA was asked for by `--device cuda` and is not available: {0}")]
-    Cuda(Box<ModelError>),
-}
 
 /// Loads packages of one folder, at start and later, onto the devices it knows.
 #[derive(Debug)]
@@ -166,6 +82,11 @@ impl Loader {
             Some((name, digest, folder))
         };
         Ok(find(&self.config.models)?.into_iter().filter_map(named).collect())
+    }
+
+    /// Whether a folder has a manifest that does not read.
+    pub fn is_unreadable(&self) -> Result<bool, LoadError> {
+        Ok(find(&self.config.models)?.iter().any(|folder| identity(folder).is_none()))
     }
 
     /// Takes a model that serves no longer out of the metrics.

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use crate::app::App;
 use crate::batcher::{Event, Sample};
 use crate::call::{Call, Running};
+use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
 use crate::middleware::track::Stages;
@@ -85,17 +86,21 @@ pub async fn generate(
     let id = call.id.clone();
     let mut running = call.submit(&app, &model, order.units(model.batcher.elements()))?;
     if order.output.form == Form::Events {
-        return Ok(stream::respond(app, running, order, id));
+        let promise = model.served.determinism.header();
+        let mut response = stream::respond(app, running, order, id);
+        response.headers_mut().insert(DETERMINISM_HEADER, promise);
+        return Ok(response);
     }
     let images = finished(&mut running, &order).await?;
     let mut stages = stages(images.iter().map(|image| &image.sample));
-    let (images, encode) = outputs::encode(&model.card, order.output, images).await?;
+    let (images, encode) = outputs::encode(&app, &model.card, order.output, images).await?;
     app.metrics().encode.with_label_values(&[model.name()]).observe(encode.as_secs_f64());
     stages.encode = encode;
     let mut response = match order.output.form {
         Form::Json => Json(ImageResponse::new(&model, &order, images)).into_response(),
         form => response::raw(form, &model, &order, images)?,
     };
+    response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
     response.extensions_mut().insert(stages);
     Ok(response)
 }

@@ -88,7 +88,8 @@ pub async fn replay(
     let theirs = picture::png(&file, model.card.colour, [w, h]).map_err(|error| unfit(error.to_string()))?;
     let order = Order::resolve(&request(&provenance), &Accept::default(), &model.card)
         .map_err(|error| unfit(format!("in its provenance {}", error.message)))?;
-    let call = call.asking(&provenance);
+    let promised = model.served.determinism.promises_bits();
+    let call = call.asking(&provenance).reproducible(Some(promised), &model)?;
     let mut samples = call.submit(&app, &model, order.units(model.batcher.elements()))?.finish().await?;
     let sample = samples.pop().ok_or_else(|| ApiError::internal("an order without images"))?;
     let ours = enlarge(&pixels(&model.card, &sample.values), scale);

@@ -17,7 +17,7 @@ use crate::routes::images::ImageRequest;
 pub const DEFAULT_STRENGTH: f64 = 0.8;
 
 /// Largest magnitude of an `x_t`. Noise is hardly beyond 6; the arithmetic of f32 is safe far beyond this.
-const MOST: f32 = 1000.0;
+pub const MOST_NOISE: f32 = 1000.0;
 
 /// Where a request's trajectories begin.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,8 +118,8 @@ fn given(file: &str, card: &Card, count: u64) -> Result<Vec<Vec<f32>>, ApiError>
     if shape != [channels, height, width] && shape != [count, channels, height, width] {
         return Err(invalid(&format_args!("its shape is {shape:?}")));
     }
-    if let Some(place) = values.iter().position(|value| value.abs() > MOST) {
-        return Err(invalid(&format_args!("value {place} is beyond {MOST} in magnitude")));
+    if let Some(place) = values.iter().position(|value| value.abs() > MOST_NOISE) {
+        return Err(invalid(&format_args!("value {place} is beyond {MOST_NOISE} in magnitude")));
     }
     Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
 }

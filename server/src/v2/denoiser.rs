@@ -3,7 +3,10 @@
 
 use windowpane_diffusion::error::number;
 
-use super::{Datatype, Port, Tensor, Values, port::Inputs};
+use super::{
+    Datatype, Port, Tensor, Values,
+    port::{Inputs, moderate},
+};
 use crate::batcher::Sample;
 use crate::error::ApiError;
 use crate::model::Card;
@@ -35,6 +38,7 @@ pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
     let y = inputs.naturals("y").unwrap_or_else(|| Ok(vec![null; rows]))?;
     let mut units = Vec::with_capacity(rows);
     for (row, ((x, t), y)) in x.into_iter().zip(t).zip(y).enumerate() {
+        moderate("x", row, &x)?;
         if !(0.0..=last).contains(&t) {
             let got = format!("{} at row {row}", number(t));
             return Err(ApiError::invalid(

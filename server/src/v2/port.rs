@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use windowpane_diffusion::error::number;
+
 use super::{Datatype, Tensor, Values};
 use crate::error::{ApiError, Cause};
+use crate::spec::MOST_NOISE;
 
 /// An input or an output. Its first dimension is the number of rows, the same for all of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,18 @@ pub struct Port {
 pub struct Inputs {
     rows: usize,
     values: BTreeMap<&'static str, Values>,
+}
+
+/// Refuses a row with values so large that the network's own would not be finite.
+pub fn moderate(name: &str, row: usize, values: &[f32]) -> Result<(), ApiError> {
+    match values.iter().find(|value| value.abs() > MOST_NOISE) {
+        None => Ok(()),
+        Some(value) => Err(ApiError::invalid(
+            &format!("inputs.{name}"),
+            format!("{} in row {row}", number(f64::from(*value))),
+            format!("-{MOST_NOISE} to {MOST_NOISE}"),
+        )),
+    }
 }
 
 // === impl Port ===

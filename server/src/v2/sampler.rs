@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use super::{Datatype, Port, Tensor, Values, port::Inputs};
+use super::{
+    Datatype, Port, Tensor, Values,
+    port::{Inputs, moderate},
+};
 use crate::batcher::Sample;
 use crate::encode::Picture;
 use crate::error::ApiError;
@@ -65,7 +68,9 @@ pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
     each(&mut requests, inputs.reals("eta"), |request, eta| request.eta = Some(eta));
     each(&mut requests, inputs.strings("sampler").transpose()?, |request, name| request.sampler = Some(name));
     let mut starts = vec![None; rows];
-    each(&mut starts, inputs.rows_of("x_T"), |start, x| *start = Some(x));
+    let noise = inputs.rows_of("x_T");
+    noise.iter().flatten().enumerate().try_for_each(|(row, x)| moderate("x_T", row, x))?;
+    each(&mut starts, noise, |start, x| *start = Some(x));
     let elements = card.shape().iter().product();
     let mut units = Vec::with_capacity(rows);
     for (row, (request, start)) in requests.iter().zip(starts).enumerate() {

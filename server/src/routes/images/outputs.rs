@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::app::App;
 use crate::batcher::Sample;
 use crate::encode::{ArrayFile, Arrays, Encoding, Frames, Picture, enlarge, strip};
 use crate::error::ApiError;
@@ -61,6 +62,7 @@ pub(super) struct Encoded {
 
 /// The files of a request, off the async threads: a large PNG takes a while. And how long that took.
 pub(super) async fn encode(
+    app: &App,
     card: &Arc<Card>,
     output: Output,
     images: Vec<Made>,
@@ -79,23 +81,23 @@ pub(super) async fn encode(
         };
         (files, start.elapsed())
     };
-    let (files, elapsed): (Result<Vec<_>, ApiError>, _) = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("the encoder ended early: {error}")))?;
+    let (files, elapsed): (Result<Vec<_>, ApiError>, _) = app.compute(work).await?;
     Ok((files?, elapsed))
 }
 
 /// The picture file of an estimate on the way; it carries no provenance, since it is not the image.
-pub(super) async fn preview(card: &Arc<Card>, output: Output, x0: Vec<f32>) -> Result<Vec<u8>, ApiError> {
+pub(super) async fn preview(
+    app: &App,
+    card: &Arc<Card>,
+    output: Output,
+    x0: Vec<f32>,
+) -> Result<Vec<u8>, ApiError> {
     let File::Picture(encoding) = output.file else {
         return Err(ApiError::internal("a preview that is no picture"));
     };
     let card = Arc::clone(card);
     let work = move || enlarge(&pixels(&card, &x0), output.scale).encode(encoding, None);
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("the encoder ended early: {error}")))?
-        .map_err(|error| ApiError::internal(error.to_string()))
+    app.compute(work).await?.map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// One picture file: the image, or its trajectory as a strip.

@@ -118,6 +118,7 @@ struct Stream {
 /// The answer whose body is the stream. Its head goes out at once.
 pub(super) fn respond(app: App, running: Running, order: Order, id: RequestId) -> Response {
     let previews = vec![0; order.seeds.len()];
+    let eta = running.eta().as_millis().min(u128::from(u64::MAX)) as u64;
     let stream = Stream { app, running, order, id, previews };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
@@ -126,6 +127,7 @@ pub(super) fn respond(app: App, running: Running, order: Order, id: RequestId) -
     let mut response = Body::from_stream(events).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(Form::Events.media_type()));
+    headers.insert("x-eta-ms", HeaderValue::from(eta));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
@@ -147,7 +149,7 @@ impl Stream {
             Ok(event) => written(event.name(), &event),
             Err(error) => {
                 let (id, code) = (self.id.as_str(), error.cause.code());
-                if error.cause.status().is_server_error() {
+                if error.cause.is_fault() {
                     tracing::error!(
                         request_id = id,
                         code,
@@ -167,14 +169,14 @@ impl Stream {
             Event::Frame { unit, frame } => {
                 let index = self.previews[unit];
                 self.previews[unit] += 1;
-                let bytes = outputs::preview(&model.card, output, frame.x0).await?;
+                let bytes = outputs::preview(&self.app, &model.card, output, frame.x0).await?;
                 let seed = Seed(self.order.seeds[unit]);
                 let picture = self.picture(unit, seed, &bytes);
                 Ok(ImageEvent::Partial { partial_image_index: index, step: frame.step + 1, picture })
             }
             Event::Done { unit, sample } => {
                 let made = Made::new(&model, &self.order, unit, sample, Vec::new());
-                let (files, elapsed) = outputs::encode(&model.card, output, vec![made]).await?;
+                let (files, elapsed) = outputs::encode(&self.app, &model.card, output, vec![made]).await?;
                 self.app.metrics().encode.with_label_values(&[model.name()]).observe(elapsed.as_secs_f64());
                 let file =
                     files.into_iter().next().ok_or_else(|| ApiError::internal("an image without a file"))?;

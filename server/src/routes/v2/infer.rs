@@ -12,6 +12,7 @@ use utoipa::IntoParams;
 use super::{find, max_rows};
 use crate::app::App;
 use crate::call::Call;
+use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, Cause, V2ErrorBody};
 use crate::extract::{self, Compression, VersionedModel};
 use crate::middleware::track::Stages;
@@ -136,9 +137,8 @@ async fn answer(
             compression,
         )
     };
-    let mut response = tokio::task::spawn_blocking(write)
-        .await
-        .map_err(|error| ApiError::internal(format!("writing the answer ended early: {error}")))??;
+    let mut response = app.compute(write).await??;
+    response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
     let output = start.elapsed();
     app.metrics().encode.with_label_values(&[model.name()]).observe(output.as_secs_f64());
     response.extensions_mut().insert(Stages { queue, denoise, encode: output });
