@@ -17,7 +17,7 @@ pub mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use tokio::sync::{Mutex, Semaphore, watch};
 
@@ -45,6 +45,7 @@ struct Inner {
     /// Held while a model is loaded or unloaded: one at a time.
     changing: Mutex<()>,
     put_away: std::sync::Mutex<BTreeSet<String>>,
+    retired: std::sync::Mutex<Vec<Weak<Model>>>,
     requests: Requests,
     /// Encodings that may run at a time: one for each core, since they take what the networks need.
     encoders: Semaphore,
@@ -82,6 +83,7 @@ impl App {
             models: RwLock::default(),
             changing: Mutex::default(),
             put_away: std::sync::Mutex::default(),
+            retired: std::sync::Mutex::default(),
             requests: Requests::default(),
             encoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             draining: AtomicBool::new(false),
@@ -109,7 +111,8 @@ impl App {
         let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
         let table = table.get_or_insert_default();
         for model in models {
-            table.insert(model.name().to_owned(), Arc::new(model));
+            let replaced = table.insert(model.name().to_owned(), Arc::new(model));
+            replaced.iter().for_each(|model| self.retire(model));
         }
     }
 
@@ -141,7 +144,8 @@ impl App {
         let _one_at_a_time = self.0.changing.lock().await;
         let model = self.model(Some(name))?;
         let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
-        table.as_mut().and_then(|table| table.remove(name));
+        let removed = table.as_mut().and_then(|table| table.remove(name));
+        removed.iter().for_each(|model| self.retire(model));
         self.0.loader.forget(&model);
         Ok(())
     }
@@ -259,7 +263,24 @@ impl App {
 
     /// Ends the workers after the ticks they are in. Images under way are answered with an error.
     pub fn stop(&self) {
-        self.models().iter().for_each(|model| model.batcher.stop());
+        self.models().iter().chain(&self.retired()).for_each(|model| model.batcher.stop());
+    }
+
+    /// Images admitted and not finished, of all models.
+    pub fn images(&self) -> usize {
+        self.models().iter().chain(&self.retired()).map(|model| model.batcher.images()).sum()
+    }
+
+    /// Models that are served no longer and still have requests.
+    fn retired(&self) -> Vec<Arc<Model>> {
+        let retired = self.0.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn retire(&self, model: &Arc<Model>) {
+        let mut retired = self.0.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|model| model.strong_count() > 0);
+        retired.push(Arc::downgrade(model));
     }
 }
 

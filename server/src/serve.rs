@@ -55,7 +55,7 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output
             biased;
             () = app.idle() => break,
             () = sleep_until(deadline) => {
-                let images: usize = app.models().iter().map(|model| model.batcher.images()).sum();
+                let images = app.images();
                 tracing::warn!(images, "the deadline has passed; unfinished images are abandoned");
                 break;
             }

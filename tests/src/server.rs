@@ -186,7 +186,7 @@ impl TestServer {
 
     /// Images admitted and not finished.
     pub fn images(&self) -> usize {
-        self.app.models().iter().map(|model| model.batcher.images()).sum()
+        self.app.images()
     }
 
     /// Waits until so many images are under way.

@@ -55,6 +55,8 @@ pub use stream::ImageEvent;
             ("server-timing" = String, description = "Milliseconds of `queue`, `denoise`, `encode` and `total`."),
             ("x-seed" = String, description = "The effective seed of the first image, with raw bytes."),
             ("x-provenance" = String, description = "How the first image came about, as JSON, with raw bytes."),
+            ("x-determinism" = String, description = "`bitwise`, or `tolerance` and the largest relative difference that was measured at load."),
+            ("x-eta-ms" = u64, description = "With `stream`: milliseconds until all images are done, as things stood at admission."),
         )),
         (status = 400, description = "The body is not JSON.", body = ErrorBody),
         (status = 401, description = "No key that is known here.", body = ErrorBody),

@@ -85,21 +85,27 @@ pub async fn replay(
             "its provenance says that it was enlarged {scale} times, more than is done here"
         )));
     };
-    let theirs = picture::png(&file, model.card.colour, [w, h]).map_err(|error| unfit(error.to_string()))?;
+    let colour = model.card.colour;
+    let theirs = app.compute(move || picture::png(&file, colour, [w, h])).await?;
+    let theirs = theirs.map_err(|error| unfit(error.to_string()))?;
     let order = Order::resolve(&request(&provenance), &Accept::default(), &model.card)
         .map_err(|error| unfit(format!("in its provenance {}", error.message)))?;
     let promised = model.served.determinism.promises_bits();
     let call = call.asking(&provenance).reproducible(Some(promised), &model)?;
     let mut samples = call.submit(&app, &model, order.units(model.batcher.elements()))?.finish().await?;
     let sample = samples.pop().ok_or_else(|| ApiError::internal("an order without images"))?;
-    let ours = enlarge(&pixels(&model.card, &sample.values), scale);
-    let (differing, max_difference) = compare(&ours, &theirs);
+    let (card, seed) = (Arc::clone(&model.card), sample.seed);
+    let draw = move || {
+        let ours = enlarge(&pixels(&card, &sample.values), scale);
+        compare(&ours, &theirs)
+    };
+    let (differing, max_difference) = app.compute(draw).await?;
     Ok(Json(ReplayResponse {
         identical: differing == 0,
-        pixels: ours.width * ours.height,
+        pixels: w * h,
         differing,
         max_difference,
-        engine: Provenance::new(&model, &order.spec, sample.seed, StartNote::Noise).engine,
+        engine: Provenance::new(&model, &order.spec, seed, StartNote::Noise).engine,
         determinism: model.served.determinism.clone(),
         provenance,
     }))

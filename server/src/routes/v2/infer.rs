@@ -65,6 +65,7 @@ struct InferHeaders {
             (FileBytes = "application/octet-stream"),
         ), headers(
             ("inference-header-content-length" = u64, description = "Bytes of the JSON, where tensors follow it."),
+            ("x-determinism" = String, description = "`bitwise`, or `tolerance` and the largest relative difference that was measured at load."),
             ("server-timing" = String, description = "Milliseconds of `queue`, `denoise`, `encode` and `total`."),
         )),
         (status = 400, description = "The body is not JSON, or not compressed as it says.", body = V2ErrorBody),
@@ -118,7 +119,9 @@ async fn answer(
         Inputs::check(&face.inputs(&card), std::mem::take(&mut request.inputs), max_rows(app.config()))?;
     let wanted = wanted(face, &card, &mut request)?;
     let rows = inputs.rows();
-    let units = face.units(&card, inputs)?;
+    let of = Arc::clone(&card);
+    // Up to as many solvers as rows.
+    let units = app.compute(move || face.units(&of, inputs)).await??;
     let timeout = request.timeout.map(|microseconds| microseconds.div_ceil(1000));
     let call = call.asking(&fingerprint).within("parameters.timeout", timeout)?;
     let call = call.reproducible(request.reproducible, model)?;
