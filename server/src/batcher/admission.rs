@@ -71,6 +71,9 @@ struct Account {
 struct Promise {
     fingerprint: u64,
     work: u64,
+    /// What the caller might have outstanding when it was given: a machine that has become slower since does not break
+    /// it.
+    share: u64,
     due: Duration,
     lapses: Duration,
 }
@@ -89,8 +92,8 @@ impl Ledger {
         let account = self.callers.entry(ask.caller).or_default();
         let (outstanding, promised) = (account.outstanding, account.promised());
         let admitted = outstanding == 0
-            || if kept {
-                (outstanding + ask.work) as f64 <= share as f64 * SLACK
+            || if let Some(then) = kept {
+                (outstanding + ask.work) as f64 <= share.max(then) as f64 * SLACK
             } else {
                 (outstanding + promised).saturating_add(ask.work) <= share
                     || (outstanding + ask.work) as f64 <= share as f64 * BUSY_ENOUGH
@@ -101,7 +104,7 @@ impl Ledger {
         }
         // Until the limit holds, the caller's share of the engine has to do this much of what is ahead. A promise that
         // could not be kept has nobody ahead of it but what runs.
-        let ahead = if kept { outstanding } else { outstanding + promised };
+        let ahead = if kept.is_some() { outstanding } else { outstanding + promised };
         let work = ahead.saturating_add(ask.work).saturating_sub(share).max(1);
         let wait = Duration::try_from_secs_f64(work as f64 * active as f64 * row).unwrap_or(Duration::MAX);
         let seconds = whole_seconds(wait);
@@ -109,7 +112,13 @@ impl Ledger {
         if wait <= FARTHEST && account.promises.len() < MOST_PROMISES {
             let due = now + wait;
             let lapses = due + GRACE + wait / 10;
-            account.promises.push(Promise { fingerprint: ask.fingerprint, work: ask.work, due, lapses });
+            account.promises.push(Promise {
+                fingerprint: ask.fingerprint,
+                work: ask.work,
+                share,
+                due,
+                lapses,
+            });
         }
         Err(seconds)
     }
@@ -146,12 +155,12 @@ impl Account {
     }
 
     /// Takes the earliest promise to this fingerprint that is due by `now`. Whoever comes before its time is taken for
-    /// somebody else who asks for the same.
-    fn claim(&mut self, fingerprint: u64, now: Duration) -> bool {
+    /// somebody else who asks for the same. What is returned is the share that it was given on.
+    fn claim(&mut self, fingerprint: u64, now: Duration) -> Option<u64> {
         let due =
             self.promises.iter().enumerate().filter(|(_, p)| p.fingerprint == fingerprint && p.due <= now);
         let earliest = due.min_by_key(|(_, promise)| promise.due).map(|(i, _)| i);
-        earliest.map(|i| self.promises.remove(i)).is_some()
+        earliest.map(|i| self.promises.remove(i).share)
     }
 
     fn promised(&self) -> u64 {
@@ -257,6 +266,18 @@ mod tests {
         assert_eq!(ledger.ask(ask(1, 1, 400), terms(0.0)), Ok(()));
         // Half of the limit is its share now, and half of the engine is at work for it.
         assert_eq!(ledger.ask(ask(1, 2, 200), terms(0.0)), Err(2));
+    }
+
+    #[test]
+    fn a_promise_outlives_a_machine_that_slows_down() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        assert_eq!(ledger.ask(ask(0, 2, 500), terms(0.0)), Err(5));
+        // Half of what was expected is done, and rows cost twice as much by now.
+        ledger.give_back(Caller(0), 250);
+        let slower = Terms { limit: 500, row: 0.02, ..terms(5.0) };
+        assert!(ledger.clone().ask(ask(0, 3, 500), slower).is_err());
+        assert_eq!(ledger.ask(ask(0, 2, 500), slower), Ok(()));
     }
 
     #[test]
