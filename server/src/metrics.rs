@@ -101,6 +101,24 @@ const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 // === impl Metrics ===
 
 impl Metrics {
+    /// Shows a model's numbers from the beginning, at zero: a number that is absent until something happens looks like
+    /// one that nobody counts, and its first step is missing from every rate.
+    pub fn announce(&self, model: &str) {
+        for histogram in [&self.queue, &self.denoise, &self.encode, &self.tick_rows, &self.tick, &self.gap] {
+            histogram.with_label_values(&[model]);
+        }
+        for counter in [&self.images, &self.ticks, &self.padding, &self.steps] {
+            counter.with_label_values(&[model]);
+        }
+        self.trajectories.with_label_values(&[model]);
+        for cause in ["disconnect", "cancelled", "deadline", "shutdown"] {
+            self.cancellations.with_label_values(&[model, cause]);
+        }
+        for cause in ["error", "panic", "not_finite"] {
+            self.failures.with_label_values(&[model, cause]);
+        }
+    }
+
     /// The text exposition format.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
@@ -130,6 +148,22 @@ mod tests {
         assert!(
             text.contains("windowpane_request_duration_seconds_bucket{route=\"/livez\",le=\"0.0025\"} 1")
         );
+    }
+
+    #[test]
+    fn a_models_numbers_are_there_before_anything_happens() {
+        let metrics = Metrics::new();
+        metrics.announce("a");
+        let text = metrics.render().unwrap();
+        for zero in [
+            "windowpane_trajectories{model=\"a\"} 0",
+            "windowpane_images_total{model=\"a\"} 0",
+            "windowpane_tick_rows_count{model=\"a\"} 0",
+            "windowpane_cancellations_total{cause=\"deadline\",model=\"a\"} 0",
+            "windowpane_failures_total{cause=\"panic\",model=\"a\"} 0",
+        ] {
+            assert!(text.lines().any(|line| line == zero), "{zero} is not in {text}");
+        }
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl Worker {
         queue: Arc<Queue>,
         metrics: Metrics,
     ) -> Self {
+        metrics.announce(&config.model);
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
         Self { engine, config, queue, metrics, live, batch, prediction, last_call: None }

@@ -42,10 +42,9 @@ impl Scrape {
         };
         Ok(Self {
             at: Instant::now(),
-            // A histogram that has seen nothing is not there.
-            ticks: value("windowpane_tick_rows_count").unwrap_or(0.0),
-            rows: value("windowpane_tick_rows_sum").unwrap_or(0.0),
-            seconds: value("windowpane_tick_duration_seconds_sum").unwrap_or(0.0),
+            ticks: value("windowpane_tick_rows_count")?,
+            rows: value("windowpane_tick_rows_sum")?,
+            seconds: value("windowpane_tick_duration_seconds_sum")?,
             trajectories: value("windowpane_trajectories")?,
         })
     }
@@ -107,7 +106,7 @@ mod tests {
         let scrape = Scrape::read(text, "a").unwrap();
         assert_eq!((scrape.ticks, scrape.rows, scrape.trajectories), (10.0, 320.0, 3.0));
         let error = Scrape::read(text, "c").unwrap_err().to_string();
-        assert!(error.contains("windowpane_trajectories of `c`"), "{error}");
+        assert!(error.contains("windowpane_tick_rows_count of `c`"), "{error}");
     }
 
     #[test]

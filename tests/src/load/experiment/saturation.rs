@@ -20,6 +20,10 @@ const JOB: Job = Job { steps: 20, guided: false, n: 1 };
 /// the next tick is full.
 const CLIENTS: usize = 64;
 
+/// Pairs a turn: a shared machine's speed drifts by several percent within seconds, and what lies close together
+/// drifts together.
+const PAIRS: usize = 4;
+
 /// One pair.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
@@ -36,15 +40,16 @@ pub async fn run(lab: &mut Lab) -> Result<Vec<Pair>> {
     let subject = lab.start(&Policy::continuous())?;
     let piece = subject.piece().await?;
     let (mut pairs, mut bucket) = (Vec::new(), None);
-    for number in 0..lab.plan.turns {
+    let seconds = lab.plan.brief / PAIRS as f64;
+    for number in 0..lab.plan.turns * PAIRS {
         let (mut served, mut bare) = (None, None);
         for kind in turn(number, 2) {
             if kind == 0 {
-                let (ticks, sender) = full(&subject, lab.plan.brief).await?;
+                let (ticks, sender) = full(&subject, seconds).await?;
                 bucket = Some(ticks.bucket().round() as usize);
                 served = Some((ticks, sender));
             } else if let Some(rows) = bucket {
-                bare = Some(lab.bare.measure(rows, piece, lab.plan.brief)?);
+                bare = Some(lab.bare.measure(rows, piece, seconds)?);
             }
         }
         if let (Some((ticks, sender)), Some(bare)) = (served, bare) {
@@ -74,10 +79,12 @@ async fn full(subject: &Subject, seconds: f64) -> Result<(Ticks, f64)> {
         anyhow::Ok((before.until(&after), sender))
     };
     let (measured, records) = subject.target.saturate(JOB, CLIENTS, during).await;
+    // First, since it is why the clients were stopped if they were stopped early.
+    let measured = measured?;
     let wrong: Vec<&Record> = records.iter().filter(|record| record.outcome != Outcome::Done).collect();
     ensure!(wrong.is_empty() && !records.is_empty(), "not all of {} were answered: {wrong:?}", records.len());
     subject.idle().await?;
-    measured
+    Ok(measured)
 }
 
 /// Throughput over HTTP as a share of the bare loop's.
