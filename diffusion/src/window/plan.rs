@@ -46,11 +46,14 @@ pub struct CostModel {
     pub tile: f64,
 }
 
-/// Tiles that are tried. Of equal costs the first wins: on a square grid 4×8, never 8×4.
-pub const TILES: [Tile; 7] = [
+/// Tiles that are tried, each with its turned twin, so that a tall grid is as cheap as a wide one. Of equal costs the
+/// first wins: on a square grid 4×8, never 8×4.
+pub const TILES: [Tile; 9] = [
     Tile { height: 2, width: 4 },
+    Tile { height: 4, width: 2 },
     Tile::square(4),
     Tile { height: 4, width: 7 },
+    Tile { height: 7, width: 4 },
     Tile { height: 4, width: 8 },
     Tile { height: 8, width: 4 },
     Tile::square(7),
@@ -169,14 +172,30 @@ mod tests {
     };
 
     #[test]
-    fn a_tall_grid_has_the_turned_plan_of_a_wide_one() {
-        let plan = |height, width| Window::local(5).unwrap().plan(Grid::new(height, width), &COST);
-        assert_eq!(plan(12, 24), Plan::Tiles(Tile { height: 4, width: 8 }));
-        assert_eq!(plan(24, 12), Plan::Tiles(Tile { height: 8, width: 4 }));
-        assert_eq!(plan(32, 32), Plan::Tiles(Tile { height: 4, width: 8 }));
+    fn of_two_turned_tiles_a_square_grid_has_the_wide_one() {
+        let plan =
+            |window, height, width| Window::local(window).unwrap().plan(Grid::new(height, width), &COST);
+        assert_eq!(plan(5, 12, 24), Plan::Tiles(Tile { height: 4, width: 8 }));
+        assert_eq!(plan(5, 24, 12), Plan::Tiles(Tile { height: 8, width: 4 }));
+        assert_eq!(plan(5, 32, 32), Plan::Tiles(Tile { height: 4, width: 8 }));
+        assert_eq!(plan(3, 12, 14), Plan::Tiles(Tile { height: 4, width: 7 }));
+        assert_eq!(plan(3, 14, 12), Plan::Tiles(Tile { height: 7, width: 4 }));
     }
 
     proptest! {
+        #[test]
+        fn a_tall_grid_is_as_cheap_as_the_wide_one(height in 1usize..33, width in 1usize..33, half in 0usize..8) {
+            let window = Window::local(2 * half + 1).unwrap();
+            let cost = |height, width| {
+                let grid = Grid::new(height, width);
+                match window.plan(grid, &COST) {
+                    Plan::Dense => COST.dense(window, grid),
+                    Plan::Tiles(tile) => COST.tiles(window, grid, tile),
+                }
+            };
+            prop_assert_eq!(cost(height, width), cost(width, height));
+        }
+
         #[test]
         fn the_plan_is_never_dearer_than_dense(height in 1usize..33, width in 1usize..33, half in 0usize..8) {
             let cost = COST;
