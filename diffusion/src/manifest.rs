@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -135,11 +136,13 @@ impl Manifest {
         }
         let malformed =
             |error: serde_json::Error| Error::Malformed { what: "manifest", reason: error.to_string() };
+        // First as an object: an array would be read as a head with too many fields.
+        let read: Map<String, Value> = serde_json::from_str(text).map_err(malformed)?;
         let head: Head = serde_json::from_str(text).map_err(malformed)?;
         validate::version(head.format_version)?;
         let manifest: Self = serde_json::from_str(text).map_err(malformed)?;
-        let value = |manifest| serde_json::to_value(manifest).map_err(malformed);
-        validate::objects("", &serde_json::from_str(text).map_err(malformed)?, &value(&manifest)?)?;
+        let written = serde_json::to_value(&manifest).map_err(malformed)?;
+        validate::objects("", &Value::Object(read), &written)?;
         manifest.validate()?;
         Ok(manifest)
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
@@ -203,7 +204,9 @@ pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device)
 pub fn open(path: &Path, raw: bool, device: Device) -> Result<(State, Weights)> {
     let state_path = path.join(STATE_FILE);
     let text = std::fs::read_to_string(&state_path).map_err(Error::io(&state_path))?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::file(&state_path, e))?;
+    // First as an object: serde would also read the fields from an array.
+    let state = serde_json::from_str::<Map<String, Value>>(&text).and_then(|_| serde_json::from_str(&text));
+    let state: State = state.map_err(|e| Error::file(&state_path, e))?;
     let file = if raw { "model.safetensors" } else { "ema.safetensors" };
     let weights = load_weights(&path.join(file), device)?;
     if weights.meta.step != state.step {
@@ -333,7 +336,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn weights_of_another_step_are_refused() {
+    fn weights_of_another_step_and_a_state_that_is_no_object_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let meta = Meta { step: 4, ..small_meta() };
         let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
@@ -351,6 +354,9 @@ pub(crate) mod tests {
             assert!(errors.iter().all(|error| error.contains(&expected)), "{errors:?}");
             std::fs::write(path.join(file), good).unwrap();
         }
+        std::fs::write(path.join(STATE_FILE), r#"[4, 1, "d", 1, 0, 0.0]"#).unwrap();
+        let error = open(&path, true, Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("sequence, expected a map"), "{error}");
     }
 
     #[test]

@@ -87,6 +87,10 @@ fn an_array_is_no_object() {
         let error = changed(pointer, value).unwrap_err();
         assert!(error.contains(expected), "{pointer}: {error}");
     }
+    for whole in ["[1]", r#"[1, "name"]"#] {
+        let error = Manifest::from_json(whole).unwrap_err().to_string();
+        assert!(error.contains("sequence, expected a map"), "{whole}: {error}");
+    }
 }
 
 #[test]
