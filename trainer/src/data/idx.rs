@@ -4,8 +4,9 @@
 //! The folder holds `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and `t10k-…` for the held-out side; a
 //! dot in the place of the last dash but one is accepted too, and each file may be packed, its name ending in `.gz`.
 //! Labels may be missing. A file must be exactly as long as its header says; not a byte more is unpacked than that. Where
-//! only the first images are wanted, reading stops behind them, and what follows is neither unpacked nor looked at.
+//! only the first images are wanted, reading stops behind them, and what follows in a packed file is not looked at.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -72,7 +73,7 @@ fn find(folder: &Path, side: &str, what: &str, dimensions: usize) -> Result<Opti
 
 /// Dimensions of a file, packed or not, and its values: all of them, or those of the `first` images where it has more.
 fn read<const D: usize>(path: &Path, first: usize) -> Result<([usize; D], Vec<u8>)> {
-    let bad = |reason: String| Err(DataError::container(path, "idx", reason));
+    let bad = |reason: String| DataError::container(path, "idx", reason);
     let file = File::open(path).map_err(|e| DataError::io(path, e))?;
     let stored = file.metadata().map_err(|e| DataError::io(path, e))?.len();
     let packed = path.extension().is_some_and(|end| end == "gz");
@@ -93,32 +94,40 @@ fn read<const D: usize>(path: &Path, first: usize) -> Result<([usize; D], Vec<u8
     let header = 4 + 4 * D;
     let head = up_to(header as u64)?;
     if head.len() < header {
-        return bad(format!("{} bytes, the header alone has {header}", head.len()));
+        return Err(bad(format!("{} bytes, the header alone has {header}", head.len())));
     }
     if head[..4] != [0, 0, UBYTE, D as u8] {
-        return bad(format!("it begins with {:02x?}, expected [00, 00, {UBYTE:02x}, {D:02x}]", &head[..4]));
+        return Err(bad(format!(
+            "it begins with {:02x?}, expected [00, 00, {UBYTE:02x}, {D:02x}]",
+            &head[..4]
+        )));
     }
     let sizes: [usize; D] = std::array::from_fn(|i| {
         let at = 4 + 4 * i;
         u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) as usize
     });
+    let as_said = |follow: u64, said: u64| match follow.cmp(&said) {
+        Ordering::Equal => Ok(()),
+        Ordering::Less => Err(bad(format!("its header says {sizes:?} values, but {follow} follow"))),
+        Ordering::Greater => Err(bad(format!("its header says {sizes:?} values, but more follow"))),
+    };
     let claimed = sizes.iter().try_fold(1u64, |product, &size| product.checked_mul(size as u64));
     // Of a whole file one byte more is asked for, which must not be there.
     let wanted = claimed.map(|claimed| match sizes[0] {
-        count if first < count => (claimed / count as u64 * first as u64, 0),
-        _ => (claimed, 1),
+        count if first < count => (claimed, claimed / count as u64 * first as u64, 0),
+        _ => (claimed, claimed, 1),
     });
-    let Some((wanted, more)) = wanted.filter(|&(wanted, _)| wanted <= most) else {
-        return bad(format!("its header says {sizes:?} values, more than {stored} bytes of file can hold"));
+    let Some((claimed, wanted, more)) = wanted.filter(|&(_, wanted, _)| wanted <= most) else {
+        return Err(bad(format!(
+            "its header says {sizes:?} values, more than {stored} bytes of file can hold"
+        )));
     };
-    let values = up_to(wanted + more)?;
-    match (values.len() as u64).cmp(&wanted) {
-        std::cmp::Ordering::Equal => Ok((sizes, values)),
-        std::cmp::Ordering::Less => {
-            bad(format!("its header says {sizes:?} values, but {} follow", values.len()))
-        }
-        std::cmp::Ordering::Greater => bad(format!("its header says {sizes:?} values, but more follow")),
+    if !packed {
+        as_said(stored.saturating_sub(header as u64), claimed)?; // whatever is wanted: it costs nothing to know
     }
+    let values = up_to(wanted + more)?;
+    as_said(values.len() as u64, wanted)?;
+    Ok((sizes, values))
 }
 
 #[cfg(test)]
@@ -244,13 +253,19 @@ mod tests {
         // Header and two images; what follows could not be unpacked.
         let damaged = [gzip(&images[..20]), b"no gzip".to_vec()].concat();
         let packed = [(PACKED, damaged), ("train-labels-idx1-ubyte.gz", gzip(&labels))];
-        let plain = [(IMAGES, images[..20].to_vec()), (LABELS, labels)];
+        let plain = [(IMAGES, images.clone()), (LABELS, labels.clone())];
         for files in [&packed, &plain] {
             let set = first(files, 2).unwrap();
             assert_eq!((set.pixels, set.labels), (vec![1, 2, 3, 4], vec![1, 2]));
-            for n in [3, 45, 46] {
-                assert!(first(files, n).is_err(), "{n}");
-            }
+        }
+        for n in [3, 45, 46] {
+            assert!(first(&packed, n).is_err(), "{n}");
+        }
+        // The length of an unpacked file is known without reading it.
+        for (length, follow) in [(20, "4"), (105, "89"), (107, "more")] {
+            let other = [&images[..], &[0]].concat()[..length].to_vec();
+            let error = first(&[(IMAGES, other), (LABELS, labels.clone())], 2).unwrap_err().to_string();
+            assert!(error.contains(&format!("[45, 1, 2] values, but {follow} follow")), "{length}: {error}");
         }
         let cut = [(PACKED, gzip(&images[..19]))];
         let error = first(&cut, 2).unwrap_err().to_string();
