@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
+use crate::config::MAX_STEPS;
+
 /// Trains diffusion transformers with windowed attention, and exports them as model packages.
 #[derive(Debug, Parser)]
 #[command(name = "windowpane-trainer", version, about, long_about = None, after_help = EXAMPLES)]
@@ -80,7 +82,7 @@ pub struct Train {
     #[arg(long)]
     pub resume: bool,
     /// Train this many steps instead of the recipe's.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
     pub steps: Option<u64>,
     /// Use the first N images only.
     #[arg(long, value_name = "N")]
@@ -89,8 +91,8 @@ pub struct Train {
     #[arg(long, value_parser = minutes)]
     pub minutes: Option<f64>,
     /// Checkpoints kept.
-    #[arg(long, default_value_t = 2)]
-    pub keep: usize,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
     /// Where to compute.
     #[command(flatten)]
     pub compute: Compute,
@@ -208,6 +210,9 @@ mod tests {
             (&["train", "x", "--minutes", "nan"], "at most 1000000"),
             (&["train", "x", "--minutes=-1"], "above 0"),
             (&["train", "x", "--minutes", "0"], "above 0"),
+            (&["train", "x", "--steps", "0"], "0 is not in 1..=4294967294"),
+            (&["train", "x", "--steps", "4294967295"], "is not in 1..=4294967294"),
+            (&["train", "x", "--keep", "0"], "0 is not in 1..=4294967295"),
             (&["sample", "x", "--out", "o.xyz"], "ends in .png"),
             (&["prepare", "x", "--out", "png"], "ends in .png"),
             (&["eval", "x", "--images", "0"], "0 is not in 1..=100000000"),

@@ -58,7 +58,8 @@ pub fn train(args: args::Train) -> Result<()> {
         eprintln!("stopping after this step, with a checkpoint; once more to leave at once");
     })?;
     let time_limit = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
-    let options = RunOptions { dir: dir.clone(), device, resume: args.resume, time_limit, keep: args.keep };
+    let keep = args.keep as usize;
+    let options = RunOptions { dir: dir.clone(), device, resume: args.resume, time_limit, keep };
     match run_training(&config, &images, &options, &STOP)? {
         Ended::Finished => println!("finished: {}", dir.display()),
         Ended::Interrupted => println!("stopped: `--resume` goes on in {}", dir.display()),

@@ -16,6 +16,9 @@ use crate::data::{DataSource, ImageSet};
 use crate::error::{Error, Result};
 use crate::optim::OptimConfig;
 
+/// The longest run: the noise of a step is keyed by 32 bits of it.
+pub const MAX_STEPS: u64 = u32::MAX as u64 - 1;
+
 /// A recipe file: one training run, from data to package.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,8 +226,8 @@ impl Recipe {
                 t.batch, t.accumulate
             ));
         }
-        if !(1..=u64::from(u32::MAX - 1)).contains(&t.steps) {
-            return fail(format!("`train.steps` is {}, expected 1 to {}", t.steps, u32::MAX - 1));
+        if !(1..=MAX_STEPS).contains(&t.steps) {
+            return fail(format!("`train.steps` is {}, expected 1 to {MAX_STEPS}", t.steps));
         }
         if !(0.0..1.0).contains(&t.label_drop) {
             let got = number(t.label_drop);

@@ -224,20 +224,23 @@ impl<'a> Run<'a> {
             Some(path) => {
                 let meta = self.config.meta(0);
                 let (state, flat) = checkpoint::load(&path, &meta, &mut self.optimiser, self.options.device)?;
-                if state.data_sha256 != self.state.data_sha256 || state.seed != self.state.seed {
-                    return Err(Error::file(&path, "was trained on other images or with another seed"));
-                }
-                let steps = self.config.recipe.train.steps;
-                if state.step > steps {
-                    let reason = format!(
-                        "is at step {} already, expected at most {steps}, the steps of the run",
-                        state.step
-                    );
-                    return Err(Error::file(&path, reason));
-                }
-                self.state = state;
-                self.flat = flat;
-                Ok(())
+                let (then, now, steps) = (&state, &self.state, self.config.recipe.train.steps);
+                let wrong = if then.seed != now.seed {
+                    format!(
+                        "was trained with seed {}, expected `train.seed`, which is {}",
+                        then.seed, now.seed
+                    )
+                } else if then.data_sha256 != now.data_sha256 {
+                    let (then, now) = (then.images, now.images);
+                    format!("was trained on {then} other images, expected the {now} of `[data]`")
+                } else if then.step > steps {
+                    let told = "the steps that `--steps` or else `train.steps` says";
+                    format!("is at step {} already, expected at most {steps}, {told}", then.step)
+                } else {
+                    (self.state, self.flat) = (state, flat);
+                    return Ok(());
+                };
+                Err(Error::file(&path, wrong))
             }
         }
     }

@@ -75,9 +75,16 @@ fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
     };
     let fewer = images.first(20).unwrap();
     let refused = train(&shorter(5), &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
-    assert!(refused.contains("other images"), "{refused}");
+    assert!(refused.contains("on 40 other images, expected the 20 of `[data]`"), "{refused}");
+    let mut reseeded = shorter(5);
+    reseeded.recipe.train.seed = 4;
+    let refused = train(&reseeded, &images, &options(dir.path(), true), &stop).unwrap_err().to_string();
+    assert!(refused.contains("with seed 3, expected `train.seed`, which is 4"), "{refused}");
     let refused = train(&shorter(1), &images, &options(dir.path(), true), &stop).unwrap_err().to_string();
-    assert!(refused.contains("step-00000002: is at step 2 already, expected at most 1"), "{refused}");
+    assert!(
+        refused.contains("step-00000002: is at step 2 already, expected at most 1, the steps that `--steps`"),
+        "{refused}"
+    );
     assert!(recipe() == before, "a refused run rewrote the recipe");
     let ended = train(&shorter(2), &images, &options(dir.path(), true), &stop).unwrap();
     assert_eq!(ended, Ended::Finished, "nothing is left to do");
