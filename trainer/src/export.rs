@@ -336,7 +336,7 @@ mod tests {
         }
         // Whether it exists is asked under the lock: the other one's answer comes first.
         let other = NewFolder::begin(&out).unwrap();
-        assert!(refused(false).contains("another process is writing here"));
+        assert!(refused(false).contains("another process of this machine is writing here"));
         drop(other);
         assert_eq!(std::fs::read(out.join("notes")).unwrap(), b"mine");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

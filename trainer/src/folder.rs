@@ -1,14 +1,21 @@
-//! A folder that is whole or absent: written beside its place, flushed to the disk, then renamed. And the lock of a
-//! folder, by which one process alone writes there.
+//! A folder or file that is whole or absent: written beside its place, flushed to the disk, then put there. And the
+//! lock of a folder, by which one process of a machine alone writes there.
 //!
-//! For a target `NAME` the files lie in `.NAME.partial` until all are there. What had the name before steps aside as
-//! `.NAME.old`, comes back if the new folder cannot take its place, and is removed after that. A process that is killed
-//! in between leaves at most those two; the next one that writes `NAME` clears them away. What is removed steps aside in
-//! the same way first.
+//! What is to be `NAME` lies in `.NAME.partial` until all is there. A folder that has the name already then exchanges
+//! places with it, in one step, and is removed after that. Where the file system cannot exchange, it steps aside as
+//! `.NAME.old` for a moment; a process that is killed in that moment leaves no `NAME`, and the next one that writes it
+//! puts the old folder back first. `.NAME.partial` is never missed: the next writer clears it away, and what is removed
+//! takes that name first.
+//!
+//! A lock holds on one machine: of a folder on a network file system, others are not told.
 
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -17,29 +24,33 @@ use crate::error::{Error, Result};
 pub struct NewFolder {
     target: PathBuf,
     partial: PathBuf,
-    /// Held open and locked, so that no second process writes into the same folder.
-    handle: File,
-    /// Whether it has its name: what lies in its old place then is another process's.
-    named: bool,
+    /// Of the new folder, and of the one that it replaces and that will lie in `partial` until it is removed: no second
+    /// process writes into either.
+    locks: Vec<File>,
+    /// Whether what lies in `partial` is this writer's, and not already the next one's.
+    ours: bool,
 }
 
 // === impl NewFolder ===
 
 impl NewFolder {
-    /// Makes an empty folder beside `target`, and the folders above it. Errors: a target without a name or that is not
-    /// a folder, another process writing the same one, a folder that cannot be made.
+    /// Makes an empty folder beside `target` (where a link leads, beside its end), and the folders above it. Errors:
+    /// a target without a name or that is not a folder, another process writing the same one, a folder that cannot be
+    /// made.
     pub fn begin(target: &Path) -> Result<Self> {
-        let partial = beside(target, "partial")?;
-        if target.exists() && !target.is_dir() {
-            return Err(Error::file(target, "is in the way, expected a folder or nothing"));
-        }
+        let target = place(target)?;
+        let partial = beside(&target, "partial")?;
         if std::fs::symlink_metadata(&partial).is_ok_and(|there| !there.is_dir()) {
             // Such as a link, which would lead elsewhere. Never a folder, which may be another process's.
             std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
         }
         std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        let handle = lock(&partial)?;
-        let folder = Self { target: target.to_owned(), partial, handle, named: false };
+        let locks = vec![lock(&partial)?];
+        let mut folder = Self { target, partial, locks, ours: true };
+        put_back(&folder.target)?;
+        if folder.target.exists() {
+            folder.locks.push(lock(&folder.target)?);
+        }
         for left in entries(&folder.partial)? {
             erase(&left)?; // by a killed process
         }
@@ -51,65 +62,85 @@ impl NewFolder {
         &self.partial
     }
 
-    /// Flushes every file, and gives the folder its name. If that fails, the target is what it was. Errors: those
-    /// of the file system.
+    /// Flushes every file, and gives the folder its name; what cannot be removed of the folder that had it is a
+    /// warning. Errors: those of the file system. The target then is what it was, unless it was the last flush that
+    /// failed: that of the name, which a loss of power may then undo.
     pub fn commit(mut self) -> Result<()> {
         for path in entries(&self.partial)? {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;
+            flush(&path)?;
         }
-        self.handle.sync_all().map_err(Error::io(&self.partial))?;
-        let old = self.take_name()?;
-        let parent = parent(&self.target);
-        File::open(parent).and_then(|folder| folder.sync_all()).map_err(Error::io(parent))?;
-        erase(&old)
+        flush(&self.partial)?;
+        let above = parent(&self.target).to_owned();
+        let opened = File::open(&above).map_err(Error::io(&above))?;
+        self.take_name()?;
+        opened.sync_all().map_err(Error::io(&above))
     }
 
-    /// Returns the path of what had the name before.
-    fn take_name(&mut self) -> Result<PathBuf> {
-        let old = beside(&self.target, "old")?;
-        swap(&self.partial, &self.target, &old)?;
-        self.named = true;
-        Ok(old)
+    fn take_name(&mut self) -> Result<()> {
+        if self.target.exists() {
+            return exchange(&self.partial, &self.target);
+        }
+        std::fs::rename(&self.partial, &self.target).map_err(Error::io(&self.target))?;
+        self.ours = false;
+        Ok(())
     }
 }
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        if !self.named {
-            // A folder that cannot be removed now is removed by the next writer.
-            let _ = std::fs::remove_dir_all(&self.partial);
+        if self.ours {
+            warn(erase(&self.partial));
         }
     }
 }
 
-/// Locks a folder for as long as the handle lives. Errors: another process has it, or has meanwhile given it another
-/// name.
+// === Locks ===
+
+/// Locks a folder for as long as the handle lives. Errors: another process of this machine has it, or has meanwhile
+/// given it another name.
 pub fn lock(folder: &Path) -> Result<File> {
     lock_opened(folder, File::open(folder).map_err(Error::io(folder))?)
 }
 
 fn lock_opened(folder: &Path, handle: File) -> Result<File> {
-    let taken = || Error::file(folder, "another process is writing here, expected one at a time");
+    let taken =
+        || Error::file(folder, "another process of this machine is writing here, expected one at a time");
     handle.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => taken(),
         TryLockError::Error(source) => Error::io(folder)(source),
     })?;
-    // Between opening and locking, its writer may have given that folder its name.
-    let there = std::fs::symlink_metadata(folder).and_then(|there| {
+    // Between opening and locking, its writer may have given that folder its name. Links are followed, as by opening.
+    let there = std::fs::metadata(folder).and_then(|there| {
         let locked = handle.metadata()?;
         Ok((there.dev(), there.ino()) == (locked.dev(), locked.ino()))
     });
     if there.unwrap_or(false) { Ok(handle) } else { Err(taken()) }
 }
 
-/// Removes a folder: its name is free at once, or it is as it was. Errors: those of the file system.
-pub fn remove(folder: &Path) -> Result<()> {
-    let old = beside(folder, "old")?;
-    step_aside(folder, &old)?;
-    erase(&old)
+// === Writing and removing ===
+
+/// Writes a file, in the place of what may be there. Errors: those of the file system.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = beside(path, "partial")?;
+    erase(&partial)?;
+    let written =
+        File::create(&partial).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.map_err(Error::io(&partial))?;
+    std::fs::rename(&partial, path).map_err(Error::io(path))?;
+    flush(parent(path))
 }
 
-/// Whether a name is that of what [`NewFolder`] and [`remove`] leave behind for `NAME` when they are killed; if so, `NAME`.
+/// Removes a folder: its name is free at once, or it is as it was. Errors: those of the file system.
+pub fn remove(folder: &Path) -> Result<()> {
+    let aside = beside(folder, "partial")?;
+    erase(&aside)?;
+    std::fs::rename(folder, &aside).map_err(Error::io(folder))?;
+    flush(parent(folder))?; // or after a loss of power half of it may have its name again
+    erase(&aside)
+}
+
+/// Whether a name is that of what [`NewFolder`] and [`remove`] leave behind for `NAME` when they are killed; if so,
+/// `NAME`.
 pub fn left_behind(name: &str) -> Option<&str> {
     let name = name.strip_prefix('.')?;
     name.strip_suffix(".partial").or_else(|| name.strip_suffix(".old"))
@@ -125,24 +156,62 @@ pub fn erase(path: &Path) -> Result<()> {
     }
 }
 
-/// Renames `target` to `old`, in the place of what may be there.
-fn step_aside(target: &Path, old: &Path) -> Result<()> {
-    erase(old)?;
-    std::fs::rename(target, old).map_err(Error::io(target))
+/// Tells that something could not be removed, where the work itself is done.
+pub fn warn(removed: Result<()>) {
+    if let Err(error) = removed {
+        eprintln!("warning: {error}: it stays until the next one who writes here can remove it");
+    }
 }
 
-/// Renames `new` to `target`, whose present folder steps aside to `old`, and comes back on an error.
-fn swap(new: &Path, target: &Path, old: &Path) -> Result<()> {
-    if target.exists() {
-        step_aside(target, old)?;
+/// Lets two folders exchange their places. If that fails, both are where they were.
+fn exchange(new: &Path, target: &Path) -> Result<()> {
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS) => exchange_by_renames(new, target),
+        result => result.map_err(|error| Error::io(target)(error.into())),
     }
+}
+
+/// [`exchange`] where the file system does not know it.
+fn exchange_by_renames(new: &Path, target: &Path) -> Result<()> {
+    let old = beside(target, "old")?;
+    std::fs::rename(target, &old).map_err(Error::io(target))?;
     std::fs::rename(new, target).map_err(|source| {
-        if old.exists() {
-            // The error that counts is the first one; if this fails too, the old folder lies in `.NAME.old`.
-            let _ = std::fs::rename(old, target);
-        }
+        // The error that counts is the first one; if this fails too, the next writer puts it back.
+        let _ = std::fs::rename(&old, target);
         Error::io(target)(source)
-    })
+    })?;
+    warn(std::fs::rename(&old, new).map_err(Error::io(&old)));
+    Ok(())
+}
+
+/// Puts back the folder that stepped aside for one that never came; with the place taken, it is rubbish.
+fn put_back(target: &Path) -> Result<()> {
+    let old = beside(target, "old")?;
+    if std::fs::symlink_metadata(&old).is_ok_and(|there| there.is_dir()) && !target.exists() {
+        return std::fs::rename(&old, target).map_err(Error::io(target));
+    }
+    warn(erase(&old));
+    Ok(())
+}
+
+// === Paths ===
+
+/// Where a folder lies or would lie: the end of a link, else the path itself. Errors: a link that leads nowhere,
+/// something there that is no folder.
+pub fn place(path: &Path) -> Result<PathBuf> {
+    let mut place: PathBuf = path.components().collect(); // a slash at the end would hide that it is a link
+    if place.is_symlink() {
+        place = place.canonicalize().map_err(|error| {
+            Error::file(
+                path,
+                format!("is a link that cannot be followed ({error}), expected a folder or nothing"),
+            )
+        })?;
+    }
+    if place.exists() && !place.is_dir() {
+        return Err(Error::file(path, "is in the way, expected a folder or nothing"));
+    }
+    Ok(place)
 }
 
 /// What lies in a folder; nothing where there is none.
@@ -152,6 +221,11 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let listed = std::fs::read_dir(folder).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
     listed.map_err(Error::io(folder))
+}
+
+/// Flushes a file, or the names in a folder, to the disk.
+fn flush(path: &Path) -> Result<()> {
+    File::open(path).and_then(|opened| opened.sync_all()).map_err(Error::io(path))
 }
 
 /// `.NAME.SUFFIX` in the folder of `target`.
@@ -165,135 +239,4 @@ fn parent(target: &Path) -> &Path {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(target: &Path, name: &str) -> Result<()> {
-        let folder = NewFolder::begin(target)?;
-        std::fs::write(folder.path().join(name), "x").unwrap();
-        folder.commit()
-    }
-
-    fn names(folder: &Path) -> Vec<String> {
-        let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
-        let mut all: Vec<_> = entries(folder).unwrap().into_iter().map(name).collect();
-        all.sort();
-        all
-    }
-
-    #[test]
-    fn the_new_folder_takes_the_place_of_the_old_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("deep/er/a");
-        write(&target, "first").unwrap();
-        write(&target, "second").unwrap();
-        assert_eq!(names(&target), ["second"]);
-        assert_eq!(names(target.parent().unwrap()), ["a"]);
-    }
-
-    #[test]
-    fn what_is_not_committed_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("a");
-        write(&target, "first").unwrap();
-        let folder = NewFolder::begin(&target).unwrap();
-        std::fs::write(folder.path().join("second"), "x").unwrap();
-        drop(folder);
-        assert_eq!((names(&target), names(dir.path())), (vec!["first".into()], vec!["a".to_owned()]));
-    }
-
-    #[test]
-    fn a_rename_that_fails_is_undone() {
-        let dir = tempfile::tempdir().unwrap();
-        let [new, target, old] = ["new", "a", "old"].map(|name| dir.path().join(name));
-        write(&target, "first").unwrap();
-        let error = swap(&new, &target, &old).unwrap_err().to_string();
-        assert!(error.contains("No such file"), "{error}");
-        assert_eq!((names(&target), names(dir.path())), (vec!["first".into()], vec!["a".to_owned()]));
-    }
-
-    #[test]
-    fn what_a_killed_process_left_is_cleared_away() {
-        let dir = tempfile::tempdir().unwrap();
-        for left in [".a.partial/sub", ".a.old"] {
-            std::fs::create_dir_all(dir.path().join(left)).unwrap();
-            std::fs::write(dir.path().join(left).join("half"), "x").unwrap();
-        }
-        // Killed between the two renames: the name is free, and what had it lies aside until the next one is whole.
-        let target = dir.path().join("a");
-        write(&target, "new").unwrap();
-        assert_eq!((names(&target), names(dir.path())), (vec!["new".into()], vec!["a".to_owned()]));
-    }
-
-    #[test]
-    fn two_writers_and_a_file_in_the_way_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = NewFolder::begin(&dir.path().join("a")).unwrap();
-        let second = NewFolder::begin(&dir.path().join("a")).unwrap_err().to_string();
-        assert!(second.contains("another process is writing here"), "{second}");
-        first.commit().unwrap();
-        std::fs::write(dir.path().join("b"), "x").unwrap();
-        let error = NewFolder::begin(&dir.path().join("b")).unwrap_err().to_string();
-        assert!(error.contains("is in the way"), "{error}");
-        assert!(NewFolder::begin(Path::new("/")).is_err());
-    }
-
-    #[test]
-    fn what_a_writer_let_go_of_is_the_next_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let (target, partial) = (dir.path().join("a"), dir.path().join(".a.partial"));
-        // A writer whose folder has its name, but that is not done yet, leaves the next one's alone.
-        let mut first = NewFolder::begin(&target).unwrap();
-        first.take_name().unwrap();
-        let second = NewFolder::begin(&target).unwrap();
-        drop(first);
-        assert!(second.path().is_dir());
-        // A folder that has its name since it was opened is nobody's to write into.
-        let opened = || File::open(&partial).unwrap();
-        let late = [opened(), opened()];
-        second.commit().unwrap();
-        for late in late {
-            let error = lock_opened(&partial, late).unwrap_err().to_string();
-            assert!(error.contains("another process is writing here"), "{error}");
-            std::fs::create_dir_all(&partial).unwrap(); // a third writer
-        }
-        lock_opened(&partial, opened()).unwrap();
-    }
-
-    #[test]
-    fn a_link_is_removed_and_not_what_it_leads_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let precious = dir.path().join("precious");
-        write(&precious, "file").unwrap();
-        let target = dir.path().join("a");
-        for left in [".a.partial", ".a.old"] {
-            std::os::unix::fs::symlink(&precious, dir.path().join(left)).unwrap();
-        }
-        write(&target, "new").unwrap();
-        assert_eq!(names(dir.path()), ["a", "precious"]);
-        assert_eq!((names(&target), names(&precious)), (vec!["new".into()], vec!["file".to_owned()]));
-        for place in [".a.partial", ".a.old"] {
-            std::os::unix::fs::symlink(dir.path().join("nowhere"), dir.path().join(place)).unwrap();
-        }
-        write(&target, "again").unwrap();
-        assert_eq!(
-            (names(dir.path()), names(&target)),
-            (vec!["a".into(), "precious".into()], vec!["again".to_owned()])
-        );
-    }
-
-    #[test]
-    fn a_folder_that_is_removed_gives_up_its_name_first() {
-        let dir = tempfile::tempdir().unwrap();
-        let (target, old) = (dir.path().join("a"), dir.path().join(".a.old"));
-        for left in [&target, &old] {
-            write(left, "file").unwrap();
-        }
-        step_aside(&target, &old).unwrap();
-        assert_eq!((names(dir.path()), names(&old)), (vec![".a.old".into()], vec!["file".to_owned()]));
-        write(&target, "file").unwrap();
-        remove(&target).unwrap();
-        assert!(names(dir.path()).is_empty());
-        assert!(remove(&target).is_err(), "there is none");
-    }
-}
+mod tests;

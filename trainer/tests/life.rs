@@ -102,9 +102,8 @@ fn a_run_has_its_folder_to_itself_and_clears_it() {
     let stop = AtomicBool::new(true);
     let other = folder::lock(dir.path()).unwrap();
     let refused = train(&config, &images, &options(dir.path(), false), &stop).unwrap_err().to_string();
-    let expected =
-        format!("{}: another process is writing here, expected one at a time", dir.path().display());
-    assert_eq!(refused, expected);
+    let taken = "another process of this machine is writing here, expected one at a time";
+    assert_eq!(refused, format!("{}: {taken}", dir.path().display()));
     assert!(left.iter().all(|path| path.exists()), "what lies there may be the other's");
     drop(other);
     train(&config, &images, &options(dir.path(), false), &stop).unwrap();

@@ -72,7 +72,7 @@ fn from_a_recipe_to_a_package() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let second = fail(dir, &["train", "r.toml", "--resume"], 1);
-    assert!(second.contains("runs/small: another process is writing here"), "{second}");
+    assert!(second.contains("runs/small: another process of this machine is writing here"), "{second}");
     let interrupt = Command::new("sh").args(["-c", &format!("kill -INT {}", running.id())]).status().unwrap();
     assert!(interrupt.success());
     while running.try_wait().unwrap().is_none() {
