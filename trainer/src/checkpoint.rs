@@ -74,7 +74,7 @@ const STATE_FILE: &str = "state.json";
 // === Writing ===
 
 /// Writes a checkpoint of the weights `flat` and their `optimiser` into `dir`, keeps the newest `keep` checkpoints
-/// there and returns its path.
+/// there and returns its path. An old one that cannot be removed is a warning.
 pub fn save(
     (dir, keep): (&Path, usize),
     (meta, state): (&Meta, &State),
@@ -99,18 +99,18 @@ pub fn save(
     folder.commit()?;
     let (all, _) = scan(dir)?;
     for old in &all[..all.len().saturating_sub(keep.max(1))] {
-        folder::remove(old)?;
+        folder::warn(folder::remove(old));
     }
     Ok(path)
 }
 
-/// Removes from `dir` what a killed process left of checkpoints it was writing or removing. The caller has the run to
-/// itself.
+/// Removes from `dir` what a killed process left of checkpoints it was writing or removing; what cannot be removed is a
+/// warning. The caller has the run to itself.
 pub fn clear(dir: &Path) -> Result<()> {
     for path in folder::entries(dir)? {
         let name = path.file_name().and_then(|name| name.to_str()).and_then(folder::left_behind);
         if name.is_some_and(|name| step_of(name).is_some()) {
-            folder::erase(&path)?;
+            folder::warn(folder::erase(&path));
         }
     }
     Ok(())
@@ -165,6 +165,21 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
         eprintln!("warning: {} is left out: it has no {STATE_FILE}, so it is no checkpoint", path.display());
     }
     Ok(whole)
+}
+
+/// The newest checkpoint in `dir`, if there is one. Errors: there are only folders that are named like one and have no
+/// `state.json`; a run that began here would write over the weights in them.
+pub fn newest(dir: &Path) -> Result<Option<PathBuf>> {
+    let newest = list(dir)?.pop();
+    let (_, mut others) = scan(dir)?;
+    match others.pop() {
+        Some(other) if newest.is_none() => {
+            let reason =
+                "is no checkpoint, and none lies beside it; a run would write over it: move it away first";
+            Err(Error::file(&other, reason))
+        }
+        _ => Ok(newest),
+    }
 }
 
 /// What is named like a checkpoint in `dir`, by step: those that are one, and those that are not.

@@ -1,10 +1,10 @@
-//! The training loop, in six paragraphs: batch, forward and backward, step, log, samples, checkpoint.
+//! The training loop, in six paragraphs: batch, forward and backward, step, log, checkpoint, samples.
 //!
 //! Everything random (order, timesteps, noise, flips, dropped labels) is a pure function of (seed, step), so a
 //! run that was interrupted and resumed is the run that was not, bit for bit on the CPU.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -75,8 +75,8 @@ struct Run<'a> {
 
 /// Trains to the recipe's last step, or until `stop` is set. Checkpoints lie in `dir/checkpoints`.
 ///
-/// Errors: too little memory, another process in the run's folder, a checkpoint that is in the way, beyond the last step
-/// or of another run, a loss that is no longer a number, those of the file system.
+/// Errors: too little memory, another process in the run's folder, a checkpoint that is in the way, damaged, beyond the
+/// last step or of another run, none to resume from, a loss that is no longer a number, those of the file system.
 pub fn train(
     config: &TrainConfig,
     images: &ImageSet,
@@ -143,17 +143,19 @@ pub fn train(
             (window_start, window_steps) = (Instant::now(), 0);
         }
 
-        // A grid of samples, to look at.
-        if table.sample_every > 0 && (done.is_multiple_of(table.sample_every) || done == steps) {
-            let path = run.samples()?;
-            log.say(&format!("samples: {}", path.display()));
-            window_start = Instant::now();
-        }
-
         // A checkpoint. Only finite weights get here.
         if saving {
             let path = run.save()?;
             log.say(&format!("checkpoint: {}", path.display()));
+        }
+
+        // A grid of samples, to look at: a run does not end for want of them.
+        if table.sample_every > 0 && (done.is_multiple_of(table.sample_every) || done == steps) {
+            match run.samples() {
+                Ok(path) => log.say(&format!("samples: {}", path.display())),
+                Err(error) => log.say(&format!("warning: no samples of step {done}: {error}")),
+            }
+            window_start = Instant::now();
         }
         if stopping && done < steps {
             return Ok(Ended::Interrupted);
@@ -170,9 +172,12 @@ impl<'a> Run<'a> {
         if device == Device::Cpu {
             memory::check_batch(config, memory::available())?;
         }
-        let dir = &options.dir;
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let lock = folder::lock(dir)?;
+        let dir = folder::place(&options.dir)?;
+        if options.resume && !dir.exists() {
+            return Err(nothing_to_resume(&dir));
+        }
+        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        let lock = folder::lock(&dir)?;
         let schedule = recipe.diffusion.schedule.build()?;
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
@@ -202,8 +207,8 @@ impl<'a> Run<'a> {
             optimiser,
             state,
         };
-        checkpoint::clear(&run.checkpoints())?;
         run.go_on()?;
+        checkpoint::clear(&run.checkpoints())?;
         run.flat = run.flat.set_requires_grad(true);
         Ok(run)
     }
@@ -214,8 +219,8 @@ impl<'a> Run<'a> {
 
     /// Takes up the newest checkpoint, or makes sure that none would be overwritten.
     fn go_on(&mut self) -> Result<()> {
-        let newest = checkpoint::list(&self.checkpoints())?.pop();
-        match newest {
+        match checkpoint::newest(&self.checkpoints())? {
+            None if self.options.resume => Err(nothing_to_resume(&self.options.dir)),
             None => Ok(()),
             Some(path) if !self.options.resume => Err(Error::Config(format!(
                 "{} exists: `--resume` goes on from it, `--run DIR` starts another run",
@@ -317,4 +322,8 @@ impl<'a> Run<'a> {
         let place = (self.checkpoints(), self.options.keep);
         checkpoint::save((&place.0, place.1), (&meta, &self.state), &self.flat, &self.optimiser)
     }
+}
+
+fn nothing_to_resume(dir: &Path) -> Error {
+    Error::file(dir, "has no checkpoint for `--resume` to go on from; without it, a run begins here")
 }

@@ -1,6 +1,7 @@
 //! A run's life from outside the loop: interrupted equals uninterrupted, a lost loss stops it, and what it leaves
 //! behind can be sampled.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -106,8 +107,68 @@ fn a_run_has_its_folder_to_itself_and_clears_it() {
     assert_eq!(refused, format!("{}: {taken}", dir.path().display()));
     assert!(left.iter().all(|path| path.exists()), "what lies there may be the other's");
     drop(other);
+    train(&config, &images, &options(dir.path(), true), &stop).unwrap_err();
+    assert!(left.iter().all(|path| path.exists()), "a refused run removed something");
     train(&config, &images, &options(dir.path(), false), &stop).unwrap();
     assert!(!left.iter().any(|path| path.exists()));
+}
+
+#[test]
+fn a_run_may_lie_behind_a_link() {
+    let (config, images) = config(|_| ());
+    let (dir, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let link = dir.path().join("small");
+    symlink(disk.path(), &link).unwrap();
+    let stop = AtomicBool::new(true);
+    train(&config, &images, &options(&link, false), &stop).unwrap();
+    let other = folder::lock(disk.path()).unwrap();
+    let refused = train(&config, &images, &options(&link, true), &stop).unwrap_err().to_string();
+    assert!(refused.contains("another process of this machine"), "{refused}");
+    drop(other);
+    train(&config, &images, &options(&link, true), &stop).unwrap();
+    assert_eq!(checkpoint::list(&disk.path().join("checkpoints")).unwrap().len(), 2);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let refused = train(&config, &images, &options(&file, false), &stop).unwrap_err().to_string();
+    assert!(refused.contains("file: is in the way, expected a folder or nothing"), "{refused}");
+}
+
+#[test]
+fn a_run_does_not_begin_anew_where_it_should_go_on() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(true);
+    let refused = |dir: &Path, resume: bool| {
+        train(&config, &images, &options(dir, resume), &stop).unwrap_err().to_string()
+    };
+    // Nothing to resume from, and nothing is written.
+    let nowhere = dir.path().join("nowhere");
+    for dir in [dir.path(), &nowhere] {
+        let error = refused(dir, true);
+        assert!(error.contains("has no checkpoint for `--resume` to go on from"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    // The only checkpoint has lost its state: its weights are not written over.
+    train(&config, &images, &options(dir.path(), false), &stop).unwrap();
+    let path = checkpoint::list(&dir.path().join("checkpoints")).unwrap().pop().unwrap();
+    std::fs::remove_file(path.join("state.json")).unwrap();
+    let recipe = || std::fs::metadata(dir.path().join("recipe.toml")).unwrap().modified().unwrap();
+    let before = recipe();
+    for resume in [false, true] {
+        let error = refused(dir.path(), resume);
+        assert!(error.contains("step-00000001: is no checkpoint, and none lies beside it"), "{error}");
+    }
+    assert!(path.join("model.safetensors").is_file() && recipe() == before);
+}
+
+#[test]
+fn samples_that_cannot_be_written_do_not_end_a_run() {
+    let (config, images) = config(|r| r.train.sample_every = 2); // checkpoints are every 3 steps
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("samples"), "a file in the way").unwrap();
+    let ended = train(&config, &images, &options(dir.path(), false), &AtomicBool::new(false)).unwrap();
+    assert_eq!(ended, Ended::Finished);
+    assert_eq!(checkpoint::list(&dir.path().join("checkpoints")).unwrap().len(), 3);
 }
 
 #[test]

@@ -118,6 +118,38 @@ fn from_a_recipe_to_a_package() {
 }
 
 #[test]
+fn what_cannot_be_removed_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("r.toml"), RECIPE).unwrap();
+    // A folder deeper than files may be open can be removed by nobody, not even by root.
+    let deepen = |folder: &str| std::fs::create_dir_all(dir.join(folder).join("d/".repeat(300))).unwrap();
+    let warned = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"ulimit -n 100 && exec "$0" "$@""#, env!("CARGO_BIN_EXE_windowpane-trainer")]);
+        command.args(args).current_dir(dir).env("WINDOWPANE_DEVICE", "cpu").stdin(Stdio::null());
+        let Output { status, stderr, .. } = command.output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{args:?}: {status}\n{stderr}");
+        assert!(stderr.contains("it stays until the next one who writes here can remove it"), "{stderr}");
+    };
+    succeed(dir, &["train", "r.toml", "--steps", "1"]);
+    deepen("runs/small/checkpoints/step-00000001");
+    warned(&["train", "r.toml", "--resume", "--steps", "2", "--keep", "1"]);
+    assert_eq!(steps(dir), [2], "its name is free all the same");
+    warned(&["train", "r.toml", "--resume", "--steps", "3", "--keep", "1"]);
+    assert_eq!(steps(dir), [3]);
+    let package = dir.join("models/small");
+    succeed(dir, &["export", "runs/small"]);
+    deepen("models/small");
+    warned(&["export", "runs/small", "--force"]);
+    assert!(
+        package.join(MANIFEST_FILE).is_file() && !package.join("d").exists(),
+        "the new one has its place"
+    );
+}
+
+#[test]
 fn mistakes_are_one_line_and_an_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -147,6 +179,7 @@ fn mistakes_are_one_line_and_an_exit_code() {
     for args in [
         &["train", "r.toml", "--minutes", "1e300"][..],
         &["train", "r.toml", "--steps", "-3"],
+        &["train", "nowhere.toml", "--steps", "0"],
         &["sample", "runs/small", "--out", "o.xyz"],
         &["smaple"],
     ] {
