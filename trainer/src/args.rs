@@ -35,7 +35,7 @@ pub enum Command {
     Train(Train),
     /// Draw a grid of samples from a run or a checkpoint.
     Sample(Sample),
-    /// Measure a run: the PSNR gap between training and held-out images.
+    /// Measure a run that is not training: the PSNR gap between training and held-out images.
     Eval(Eval),
     /// Write a run as a model package that the server can load.
     Export(Export),

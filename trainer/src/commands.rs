@@ -18,6 +18,7 @@ use crate::config::{Recipe, TrainConfig, run_dir};
 use crate::data;
 use crate::eval::{GapConfig, PsnrGap, psnr_gap};
 use crate::export::{self, ExportRequest};
+use crate::folder;
 use crate::memory;
 use crate::model::Geometry;
 use crate::picture::Picture;
@@ -108,6 +109,7 @@ pub fn sample(args: &args::Sample) -> Result<()> {
 pub fn eval(args: &args::Eval) -> Result<()> {
     let device = device(&args.compute)?;
     let (_, weights, mut recipe) = load_run(&args.run, args.raw, device)?;
+    let _lock = folder::lock(&args.run)?; // until its files are written
     recipe.data.redirect(args.data.clone());
     let pair = data::load_pair(&recipe.data)?;
     if pair.dropped > 0 {
@@ -137,10 +139,7 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     let result = psnr_gap(&denoise, (&pair.train, &pair.test), process, &gap, &|n| bar.inc(n as u64))?;
     bar.finish_and_clear();
     println!("{result}");
-    let write = |name: &str, text: String| {
-        let path = args.run.join(name);
-        std::fs::write(&path, text).with_context(|| path.display().to_string())
-    };
+    let write = |name: &str, text: String| folder::write_file(&args.run.join(name), text.as_bytes());
     let report = EvalReport { step: weights.meta.step, raw: args.raw, psnr_gap: result };
     write(EVAL_FILE, serde_json::to_string_pretty(&report)?)?;
     write("psnr-gap.csv", report.psnr_gap.csv())?;

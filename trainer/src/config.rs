@@ -14,6 +14,7 @@ use windowpane_diffusion::{ModelConfig, Placement, Prediction, ScheduleConfig, V
 use crate::checkpoint::Meta;
 use crate::data::{DataSource, ImageSet};
 use crate::error::{Error, Result};
+use crate::folder;
 use crate::optim::OptimConfig;
 
 /// The longest run: the noise of a step is keyed by 32 bits of it.
@@ -185,13 +186,10 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Writes the recipe, flags and defaults filled in, beside and then renamed.
+    /// Writes the recipe, flags and defaults filled in, into a folder that exists: whole or not at all.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = toml::to_string(self).map_err(|e| Error::file(path, e))?;
-        let (folder, partial) = (path.parent().unwrap_or(Path::new(".")), path.with_extension("partial"));
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        std::fs::write(&partial, text).map_err(Error::io(&partial))?;
-        std::fs::rename(&partial, path).map_err(Error::io(path))
+        folder::write_file(path, text.as_bytes())
     }
 
     /// Resolves the recipe for images of a size, checking every field.

@@ -71,8 +71,10 @@ fn from_a_recipe_to_a_package() {
         assert!(begun.elapsed() < PATIENCE && running.try_wait().unwrap().is_none(), "it does not train");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let second = fail(dir, &["train", "r.toml", "--resume"], 1);
-    assert!(second.contains("runs/small: another process of this machine is writing here"), "{second}");
+    for second in [&["train", "r.toml", "--resume"][..], &["eval", "runs/small"]] {
+        let second = fail(dir, second, 1);
+        assert!(second.contains("runs/small: another process of this machine is writing here"), "{second}");
+    }
     let interrupt = Command::new("sh").args(["-c", &format!("kill -INT {}", running.id())]).status().unwrap();
     assert!(interrupt.success());
     while running.try_wait().unwrap().is_none() {
@@ -97,12 +99,21 @@ fn from_a_recipe_to_a_package() {
     );
     assert!(image::open(dir.join("o.png")).is_ok() && dir.join("each/curtain/3.png").is_file());
 
+    // Measure: the files are new ones, not written over.
+    let report = dir.join("runs/small/eval.json");
+    std::fs::write(&report, "as it was").unwrap();
+    let reader = std::fs::File::open(&report).unwrap();
+    succeed(dir, &["eval", "runs/small", "--images", "4", "--timesteps", "2"]);
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "as it was");
+    assert!(std::fs::read_to_string(&report).unwrap().contains("psnr_gap"));
+
     // Export, once and again.
     succeed(dir, &["export", "runs/small"]);
     let package = dir.join("models/small");
     let manifest =
         Manifest::from_json(&std::fs::read_to_string(package.join(MANIFEST_FILE)).unwrap()).unwrap();
     assert_eq!(manifest.lineage.steps, stopped + 2);
+    assert!(manifest.lineage.metrics.contains_key("psnr_gap_db"));
     for (name, file) in &manifest.files {
         assert_eq!(std::fs::metadata(package.join(name)).unwrap().len(), file.size, "{name}");
     }
