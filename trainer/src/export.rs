@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use prost::Message;
@@ -81,14 +81,19 @@ pub struct ExportRequest<'a> {
 }
 
 /// Writes the package: into a folder beside `out`, which takes its name when everything is there. Errors: `out`
-/// exists and is no package or not to be replaced, another process writing it, weights that cannot be stored, a manifest that contradicts itself, a full disk.
+/// exists and is no package or not to be replaced, another process writing it, weights that cannot be stored, a manifest
+/// that contradicts itself, a full disk.
 pub fn export(request: &ExportRequest<'_>) -> Result<Manifest> {
     request.meta.config.validate()?;
     memory::pass(&request.meta.config, 1, 1, memory::available())?; // the golden is drawn from the network
     let (out, folder) = (&request.out, NewFolder::begin(&request.out)?);
     // Only now, when no other process can put a package there. `--force` replaces a package, and nothing else that
     // happens to have the name.
-    let package = out.join(MANIFEST_FILE).is_file();
+    let manifest = out.join(MANIFEST_FILE);
+    let package = match std::fs::metadata(&manifest) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(&manifest)(error)),
+        there => there.is_ok_and(|there| there.is_file()),
+    };
     if out.exists() && !package {
         return Err(ExportError::NoPackage { path: out.clone() }.into());
     }
@@ -340,6 +345,10 @@ mod tests {
         drop(other);
         assert_eq!(std::fs::read(out.join("notes")).unwrap(), b"mine");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A manifest that cannot be looked at is not one that is missing.
+        std::os::unix::fs::symlink(MANIFEST_FILE, out.join(MANIFEST_FILE)).unwrap();
+        let error = refused(true);
+        assert!(error.contains("small/manifest.json: Too many levels of symbolic links"), "{error}");
     }
 
     #[test]

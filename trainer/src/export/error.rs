@@ -55,7 +55,10 @@ pub enum ExportError {
         path: PathBuf,
     },
     /// A folder that is no package has the name.
-    #[error("{} exists and is no package, for it has no `{MANIFEST_FILE}`: nothing replaces it; `--out DIR` writes elsewhere", path.display())]
+    #[error(
+        "{} exists and is no package, for it has no `{MANIFEST_FILE}`: nothing replaces it; `--out DIR` writes \
+         elsewhere", path.display()
+    )]
     NoPackage {
         /// The folder.
         path: PathBuf,
