@@ -27,6 +27,7 @@ use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::load::{LoadError, Loader};
+use crate::telemetry::otlp::Traces;
 use crate::v2::Statistics;
 use requests::Requests;
 
@@ -39,6 +40,7 @@ struct Inner {
     config: Config,
     metrics: Metrics,
     statistics: Statistics,
+    traces: Option<Traces>,
     loader: Loader,
     /// None while loading. A model that is replaced lives on in the requests that hold it.
     models: RwLock<Option<BTreeMap<String, Arc<Model>>>>,
@@ -77,6 +79,7 @@ impl App {
         let metrics = Metrics::new();
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
+            traces: config.traces.clone(),
             config,
             metrics,
             statistics: Statistics::default(),
@@ -190,6 +193,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Where spans go, if anywhere.
+    pub fn traces(&self) -> Option<&Traces> {
+        self.0.traces.as_ref()
     }
 
     /// What was asked through the Open Inference Protocol.

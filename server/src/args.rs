@@ -80,6 +80,17 @@ pub struct Args {
     )]
     pub batch_delay_ms: u64,
 
+    /// Seconds after which one call of the network is taken for stuck: /livez then fails, so that whoever supervises the
+    /// process restarts it. A call takes milliseconds to seconds; the log of the start says how long.
+    #[arg(
+        long,
+        env = "WINDOWPANE_WATCHDOG",
+        default_value_t = 60,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub watchdog: u64,
+
     /// Largest request body in bytes.
     #[arg(long, env = "WINDOWPANE_BODY_LIMIT", default_value_t = 1 << 20, value_name = "BYTES")]
     pub body_limit: usize,
@@ -87,6 +98,11 @@ pub struct Args {
     /// Seconds that running images are given to finish after SIGTERM or Ctrl-C.
     #[arg(long, env = "WINDOWPANE_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]
     pub shutdown_timeout: u64,
+
+    /// Send a span of every request, with one for each of its stages, to this OpenTelemetry collector by OTLP over HTTP,
+    /// e.g. http://localhost:4318. Without it none are made.
+    #[arg(long, env = "WINDOWPANE_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
 
     /// Form of the log, which goes to standard error.
     #[arg(long, env = "WINDOWPANE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]

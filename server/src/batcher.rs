@@ -24,7 +24,7 @@ use crate::engine::Denoiser;
 use crate::metrics::Metrics;
 use crate::sampler::{Frame, Unit};
 use costs::TickCosts;
-use device::Device;
+use device::{Device, Seat};
 use queue::{Queue, Standing};
 use worker::Worker;
 
@@ -195,17 +195,19 @@ impl Caller {
 
 impl Batcher {
     /// Starts a worker through `spawn`, which must run the work on a thread of its own. On that thread `open` makes
-    /// the engine and a report `R`; the handle and the report come back once it has.
+    /// the engine and a report `R`, using the device only from the seat it is given; the handle and the report come
+    /// back once it has.
     pub fn start<R: Send + 'static, E: Send + 'static>(
         spawn: impl FnOnce(&str, Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>>,
-        open: impl FnOnce() -> Result<(Box<dyn Denoiser>, WorkerConfig, R), E> + Send + 'static,
+        open: impl FnOnce(&Seat<'_>) -> Result<(Box<dyn Denoiser>, WorkerConfig, R), E> + Send + 'static,
         name: &str,
         device: Arc<Device>,
         metrics: Metrics,
     ) -> Result<(Self, R), StartError<E>> {
         let (opened, answer) = blocking::channel();
         let work = move || {
-            let (engine, config, report) = match open() {
+            let seat = device.join();
+            let (engine, config, report) = match open(&seat) {
                 Ok(opened) => opened,
                 Err(error) => return drop(opened.send(Err(error))),
             };
@@ -213,7 +215,7 @@ impl Batcher {
             let elements = config.shape.iter().product();
             if opened.send(Ok((Arc::clone(&queue), elements, report))).is_ok() {
                 let _end = Ended(Arc::clone(&queue));
-                Worker::new(engine, config, queue, metrics).run(&device);
+                Worker::new(engine, config, queue, metrics).run(&seat);
             }
         };
         let thread = spawn(name, Box::new(work)).map_err(|error| StartError::Thread(error.to_string()))?;
@@ -260,6 +262,12 @@ impl Batcher {
     /// Whether the worker's thread still runs.
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
+    }
+
+    /// For how long the call of the network that is under way has been; none between two. A call that does not return
+    /// cannot be ended from within: whoever supervises the process is told by `/livez`.
+    pub fn calling_for(&self) -> Option<Duration> {
+        self.queue.calling_for()
     }
 
     /// Tells the worker to end after the tick it is in; work under way gets [`SampleError::ShuttingDown`].

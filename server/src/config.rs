@@ -9,6 +9,7 @@ use crate::args::{Args, Device, SchedulingName};
 use crate::batcher::Scheduling;
 use crate::keys::{Keys, KeysError};
 use crate::spec::MAX_IMAGES;
+use crate::telemetry::otlp::{Traces, TracesError};
 
 /// The server's configuration. [`Config::default`] is the configuration of an empty command line on a free port,
 /// which is what tests start from.
@@ -36,6 +37,10 @@ pub struct Config {
     pub keys: Keys,
     /// How often the model folder is looked at for new versions; never without.
     pub watch: Option<Duration>,
+    /// Where spans go.
+    pub traces: Option<Traces>,
+    /// Time after which one call of the network is taken for stuck.
+    pub watchdog: Duration,
     /// Largest request body in bytes.
     pub body_limit: usize,
     /// Time that running images are given at shutdown.
@@ -62,6 +67,9 @@ pub enum ConfigError {
     /// The file of keys is not one.
     #[error("`--keys`: {0}")]
     Keys(#[from] KeysError),
+    /// The collector's address is not one.
+    #[error("`--otlp-endpoint`: {0}; expected an address such as http://localhost:4318")]
+    Traces(#[from] TracesError),
 }
 
 // === impl Config ===
@@ -82,10 +90,13 @@ impl Config {
         within("max-backlog", args.max_backlog, 1, 3600);
         within("batch-delay-ms", args.batch_delay_ms, 0, 60_000);
         within("watch", args.watch.unwrap_or(1), 1, 3600);
+        within("watchdog", args.watchdog, 1, 3600);
         within("body-limit", args.body_limit as u64, 1024, 1 << 30);
         within("shutdown-timeout", args.shutdown_timeout, 0, 3600);
         let keys = args.keys.as_deref().map_or_else(|| Ok(Keys::default()), Keys::read);
         let keys = keys.map_err(|error| errors.push(error.into())).unwrap_or_default();
+        let traces = args.otlp_endpoint.as_deref().map(Traces::to).transpose();
+        let traces = traces.map_err(|error| errors.push(error.into())).unwrap_or_default();
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -108,6 +119,8 @@ impl Config {
             scheduling,
             keys,
             watch: args.watch.map(Duration::from_secs),
+            traces,
+            watchdog: Duration::from_secs(args.watchdog),
             body_limit: args.body_limit,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
             ..Self::default()
@@ -129,6 +142,8 @@ impl Default for Config {
             scheduling: Scheduling::Continuous,
             keys: Keys::default(),
             watch: None,
+            traces: None,
+            watchdog: Duration::from_secs(60),
             body_limit: 1 << 20,
             shutdown_timeout: Duration::from_secs(30),
             // Long enough for a person on a bad line, short enough that a slow-header attack frees its sockets.

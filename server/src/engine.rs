@@ -39,6 +39,12 @@ pub trait Denoiser {
     /// From now on runs a batch of more rows in pieces of at most so many: on a CPU, pieces whose activations stay in
     /// its cache are faster. An engine to which sizes are all one need not.
     fn split_at(&mut self, _rows: usize) {}
+
+    /// After a call that failed: begins anew, with nothing left of whatever went wrong. The network stays the same.
+    /// Errors: it cannot; then it is what it was.
+    fn rebuild(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// A network could not be called, or did not answer as its manifest says.

@@ -30,9 +30,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         anyhow::anyhow!("{}", lines.join("; "))
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let traces = config.traces.clone();
     let result = runtime.block_on(start(config, args.log_format));
     // A model that is still loading when the server is told to stop is not waited for.
     runtime.shutdown_background();
+    if let Some(traces) = traces {
+        traces.flush();
+    }
     result
 }
 

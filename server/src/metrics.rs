@@ -75,6 +75,8 @@ metrics! {
     steps: IntCounterVec = "windowpane_steps_total" ["model"];
     /// Ticks or images that failed, by cause: error, panic, not_finite.
     failures: IntCounterVec = "windowpane_failures_total" ["model", "cause"];
+    /// Sessions built anew after a tick that failed, by outcome: done, failed.
+    rebuilds: IntCounterVec = "windowpane_session_rebuilds_total" ["model", "outcome"];
     /// 1 for a model that serves.
     model_ready: IntGaugeVec = "windowpane_model_ready" ["model"];
     /// Time to verify, load and check a model package.
@@ -116,6 +118,9 @@ impl Metrics {
         }
         for cause in ["error", "panic", "not_finite"] {
             self.failures.with_label_values(&[model, cause]);
+        }
+        for outcome in ["done", "failed"] {
+            self.rebuilds.with_label_values(&[model, outcome]);
         }
     }
 

@@ -56,6 +56,7 @@ mod tests {
                 "/livez",
                 "/metrics",
                 "/readyz",
+                "/startupz",
                 "/v1/images/generations",
                 "/v1/models",
                 "/v1/models/{id}",

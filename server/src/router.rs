@@ -32,6 +32,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         // Operators.
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
+        .routes(routes!(health::startupz))
         .routes(routes!(metrics::metrics));
     openapi::complete(router.get_openapi_mut());
     router

@@ -1,5 +1,7 @@
 //! Logging: one subscriber, text or JSON, to standard error. A message is readable, its values are fields, and a
-//! fault is logged once, where it is handled.
+//! fault is logged once, where it is handled. Spans for other services are in `telemetry/otlp.rs`.
+
+pub mod otlp;
 
 use std::io::IsTerminal;
 

@@ -6,6 +6,7 @@
 //! server itself loads; every test of the binary shares both.
 
 mod answer;
+pub mod fuzz;
 pub mod load;
 pub mod onnx;
 mod package;
@@ -13,6 +14,7 @@ mod process;
 mod python;
 mod random;
 mod server;
+pub mod soak;
 
 use std::path::{Path, PathBuf};
 

@@ -30,9 +30,13 @@ mod tiles;
 mod onnx;
 // The document clients read, and its examples. If this differs, run `cargo xtask openapi` and review the diff.
 mod openapi;
+// What fuzzing found.
+mod fuzz;
 // Whatever schemathesis can think of, against the document.
 mod schemathesis;
 // /metrics in Prometheus' format, and numbers that move as they should.
 mod metrics;
+// Spans, as a collector receives them.
+mod traces;
 // The binary as a process: signals, exit codes, refusals to start.
 mod process;

@@ -11,6 +11,11 @@ pub(crate) fn serve(args: &[OsString]) -> Result<()> {
     run(&[Need::Ort], ["bench", "--package", "suite", "--bench", "serve", "--"], args)
 }
 
+/// Not a benchmark, but as long, and in the same place.
+pub(crate) fn soak(args: &[OsString]) -> Result<()> {
+    run(&[Need::Ort], ["bench", "--package", "suite", "--bench", "soak", "--"], args)
+}
+
 pub(crate) fn window(args: &[OsString]) -> Result<()> {
     let needs = [Need::Ort, Need::Libtorch];
     run(&needs, ["bench", "--package", "windowpane-server", "--bench", "window", "--"], args)

@@ -5,6 +5,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 mod openapi;
 mod paths;
 mod process;
@@ -75,6 +76,11 @@ enum Command {
     /// Measure: the server under load, or what a window costs
     #[command(subcommand)]
     Bench(Bench),
+    /// Feed every reader of foreign bytes what nobody would send, for a bounded time (nightly, cargo-fuzz)
+    Fuzz(fuzz::FuzzArgs),
+    /// Storm a server for as long as one likes, every answer checked: --minutes N
+    #[command(after_help = "Arguments go to the soak; `cargo xtask soak -- --help` lists them.")]
+    Soak(Handed),
     /// Rewrite openapi/openapi.json from the running code
     Openapi,
 }
@@ -118,6 +124,8 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Bench(Bench::Serve(handed)) => bench::serve(&handed.args),
         Command::Bench(Bench::Window(handed)) => bench::window(&handed.args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Soak(handed) => bench::soak(&handed.args),
         Command::Openapi => openapi::run(),
     };
     match result {

@@ -14,6 +14,10 @@ const LEAST_TARGET: usize = 12;
 /// Weight of the newest tick in the running correction.
 const NEWEST: f64 = 1.0 / 16.0;
 
+/// Seconds of ticks over which the trend is taken. Promises reach about as far ahead, and a shared machine that is slow
+/// this second is likely to be as fast as ever by then.
+const TREND: f64 = 30.0;
+
 /// Measured tick durations of a model, linear between the measured sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TickCosts {
@@ -21,6 +25,8 @@ pub struct TickCosts {
     measured: Vec<(usize, f64)>,
     /// How much longer ticks take now than they did at load: other models, other programs.
     correction: f64,
+    /// The same in the long run.
+    trend: f64,
 }
 
 // === impl TickCosts ===
@@ -35,7 +41,7 @@ impl TickCosts {
         measured.sort_by_key(|&(rows, _)| rows);
         measured.dedup_by_key(|&mut (rows, _)| rows);
         assert!(!measured.is_empty(), "a model is timed before it serves; this is a bug");
-        Self { measured, correction: 1.0 }
+        Self { measured, correction: 1.0, trend: 1.0 }
     }
 
     /// The same, where more rows than `piece` run in even pieces of at most so many, one after another.
@@ -65,6 +71,11 @@ impl TickCosts {
         Duration::try_from_secs_f64(row * work as f64).unwrap_or(Duration::MAX)
     }
 
+    /// Seconds of a row evaluation in ticks of `per_tick` rows, in the long run.
+    pub fn row(&self, per_tick: usize) -> f64 {
+        self.at_load(per_tick.max(1)) * self.trend / per_tick.max(1) as f64
+    }
+
     /// Rows of a full tick: the fewest, and at least 12, whose throughput is within 3 % of the best up to
     /// `max_rows`.
     pub fn target(&self, max_rows: usize) -> usize {
@@ -81,6 +92,7 @@ impl TickCosts {
         // One stalled tick is not a trend.
         let ratio = (elapsed.as_secs_f64() / self.at_load(rows)).clamp(0.1, 10.0);
         self.correction += NEWEST * (ratio - self.correction);
+        self.trend += (elapsed.as_secs_f64() / TREND).min(NEWEST) * (ratio - self.trend);
     }
 
     /// Seconds of a tick when the model was loaded.
@@ -145,6 +157,10 @@ mod tests {
         (0..200).for_each(|_| costs.observe(8, ms(16)));
         let tick = costs.tick(8).as_secs_f64();
         assert!((tick - 0.016).abs() < 1e-4, "{tick}");
+        // Three seconds of thirty: a tenth of the way, in the long run.
+        assert!((costs.row(8) - 0.0011).abs() < 1e-4, "{}", costs.row(8));
+        (0..6000).for_each(|_| costs.observe(8, ms(16)));
+        assert!((costs.row(8) - 0.002).abs() < 1e-4, "{}", costs.row(8));
     }
 
     proptest! {

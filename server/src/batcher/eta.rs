@@ -31,6 +31,15 @@ pub struct Ahead {
     pub goes_first: bool,
 }
 
+/// How large ticks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TickSize {
+    /// Rows of a full one.
+    pub room: usize,
+    /// Rows to which smaller ones are filled up.
+    pub least: usize,
+}
+
 // === impl Demand ===
 
 impl Demand {
@@ -49,7 +58,8 @@ impl Demand {
     /// By the engine's work: what is ahead within the caller's queue, and as much of every other caller's as it is
     /// given in the meantime. By the steps: its longest unit needs that many ticks one after another, each with its own
     /// rows and what fills the rest of `room`.
-    pub fn eta(&self, there: impl Iterator<Item = Ahead>, costs: &TickCosts, room: usize) -> Duration {
+    pub fn eta(&self, there: impl Iterator<Item = Ahead>, costs: &TickCosts, size: TickSize) -> Duration {
+        let room = size.room;
         let (mut before, mut all, mut others) = (self.work, 0, BTreeMap::<Caller, u64>::new());
         for Ahead { caller, work, goes_first } in there {
             all += work;
@@ -61,13 +71,14 @@ impl Demand {
         }
         let shared: u64 = others.values().map(|&work| work.min(before)).sum();
         let by_work = costs.work(before + shared, room);
-        let filling = (room.saturating_sub(self.rows) * self.longest) as u64;
-        by_work.max(self.alone(costs, room) + costs.work(all.min(filling), room))
+        let filling = (room.saturating_sub(self.rows.max(size.least)) * self.longest) as u64;
+        by_work.max(self.alone(costs, size) + costs.work(all.min(filling), room))
     }
 
     /// Time until all of it is done with the engine to itself.
-    pub fn alone(&self, costs: &TickCosts, room: usize) -> Duration {
-        let (rows, turns) = (self.rows.min(room), self.rows.div_ceil(room.max(1)));
+    pub fn alone(&self, costs: &TickCosts, size: TickSize) -> Duration {
+        let TickSize { room, least } = size;
+        let (rows, turns) = (self.rows.max(least).min(room), self.rows.div_ceil(room.max(1)));
         let ticks = u32::try_from(self.longest * turns).unwrap_or(u32::MAX);
         costs.tick(rows).saturating_mul(ticks)
     }
@@ -79,13 +90,17 @@ mod tests {
 
     /// Rows of 1 ms each, ten to a tick.
     fn eta(demand: Demand, there: &[(u32, u64, bool)]) -> u128 {
+        filled_up_to(1, demand, there)
+    }
+
+    fn filled_up_to(least: usize, demand: Demand, there: &[(u32, u64, bool)]) -> u128 {
         let costs = TickCosts::new([(1, Duration::from_millis(1)), (10, Duration::from_millis(10))]);
         let ahead = there.iter().map(|&(caller, work, goes_first)| Ahead {
             caller: Caller(caller),
             work,
             goes_first,
         });
-        demand.eta(ahead, &costs, 10).as_millis()
+        demand.eta(ahead, &costs, TickSize { room: 10, least }).as_millis()
     }
 
     fn demand(rows: usize, longest: usize) -> Demand {
@@ -107,6 +122,14 @@ mod tests {
         // One row of ten: the other nine are somebody's, as long as there are any.
         assert_eq!(eta(demand(1, 20), &[(0, 5000, false)]), 200);
         assert_eq!(eta(demand(1, 20), &[(0, 30, false)]), 50);
+    }
+
+    #[test]
+    fn a_tick_that_is_filled_up_takes_as_long_as_a_full_one() {
+        assert_eq!(filled_up_to(10, demand(1, 20), &[]), 200);
+        // The rows that fill it up may as well be somebody's.
+        assert_eq!(filled_up_to(10, demand(1, 20), &[(0, 100, false)]), 200);
+        assert_eq!(filled_up_to(4, demand(1, 20), &[]), 80);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! held for as long as that takes, never while the network runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::admission::{Ask, Ledger, Terms, whole_seconds};
 use super::baseline::{Cohort, Member, Pick};
 use super::costs::TickCosts;
 use super::device::Device;
-use super::eta::{Ahead, Demand};
+use super::eta::{Ahead, Demand, TickSize};
 use super::policy::{Candidate, Policy};
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
@@ -43,9 +43,14 @@ pub struct Queue {
     state: Mutex<State>,
     wake: Condvar,
     began: Instant,
+    /// When the call of the network that is under way began, in microseconds after `began`; [`NO_CALL`] between two.
+    calling: AtomicU64,
     device: Arc<Device>,
     rules: Rules,
 }
+
+/// No call of the network is under way.
+const NO_CALL: u64 = u64::MAX;
 
 /// What does not change.
 #[derive(Debug, Clone)]
@@ -153,6 +158,7 @@ impl Queue {
             }),
             wake: Condvar::new(),
             began: Instant::now(),
+            calling: AtomicU64::new(NO_CALL),
             device,
             rules: Rules {
                 max_images: config.queue_limit,
@@ -178,18 +184,19 @@ impl Queue {
         if state.end != End::No {
             return Err(SubmitError::Ended);
         }
-        let eta = self.eta(&state, &demand);
+        let size = self.rules.tick_size(state.is_pinned() || reproducible);
+        let eta = self.eta(&state, &demand, size);
         if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(admitted))
             && eta > left
         {
-            let alone = demand.alone(&state.costs, self.rules.room);
+            let alone = demand.alone(&state.costs, size);
             return Err(SubmitError::TooLate {
                 needs: eta,
                 alone,
                 retry_after: whole_seconds(eta.saturating_sub(left)),
             });
         }
-        let row = state.costs.work(1000, self.rules.room).as_secs_f64() / 1000.0 * self.device.sharers();
+        let row = state.costs.row(size.room) * self.device.sharers();
         if units.len() > state.places(caller, self.rules.max_images) {
             let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
             return Err(SubmitError::Overloaded { retry_after: whole_seconds(half) });
@@ -220,7 +227,8 @@ impl Queue {
 
     /// The time that these units would take from now, as things stand.
     pub fn expect(&self, caller: Caller, units: &[Unit]) -> Duration {
-        self.eta(&self.lock(), &Demand::of(caller, units))
+        let state = self.lock();
+        self.eta(&state, &Demand::of(caller, units), self.rules.tick_size(state.is_pinned()))
     }
 
     /// How things stand.
@@ -231,7 +239,7 @@ impl Queue {
             waiting: state.entries.values().filter(|entry| entry.done == 0).count(),
             backlog: state
                 .costs
-                .work(state.ledger.outstanding(), self.rules.room)
+                .work(state.ledger.outstanding(), self.rules.tick_size(state.is_pinned()).room)
                 .mul_f64(self.device.sharers()),
         }
     }
@@ -276,10 +284,9 @@ impl Queue {
     pub(super) fn choose(&self, live: &mut impl Extend<(u64, Job)>) -> Choice {
         let mut state = self.lock();
         live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
-        let State { turns, entries, .. } = &mut *state;
-        // One request that insists on its bucket holds all ticks to it: a bucket is the same for everybody in it.
-        let pinned = self.rules.pinned.filter(|_| entries.values().any(|entry| entry.pinned));
+        let pinned = self.rules.pinned.filter(|_| state.is_pinned());
         let room = pinned.unwrap_or(self.rules.room);
+        let State { turns, entries, .. } = &mut *state;
         let chosen = match turns {
             Turns::Continuous(policy) => {
                 let candidates: Vec<_> = entries.values().map(|entry| entry.candidate).collect();
@@ -310,6 +317,21 @@ impl Queue {
         }
         let padded = pinned.or_else(|| self.rules.padded.iter().copied().find(|&bucket| bucket >= rows));
         Choice::Tick { ids, padded }
+    }
+
+    /// Runs one call of the network, while everybody can see how long it takes.
+    pub(super) fn watched<T>(&self, call: impl FnOnce() -> T) -> T {
+        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(0);
+        self.calling.store(now, Relaxed);
+        let result = call();
+        self.calling.store(NO_CALL, Relaxed);
+        result
+    }
+
+    /// For how long the call of the network that is under way has been; none between two.
+    pub fn calling_for(&self) -> Option<Duration> {
+        let began = self.calling.load(Relaxed);
+        (began != NO_CALL).then(|| self.began.elapsed().saturating_sub(Duration::from_micros(began)))
     }
 
     /// The jobs `ids` took part in a tick of `rows` rows, padding included, that took `elapsed`.
@@ -361,14 +383,14 @@ impl Queue {
     }
 
     /// Time until all of it is done, if nothing else arrived.
-    fn eta(&self, state: &State, demand: &Demand) -> Duration {
+    fn eta(&self, state: &State, demand: &Demand, size: TickSize) -> Duration {
         let due = state.deadline(demand);
         let ahead = state.entries.values().map(|Entry { candidate, left, .. }| Ahead {
             caller: candidate.caller,
             work: (left * candidate.rows) as u64,
             goes_first: candidate.deadline <= due,
         });
-        demand.eta(ahead, &state.costs, self.rules.room).mul_f64(self.device.sharers())
+        demand.eta(ahead, &state.costs, size).mul_f64(self.device.sharers())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -377,9 +399,26 @@ impl Queue {
     }
 }
 
+// === impl Rules ===
+
+impl Rules {
+    /// How large ticks are while somebody insists on his bucket, or else.
+    fn tick_size(&self, pinned: bool) -> TickSize {
+        match self.pinned.filter(|_| pinned) {
+            Some(rows) => TickSize { room: rows, least: rows },
+            None => TickSize { room: self.room, least: 1 },
+        }
+    }
+}
+
 // === impl State ===
 
 impl State {
+    /// Whether a live request insists on its bucket. It holds all ticks to it: a bucket is the same for everybody in it.
+    fn is_pinned(&self) -> bool {
+        self.entries.values().any(|entry| entry.pinned)
+    }
+
     /// Images that `caller` may still bring: of `limit` its share among those who have some, less its own.
     fn places(&self, caller: Caller, limit: usize) -> usize {
         let callers: BTreeSet<Caller> = self.entries.values().map(|entry| entry.candidate.caller).collect();

@@ -163,12 +163,15 @@ fn a_failed_tick_costs_its_images_and_nothing_else() {
     for (faults, cause) in [
         (Faults { error_at: vec![3], ..Faults::default() }, "error"),
         (Faults { panic_at: vec![3], ..Faults::default() }, "panic"),
+        // What one failure left behind, and every call after it would meet.
+        (Faults { broken_from: Some(3), ..Faults::default() }, "error"),
     ] {
         let (model, metrics) = model(32, faults);
         let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
         let error = sample(&model, &spec, &[1]).unwrap_err();
         assert!(matches!(&error, SampleError::Engine(text) if text.contains("call 3")), "{error}");
         assert_eq!(metrics.failures.with_label_values(&["shoes", cause]).get(), 1);
+        assert_eq!(metrics.rebuilds.with_label_values(&["shoes", "done"]).get(), 1);
         // The thread goes on.
         assert_eq!(sample(&model, &spec, &[1]).unwrap().len(), 1);
         assert!(model.batcher.is_alive());

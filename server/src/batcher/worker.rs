@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{Device, Seat};
+use super::device::Seat;
 use super::queue::{Choice, Departure, Job, Queue};
 use super::{Event, Sample, SampleError, WorkerConfig};
 use crate::engine::{Denoiser, EngineError, StepBatch};
@@ -51,8 +51,7 @@ impl Worker {
     }
 
     /// Runs until it is told to stop, or until the handle is gone and the last job is done.
-    pub(super) fn run(mut self, device: &Device) {
-        let seat = device.join();
+    pub(super) fn run(mut self, seat: &Seat<'_>) {
         let mut pause = None;
         loop {
             let idle = self.live.is_empty();
@@ -68,7 +67,7 @@ impl Worker {
             match self.queue.choose(&mut Arrivals(&mut self.live)) {
                 Choice::Wait(time) => pause = Some(time),
                 Choice::Tick { ids, .. } if ids.is_empty() => {}
-                Choice::Tick { ids, padded } => self.tick(&seat, &ids, padded),
+                Choice::Tick { ids, padded } => self.tick(seat, &ids, padded),
             }
         }
         let arrivals = self.queue.take_arrivals();
@@ -105,10 +104,10 @@ impl Worker {
 
         let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
         let (engine, batch, prediction) = (&mut *self.engine, &self.batch, &mut self.prediction);
-        let mut gap = None;
+        let (mut gap, queue) = (None, &self.queue);
         let (outcome, elapsed) = seat.run(|| {
             gap = self.last_call.map(|last| last.elapsed());
-            denoise(engine, batch, prediction, row)
+            queue.watched(|| denoise(engine, batch, prediction, row))
         });
         self.last_call = Some(Instant::now());
         let ends: Vec<Result<Progress, EngineError>> = match outcome {
@@ -123,10 +122,7 @@ impl Worker {
         self.queue.ticked(ids, self.batch.rows(), elapsed);
         self.record(rows, ids.len(), elapsed, gap);
         if let Some(Err(error)) = ends.first() {
-            let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-            self.metrics.failures.with_label_values(&[self.config.model.as_str(), cause]).inc();
-            let model = &self.config.model;
-            tracing::error!(model, rows, %error, "a tick failed; its images fail, others go on");
+            self.failed(seat, rows, error);
         }
         for (id, end) in ids.iter().zip(ends) {
             if !matches!(end, Ok(Progress::Running))
@@ -136,6 +132,32 @@ impl Worker {
             }
         }
         self.update_gauge();
+    }
+
+    /// Tells of a tick that failed, and has the engine begin anew: what made it fail may have left it broken.
+    fn failed(&mut self, seat: &Seat<'_>, rows: usize, error: &EngineError) {
+        let model = self.config.model.as_str();
+        let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
+        self.metrics.failures.with_label_values(&[model, cause]).inc();
+        tracing::error!(model, rows, %error, "a tick failed; its images fail, others go on");
+        let rebuilt = seat.run(|| catch_unwind(AssertUnwindSafe(|| self.engine.rebuild()))).0;
+        let outcome = match rebuilt {
+            Ok(Ok(())) => "done",
+            Ok(Err(error)) => {
+                tracing::error!(model, %error, "the session cannot be built anew; the old one goes on");
+                "failed"
+            }
+            Err(panic) => {
+                let words = message_of(&*panic);
+                tracing::error!(
+                    model,
+                    words,
+                    "the engine panicked while it was built anew; the old one goes on"
+                );
+                "failed"
+            }
+        };
+        self.metrics.rebuilds.with_label_values(&[model, outcome]).inc();
     }
 
     /// Replies to whoever waits for a job that has ended.

@@ -1,7 +1,7 @@
 //! What a model must pass before it serves, on the thread and the device that will serve it: its golden replayed,
 //! and the measurement of what can be promised about batches.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue};
 use safetensors::{Dtype, SafeTensors};
@@ -12,6 +12,7 @@ use windowpane_diffusion::noise;
 
 use super::{Denoiser, EngineError, StepBatch};
 use crate::batcher::costs::TickCosts;
+use crate::batcher::device::Seat;
 use crate::model::Card;
 
 /// The header of every generated response that says what was measured of its bits.
@@ -120,6 +121,7 @@ pub enum CheckError {
 /// Runs every case of the graph's golden and compares.
 pub fn replay(
     engine: &mut dyn Denoiser,
+    seat: &Seat<'_>,
     card: &Card,
     graph: &Graph,
     golden: &[u8],
@@ -152,7 +154,7 @@ pub fn replay(
         }
         let batch = StepBatch { shape: card.shape(), x: f32s(x), t: f32s(t), y: i64s(y) };
         let mut prediction = Vec::new();
-        engine.denoise(&batch, &mut prediction)?;
+        seat.run(|| engine.denoise(&batch, &mut prediction)).0?;
         let reference = f32s(reference);
         for (whose, values) in [("the stored prediction", &reference), ("the model's output", &prediction)] {
             if values.iter().any(|value| !value.is_finite()) {
@@ -169,12 +171,18 @@ pub fn replay(
 }
 
 /// Runs a few rows alone and then in batches, everywhere in them and in different company, and compares; and times every
-/// size, which also warms the runtime for the first request.
-pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Result<Measured, CheckError> {
-    let mut probe = Probe::new(engine, card);
+/// size, which also warms the runtime for the first request. Every call takes its turn with the models that already
+/// serve from this device: they wait for no more than one, and what is timed is the call and not the waiting.
+pub fn measure(
+    engine: &mut dyn Denoiser,
+    seat: &Seat<'_>,
+    card: &Card,
+    max_rows: usize,
+) -> Result<Measured, CheckError> {
+    let mut probe = Probe::new(engine, seat, card);
     let mut alone = Vec::new();
     for first in 0..DISTINCT {
-        alone.push(probe.run(1, first)?.to_vec());
+        alone.push(probe.run(1, first)?.0.to_vec());
     }
     let mut sizes = vec![1, 2, 3];
     sizes.extend((2..).map(|power| 1 << power).take_while(|&size| size < max_rows));
@@ -190,9 +198,8 @@ pub fn measure(engine: &mut dyn Denoiser, card: &Card, max_rows: usize) -> Resul
         let mut fastest = Duration::MAX;
         // Large batches take long, and are timed well enough by fewer.
         for first in 0..if size <= 8 { DISTINCT } else { 2 } {
-            let start = Instant::now();
-            let out = probe.run(size, first)?;
-            fastest = fastest.min(start.elapsed());
+            let (out, elapsed) = probe.run(size, first)?;
+            fastest = fastest.min(elapsed);
             for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
                 let which = (first + i) % DISTINCT;
                 bitwise &= same_bits(row, &alone[which]);
@@ -238,6 +245,7 @@ const DISTINCT: usize = 3;
 /// The rows that the measurement runs, again and again.
 struct Probe<'a> {
     engine: &'a mut dyn Denoiser,
+    seat: &'a Seat<'a>,
     rows: [(Vec<f32>, f32, i64); DISTINCT],
     batch: StepBatch,
     out: Vec<f32>,
@@ -246,24 +254,25 @@ struct Probe<'a> {
 // === impl Probe ===
 
 impl<'a> Probe<'a> {
-    fn new(engine: &'a mut dyn Denoiser, card: &Card) -> Self {
+    fn new(engine: &'a mut dyn Denoiser, seat: &'a Seat<'a>, card: &Card) -> Self {
         let elements = card.manifest.config.elements();
         let rows = std::array::from_fn(|i| {
             let t = (card.schedule.len() - 1) as f32 * (i as f32 + 0.25) / DISTINCT as f32;
             let y = (card.manifest.config.null_class() * i / (DISTINCT - 1)) as i64;
             (noise::normal(i as u64, noise::INITIAL, elements), t, y)
         });
-        Self { engine, rows, batch: StepBatch::new(card.shape()), out: Vec::new() }
+        Self { engine, seat, rows, batch: StepBatch::new(card.shape()), out: Vec::new() }
     }
 
-    /// A batch of `size` rows, beginning with row `first` and going round.
-    fn run(&mut self, size: usize, first: usize) -> Result<&[f32], EngineError> {
+    /// A batch of `size` rows, beginning with row `first` and going round; and how long the network took.
+    fn run(&mut self, size: usize, first: usize) -> Result<(&[f32], Duration), EngineError> {
         self.batch.clear();
         for (x, t, y) in self.rows.iter().cycle().skip(first).take(size) {
             self.batch.push(x, *t, *y);
         }
-        self.engine.denoise(&self.batch, &mut self.out)?;
-        Ok(&self.out)
+        let (done, elapsed) = self.seat.run(|| self.engine.denoise(&self.batch, &mut self.out));
+        done?;
+        Ok((&self.out, elapsed))
     }
 
     /// One more size against the rows alone; what differs is noted.
@@ -274,7 +283,7 @@ impl<'a> Probe<'a> {
         alone: &[Vec<f32>],
         determinism: &mut Determinism,
     ) -> Result<(), EngineError> {
-        let out = self.run(size, first)?;
+        let (out, _) = self.run(size, first)?;
         for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
             let alone = &alone[(first + i) % DISTINCT];
             if !same_bits(row, alone) {

@@ -28,6 +28,8 @@ pub struct FakeDenoiser {
 pub struct Faults {
     /// Calls that return an error, counted from 0.
     pub error_at: Vec<u64>,
+    /// From this call on all return an error, until it is rebuilt.
+    pub broken_from: Option<u64>,
     /// Calls that panic.
     pub panic_at: Vec<u64>,
     /// Rows of this label get NaN.
@@ -104,7 +106,8 @@ impl Denoiser for FakeDenoiser {
         if self.faults.panic_at.contains(&call) {
             panic!("asked to panic at call {call}");
         }
-        if self.faults.error_at.contains(&call) {
+        let broken = self.faults.broken_from.is_some_and(|first| call >= first);
+        if broken || self.faults.error_at.contains(&call) {
             return Err(EngineError::Runtime(format!("asked to fail at call {call}")));
         }
         let (elements, plane) = (batch.elements(), batch.shape[1] * batch.shape[2]);
@@ -127,6 +130,11 @@ impl Denoiser for FakeDenoiser {
                 answer[0] = f32::NAN;
             }
         }
+        Ok(())
+    }
+
+    fn rebuild(&mut self) -> Result<(), EngineError> {
+        self.faults.broken_from = None;
         Ok(())
     }
 }

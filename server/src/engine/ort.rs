@@ -8,17 +8,21 @@
 //! already has, and no other thread's arithmetic changes. A worker's own arithmetic, the solver's, runs with the flag
 //! too; it tells only in numbers below 1.2e-38, which no picture shows.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use ::ort::environment::{Environment, GlobalThreadPoolOptions};
 use ::ort::ep;
 use ::ort::logging::LogLevel;
-use ::ort::session::Session;
+use ::ort::memory::Allocator;
 use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ::ort::value::{TensorElementType, TensorRef};
+use ::ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
+use ::ort::value::{Tensor, TensorElementType, TensorRef};
 use windowpane_diffusion::manifest::{Dim, Graph, TensorType, WEIGHTS_FILE};
 
 use super::{Denoiser, EngineError, Provider, StepBatch, probe};
@@ -205,46 +209,71 @@ pub(super) fn runtime_error(error: &::ort::Error) -> EngineError {
     EngineError::Runtime(error.to_string())
 }
 
+/// The denoiser's output.
+const OUTPUT: &str = "prediction";
+
 /// A denoiser graph in a session.
 #[derive(Debug)]
 pub struct OrtDenoiser {
     session: Session,
+    source: Source,
     out_channels: usize,
     /// Rows of one call of the session.
     piece: usize,
+    /// Where a prediction of so many rows is put out: one buffer for each number of rows that came so far.
+    buffers: BTreeMap<usize, Buffer>,
+}
+
+/// Options by which a session puts its prediction into a tensor that stays.
+struct Buffer(RunOptions<HasSelectedOutputs>);
+
+/// What a session is made of, as it was verified: a package that somebody replaces meanwhile is another model.
+#[derive(Debug)]
+struct Source {
+    runtime: &'static Runtime,
+    graph: Vec<u8>,
+    weights: Arc<[u8]>,
+    provider: Provider,
+}
+
+// === impl Source ===
+
+impl Source {
+    /// A session. On CUDA every node must run there: a part that falls back to the CPU is a refusal, not a slow surprise.
+    fn session(&self) -> ::ort::Result<Session> {
+        let mut builder = self.runtime.builder()?;
+        if self.provider == Provider::Cuda {
+            // TF32 would take ten of the 23 bits of every product.
+            let cuda = ep::CUDA::default().with_tf32(false).build().error_on_failure();
+            builder = builder.with_execution_providers([cuda])?.with_disable_cpu_fallback()?;
+        }
+        builder
+            .with_external_initializer_file_in_memory(WEIGHTS_FILE, Arc::clone(&self.weights))?
+            .commit_from_memory(&self.graph)
+    }
 }
 
 // === impl OrtDenoiser ===
 
 impl OrtDenoiser {
-    /// Opens `folder/graph.file`. Its weights beside it are read, not mapped: a mapped file that somebody cuts or
-    /// overwrites ends the process, or worse, changes what it computes. On CUDA every node must run there: a part
-    /// that falls back to the CPU is a refusal, not a slow surprise.
+    /// Opens `folder/graph.file`. It and the weights beside it are read, not mapped: a mapped file that somebody cuts or
+    /// overwrites ends the process, or worse, changes what it computes.
     pub fn open(
-        runtime: &Runtime,
+        runtime: &'static Runtime,
         folder: &Path,
         graph: &Graph,
         out_channels: usize,
         provider: Provider,
     ) -> Result<Self, SessionError> {
-        let unopened = |file, reason| SessionError::Open { file, provider, reason };
-        let weights = std::fs::read(folder.join(WEIGHTS_FILE))
-            .map_err(|error| unopened(WEIGHTS_FILE.to_owned(), error.to_string()))?;
-        let weights: std::sync::Arc<[u8]> = weights.into();
-        let open = move || -> ::ort::Result<Session> {
-            let mut builder = runtime.builder()?;
-            if provider == Provider::Cuda {
-                // TF32 would take ten of the 23 bits of every product.
-                let cuda = ep::CUDA::default().with_tf32(false).build().error_on_failure();
-                builder = builder.with_execution_providers([cuda])?.with_disable_cpu_fallback()?;
-            }
-            builder
-                .with_external_initializer_file_in_memory(WEIGHTS_FILE, weights)?
-                .commit_from_file(folder.join(&graph.file))
-        };
-        let session = open().map_err(|error| unopened(graph.file.clone(), error.to_string()))?;
+        let unopened =
+            |file: &str, reason: String| SessionError::Open { file: file.to_owned(), provider, reason };
+        let read =
+            |file: &str| std::fs::read(folder.join(file)).map_err(|error| unopened(file, error.to_string()));
+        let source =
+            Source { runtime, graph: read(&graph.file)?, weights: read(WEIGHTS_FILE)?.into(), provider };
+        let session = source.session().map_err(|error| unopened(&graph.file, error.to_string()))?;
         ports_match(&session, graph)?;
-        Ok(Self { session, out_channels, piece: usize::MAX })
+        Ok(Self { session, source, out_channels, piece: usize::MAX, buffers: BTreeMap::new() })
     }
 }
 
@@ -263,6 +292,12 @@ impl Denoiser for OrtDenoiser {
     fn split_at(&mut self, rows: usize) {
         self.piece = rows.max(1);
     }
+
+    fn rebuild(&mut self) -> Result<(), EngineError> {
+        self.session = self.source.session().map_err(|error| runtime_error(&error))?;
+        self.buffers.clear();
+        Ok(())
+    }
 }
 
 impl OrtDenoiser {
@@ -280,8 +315,12 @@ impl OrtDenoiser {
         let t = TensorRef::from_array_view(([n], &batch.t[rows.clone()])).map_err(error)?;
         let y = TensorRef::from_array_view(([n], &batch.y[rows])).map_err(error)?;
         let inputs = ::ort::inputs!["x" => x, "t" => t, "y" => y];
-        let outputs = self.session.run(inputs).map_err(error)?;
-        let output = outputs.get("prediction").ok_or(EngineError::OutputSize { got: 0, expected: 1 })?;
+        let buffer = match self.buffers.entry(n) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Buffer::new([n, self.out_channels, h, w]).map_err(error)?),
+        };
+        let outputs = self.session.run_with_options(inputs, &buffer.0).map_err(error)?;
+        let output = outputs.get(OUTPUT).ok_or(EngineError::OutputSize { got: 0, expected: 1 })?;
         let (_, values) = output.try_extract_tensor::<f32>().map_err(error)?;
         let expected = n * self.out_channels * h * w;
         if values.len() != expected {
@@ -289,6 +328,23 @@ impl OrtDenoiser {
         }
         prediction.extend_from_slice(values);
         Ok(())
+    }
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    /// For predictions of this shape.
+    fn new(shape: [usize; 4]) -> ::ort::Result<Self> {
+        let tensor = Tensor::<f32>::new(&Allocator::default(), shape)?;
+        let outputs = OutputSelector::default().preallocate(OUTPUT, tensor);
+        Ok(Self(RunOptions::new()?.with_outputs(outputs)))
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Buffer")
     }
 }
 

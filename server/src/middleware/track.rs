@@ -1,5 +1,5 @@
 //! Every request is measured here: counted, timed, written to the access log, and told to the client in
-//! `server-timing` under the same stage names that the metrics use.
+//! `server-timing` under the same stage names that the metrics use; and, where a collector is given, traced.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use axum::response::Response;
 use super::request_id::RequestId;
 use crate::app::App;
 use crate::error::Cause;
+use crate::telemetry::otlp::{Finished, Traces};
 
 /// Stages of a generation, which the handler leaves in the response's extensions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub struct Stages {
     pub encode: Duration,
 }
 
+// === impl Stages ===
+
+impl Stages {
+    /// Name and duration, in their order.
+    pub fn named(&self) -> [(&'static str, Duration); 3] {
+        [("queue", self.queue), ("denoise", self.denoise), ("encode", self.encode)]
+    }
+}
+
 /// The layer.
 pub async fn layer(
     State(app): State<App>,
@@ -35,6 +45,7 @@ pub async fn layer(
     let start = Instant::now();
     let metrics = app.metrics();
     let method = request.method().clone();
+    let traces = app.traces().map(|traces| (traces, Traces::parent(request.headers())));
     // The pattern, never the path: labels must be bounded.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     metrics.requests_in_flight.inc();
@@ -53,11 +64,20 @@ pub async fn layer(
     if let Ok(value) = HeaderValue::from_str(&server_timing(stages, total)) {
         response.headers_mut().insert("server-timing", value);
     }
+    if let Some((traces, parent)) = traces {
+        let (parent, method, route, id) = (&parent, method.as_str(), route.as_str(), id.as_str());
+        traces.record(&Finished { parent, method, route, id, status: status.as_u16(), total, stages });
+    }
+    let stage_us =
+        |name| stages.iter().flat_map(Stages::named).find(|(n, _)| *n == name).map(|(_, d)| d.as_micros());
     tracing::info!(
         request_id = id.as_str(),
         %method,
         route,
         status = status.as_u16(),
+        queue_us = stage_us("queue"),
+        denoise_us = stage_us("denoise"),
+        encode_us = stage_us("encode"),
         total_us = total.as_micros(),
         "request"
     );
@@ -77,10 +97,8 @@ impl Drop for InFlight<'_> {
 fn server_timing(stages: Option<Stages>, total: Duration) -> String {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let mut text = String::new();
-    if let Some(s) = stages {
-        for (name, duration) in [("queue", s.queue), ("denoise", s.denoise), ("encode", s.encode)] {
-            let _ = write!(text, "{name};dur={:.3}, ", ms(duration));
-        }
+    for (name, duration) in stages.iter().flat_map(Stages::named) {
+        let _ = write!(text, "{name};dur={:.3}, ", ms(duration));
     }
     let _ = write!(text, "total;dur={:.3}", ms(total));
     text

@@ -6,6 +6,7 @@ use windowpane_diffusion::manifest::{Dtype, Manifest};
 
 use super::load::worker_config;
 use super::{Card, CardError, Model, Served};
+use crate::batcher::device::Seat;
 use crate::batcher::{Batcher, StartError};
 use crate::config::Config;
 use crate::engine::check::GoldenReport;
@@ -43,7 +44,8 @@ impl Model {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(work)
         };
-        let open = move || Ok::<_, CardError>((Box::new(fake) as Box<dyn Denoiser>, worker, served));
+        let open =
+            move |_: &Seat<'_>| Ok::<_, CardError>((Box::new(fake) as Box<dyn Denoiser>, worker, served));
         let (batcher, served) = Batcher::start(spawn, open, &name, Arc::default(), metrics.clone()).map_err(
             |error| match error {
                 StartError::Open(error) => error,

@@ -14,7 +14,7 @@ pub use error::{LoadError, ModelError};
 
 use super::{Card, Model, Served};
 use crate::args::Device;
-use crate::batcher::device::Device as Shared;
+use crate::batcher::device::{Device as Shared, Seat};
 use crate::batcher::{Batcher, StartError, WorkerConfig};
 use crate::config::Config;
 use crate::engine::check::{self, DeterminismClass};
@@ -191,8 +191,8 @@ impl Attempt {
     ) -> Result<Model, ModelError> {
         let card = Arc::clone(&self.card);
         let config = config.clone();
-        let open = move || {
-            let (engine, served) = self.open(runtime, config.max_rows)?;
+        let open = move |seat: &Seat<'_>| {
+            let (engine, served) = self.open(runtime, seat, config.max_rows)?;
             let worker = worker_config(&self.card, &served, &config);
             Ok((Box::new(engine) as Box<dyn Denoiser>, worker, served))
         };
@@ -207,7 +207,12 @@ impl Attempt {
     }
 
     /// On the thread that will run it: the probe, the session, the golden, the measurement.
-    fn open(&self, runtime: &Runtime, max_rows: usize) -> Result<(OrtDenoiser, Served), ModelError> {
+    fn open(
+        &self,
+        runtime: &'static Runtime,
+        seat: &Seat<'_>,
+        max_rows: usize,
+    ) -> Result<(OrtDenoiser, Served), ModelError> {
         let Self { card, folder, graph, provider } = self;
         let check = |cause| ModelError::Check { graph: graph.file.clone(), provider: *provider, cause };
         if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
@@ -216,8 +221,8 @@ impl Attempt {
         let out_channels = card.manifest.config.out_channels();
         let mut engine = OrtDenoiser::open(runtime, folder, graph, out_channels, *provider)?;
         let golden = fs::read(folder.join(GOLDEN_FILE)).map_err(ModelError::Golden)?;
-        let golden = check::replay(&mut engine, card, graph, &golden).map_err(check)?;
-        let measured = check::measure(&mut engine, card, max_rows).map_err(check)?;
+        let golden = check::replay(&mut engine, seat, card, graph, &golden).map_err(check)?;
+        let measured = check::measure(&mut engine, seat, card, max_rows).map_err(check)?;
         let served = Served {
             provider: *provider,
             dtype: graph.dtype,

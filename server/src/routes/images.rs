@@ -1,7 +1,7 @@
 //! Images: the shape of the OpenAI images API, and the fields of diffusion.
 
 mod outputs;
-mod request;
+pub mod request;
 mod response;
 mod stream;
 

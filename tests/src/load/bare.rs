@@ -56,7 +56,7 @@ impl Bare {
 }
 
 fn run(
-    runtime: &Runtime,
+    runtime: &'static Runtime,
     folder: &Path,
     manifest: &Manifest,
     (rows, piece, seconds): (usize, usize, f64),

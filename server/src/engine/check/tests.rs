@@ -1,6 +1,10 @@
 //! The checks against networks that pass them, and networks that should not.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+
 use super::*;
+use crate::batcher::device::Device;
 use crate::testing::{golden, manifest};
 
 /// `prediction = factor · x`, and a bias that grows with the batch.
@@ -24,7 +28,13 @@ fn card() -> Card {
 
 fn replay_with(factor: f32, golden: &[u8]) -> Result<GoldenReport, CheckError> {
     let card = card();
-    replay(&mut Linear { factor, per_row: 0.0 }, &card, &card.manifest.graphs[0], golden)
+    replay(
+        &mut Linear { factor, per_row: 0.0 },
+        &Device::default().join(),
+        &card,
+        &card.manifest.graphs[0],
+        golden,
+    )
 }
 
 #[test]
@@ -59,7 +69,9 @@ fn a_broken_golden_file_is_an_error() {
     let mut card = card();
     card.manifest.graphs[0].golden.push("c".to_owned());
     let mut engine = Linear { factor: 0.5, per_row: 0.0 };
-    let error = replay(&mut engine, &card, &card.manifest.graphs[0], &whole).unwrap_err().to_string();
+    let error = replay(&mut engine, &Device::default().join(), &card, &card.manifest.graphs[0], &whole)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("`c`"), "{error}");
 }
 
@@ -67,7 +79,7 @@ fn a_broken_golden_file_is_an_error() {
 fn batch_invariance_is_measured_not_assumed() {
     let card = card();
     let of = |per_row: f32, max_rows: usize| {
-        measure(&mut Linear { factor: 0.5, per_row }, &card, max_rows).unwrap()
+        measure(&mut Linear { factor: 0.5, per_row }, &Device::default().join(), &card, max_rows).unwrap()
     };
     let Measured { determinism, costs, .. } = of(0.0, 16);
     assert_eq!((determinism.class, determinism.relative_difference), (DeterminismClass::Bitwise, 0.0));
@@ -84,6 +96,25 @@ fn batch_invariance_is_measured_not_assumed() {
     assert_eq!(determinism.batch_sizes, [1, 2, 3, 4, 6]);
 }
 
+#[test]
+fn a_model_that_loads_waits_its_turn_and_does_not_count_the_waiting() {
+    let (device, stop) = (Device::default(), AtomicBool::new(false));
+    let measured = thread::scope(|scope| {
+        scope.spawn(|| {
+            let seat = device.join();
+            while !stop.load(SeqCst) {
+                seat.run(|| thread::sleep(Duration::from_millis(15)));
+            }
+        });
+        let seat = device.join();
+        let measured = measure(&mut Linear { factor: 0.5, per_row: 0.0 }, &seat, &card(), 4);
+        stop.store(true, SeqCst);
+        measured.unwrap()
+    });
+    let slowest = measured.costs.buckets().map(|(_, time)| time).max().unwrap();
+    assert!(slowest < Duration::from_millis(10), "{slowest:?}");
+}
+
 /// `prediction = x / 2`, with other bits in batches of one size.
 struct Odd(usize);
 
@@ -98,7 +129,8 @@ impl Denoiser for Odd {
 
 #[test]
 fn every_size_that_a_tick_can_have_is_compared() {
-    let class = |size| measure(&mut Odd(size), &card(), 12).unwrap().determinism.class;
+    let class =
+        |size| measure(&mut Odd(size), &Device::default().join(), &card(), 12).unwrap().determinism.class;
     // Ticks of up to four rows are never in pieces, and a full one of twelve is tried as it runs.
     for size in [2, 3, 4, 8, 12] {
         assert_eq!(class(size), DeterminismClass::Tolerance, "{size}");

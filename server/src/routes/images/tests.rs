@@ -1,6 +1,8 @@
 //! The images route through the whole stack, without a socket.
 #![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
 
+use std::time::Instant;
+
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use base64::Engine as _;
@@ -199,6 +201,7 @@ async fn before_and_after_it_is_503_and_alive() {
     let app = App::new(Config::default());
     assert_eq!(get(&app, "/livez").await.status, StatusCode::OK);
     assert_eq!(get(&app, "/readyz").await.json()["status"], "loading");
+    assert_eq!(get(&app, "/startupz").await.status, StatusCode::SERVICE_UNAVAILABLE);
     let answer = generate(&app, "", sneaker(json!({}))).await;
     assert_eq!(
         (answer.status, answer.json()["error"]["code"].as_str()),
@@ -208,9 +211,35 @@ async fn before_and_after_it_is_503_and_alive() {
     assert_eq!(get(&app, "/readyz").await.status, StatusCode::OK);
     app.drain();
     assert_eq!(get(&app, "/readyz").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(&app, "/startupz").await.json()["status"], "started");
     let answer = generate(&app, "", sneaker(json!({}))).await;
     assert_eq!(answer.json()["error"]["code"], "shutting_down");
     assert_eq!(get(&app, "/livez").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
+    let slow = Faults { delay: Duration::from_millis(600), ..Faults::default() };
+    let config = Config { watchdog: Duration::from_millis(200), ..Config::default() };
+    let app = app(config, &slow);
+    let running = tokio::spawn({
+        let app = app.clone();
+        async move { generate(&app, "", sneaker(json!({"steps": 2}))).await }
+    });
+    let start = Instant::now();
+    let stuck = loop {
+        let answer = get(&app, "/livez").await;
+        if answer.status != StatusCode::OK {
+            break answer;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "a call of 600 ms is not noticed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert_eq!(stuck.json()["status"], "stuck");
+    assert_eq!(get(&app, "/v2/health/live").await.json()["live"], false);
+    assert_eq!(running.await.unwrap().status, StatusCode::OK);
+    assert_eq!(get(&app, "/livez").await.json()["status"], "alive");
 }
 
 #[tokio::test]

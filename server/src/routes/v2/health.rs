@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app::{App, Phase};
-use crate::routes::health::is_alive;
+use crate::routes::health::failure;
 
 /// Whether the server is alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,7 +30,7 @@ fn status(yes: bool) -> StatusCode {
     if yes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// Whether the process works: no worker thread has died.
+/// Whether the process works: no worker thread has died or is stuck.
 #[utoipa::path(
     get,
     path = "/v2/health/live",
@@ -38,11 +38,11 @@ fn status(yes: bool) -> StatusCode {
     tag = "inference",
     responses(
         (status = 200, description = "Alive.", body = Live),
-        (status = 503, description = "A worker thread has died: restart the server.", body = Live),
+        (status = 503, description = "A worker thread has died or is stuck: restart the server.", body = Live),
     )
 )]
 pub async fn live(State(app): State<App>) -> (StatusCode, Json<Live>) {
-    let live = is_alive(&app);
+    let live = failure(&app).is_none();
     (status(live), Json(Live { live }))
 }
 

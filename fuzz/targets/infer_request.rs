@@ -1,0 +1,4 @@
+//! `infer_request`: see `tests/src/fuzz.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| suite::fuzz::infer_request(bytes));

@@ -1,0 +1,4 @@
+//! `npy`: see `tests/src/fuzz.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| suite::fuzz::npy(bytes));

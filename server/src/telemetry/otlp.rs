@@ -1,0 +1,128 @@
+//! Spans for whoever traces requests across services: one for each request, and in it one for each stage, under the names
+//! that metrics and `server-timing` use. A request that says where it belongs (`traceparent`, W3C Trace Context) is
+//! found there. They are made when the request is over, of the times that were measured anyway, and leave in batches
+//! by OTLP over HTTP on a thread of their own: a collector that is slow or gone costs no request anything.
+
+use std::time::{Duration, SystemTime};
+
+use axum::http::HeaderMap;
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::{SpanKind, Status, TraceContextExt, Tracer, TracerProvider};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+
+use crate::middleware::track::Stages;
+
+/// Time that the last spans have to leave when the server ends.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Sends spans to a collector.
+#[derive(Debug, Clone)]
+pub struct Traces {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+/// A request that is over.
+#[derive(Debug)]
+pub struct Finished<'a> {
+    /// Its headers.
+    pub parent: &'a Context,
+    /// Its method.
+    pub method: &'a str,
+    /// The pattern of its path.
+    pub route: &'a str,
+    /// Its id.
+    pub id: &'a str,
+    /// The status of the answer.
+    pub status: u16,
+    /// From arrival to answer.
+    pub total: Duration,
+    /// The stages, where it has some.
+    pub stages: Option<Stages>,
+}
+
+/// There is no exporter for this address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TracesError(String);
+
+// === impl Traces ===
+
+impl Traces {
+    /// Sends to a collector's address such as `http://localhost:4318`; the path `/v1/traces` is added.
+    pub fn to(collector: &str) -> Result<Self, TracesError> {
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(format!("{}/v1/traces", collector.trim_end_matches('/')))
+            .build()
+            .map_err(|error| TracesError(error.to_string()))?;
+        let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+        let resource = Resource::builder().with_service_name("windowpane").with_attribute(version).build();
+        let provider =
+            SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+        let tracer = provider.tracer("windowpane");
+        Ok(Self { provider, tracer })
+    }
+
+    /// Where a request with these headers belongs.
+    pub fn parent(headers: &HeaderMap) -> Context {
+        TraceContextPropagator::new().extract(&Carrier(headers))
+    }
+
+    /// Spans of a request that has just ended. Stages follow one another, the last one up to the end.
+    pub fn record(&self, request: &Finished) {
+        let end = SystemTime::now();
+        let Finished { parent, method, route, id, status, total, stages } = *request;
+        let attributes = [
+            KeyValue::new("http.request.method", method.to_owned()),
+            KeyValue::new("http.route", route.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(status)),
+            KeyValue::new("windowpane.request_id", id.to_owned()),
+        ];
+        let span = self
+            .tracer
+            .span_builder(format!("{method} {route}"))
+            .with_kind(SpanKind::Server)
+            .with_start_time(end - total)
+            .with_attributes(attributes)
+            .start_with_context(&self.tracer, parent);
+        let context = parent.with_span(span);
+        if status >= 500 {
+            context.span().set_status(Status::error(""));
+        }
+        let mut until = end;
+        for (name, time) in stages.iter().flat_map(Stages::named).rev() {
+            let from = until - time.min(total);
+            let span = self.tracer.span_builder(name).with_start_time(from);
+            let stage = context.with_span(span.start_with_context(&self.tracer, &context));
+            stage.span().end_with_timestamp(until);
+            until = from;
+        }
+        context.span().end_with_timestamp(end);
+    }
+
+    /// Sends what is left. Blocks for a few seconds at most.
+    pub fn flush(&self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(FLUSH) {
+            tracing::warn!(%error, "the last spans did not reach the collector");
+        }
+    }
+}
+
+/// Headers, as a propagator reads them.
+struct Carrier<'a>(&'a HeaderMap);
+
+impl Extractor for Carrier<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}

@@ -1,0 +1,100 @@
+//! What is read from outside, as functions of bytes: for libFuzzer, which looks for bytes that break one, and for the
+//! suite, which replays all that it has found so far. A target panics when what it reads breaks its promise; an error is
+//! an answer like any other.
+
+use std::hint::black_box;
+use std::str;
+
+use windowpane_diffusion::manifest::Manifest;
+use windowpane_server::decode::npy::Npy;
+use windowpane_server::decode::picture;
+use windowpane_server::encode::Colour;
+use windowpane_server::engine::externals;
+use windowpane_server::extract::Accept;
+use windowpane_server::provenance::Provenance;
+use windowpane_server::routes::images::request::ImageRequest;
+use windowpane_server::v2::request::InferRequest;
+
+/// A name, as `fuzz/corpus/NAME` and `cargo fuzz run NAME` have it, and what it does with bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("accept", accept),
+    ("externals", read_externals),
+    ("image_request", image_request),
+    ("infer_request", infer_request),
+    ("manifest", manifest),
+    ("npy", npy),
+    ("picture", read_picture),
+    ("provenance", provenance),
+];
+
+/// Values that an uploaded array may have: a picture of 32×32 in RGB, twice.
+const MOST_VALUES: usize = 6144;
+
+/// The header `accept`: whatever it says, what is chosen is something offered.
+pub fn accept(bytes: &[u8]) {
+    if let Ok(text) = str::from_utf8(bytes) {
+        black_box(Accept::parse(text));
+    }
+}
+
+/// The places of a graph's weights, which are compared with the package's files before ONNX Runtime sees it.
+pub fn read_externals(bytes: &[u8]) {
+    black_box(externals::read(bytes));
+}
+
+/// The body of an image request.
+pub fn image_request(bytes: &[u8]) {
+    let _ = black_box(serde_json::from_slice::<ImageRequest>(bytes));
+}
+
+/// The body of an inference request. The first two bytes say how long its head is, as the header does; 0xffff is none.
+pub fn infer_request(bytes: &[u8]) {
+    let Some((length, body)) = bytes.split_first_chunk() else { return };
+    let length = usize::from(u16::from_le_bytes(*length));
+    let Ok(request) = InferRequest::parse(body, (length != 0xffff).then_some(length)) else { return };
+    for tensor in &request.inputs {
+        let count = tensor.shape.iter().product::<usize>();
+        assert_eq!(tensor.values.len(), count, "{}: {:?}", tensor.name, tensor.shape);
+        assert!(count <= body.len(), "more elements than bytes");
+    }
+}
+
+/// A package's manifest: what reads is valid, and reads the same when it is written.
+pub fn manifest(bytes: &[u8]) {
+    let Some(manifest) = str::from_utf8(bytes).ok().and_then(|text| Manifest::from_json(text).ok()) else {
+        return;
+    };
+    let again = Manifest::from_json(&manifest.to_json()).expect("what was written is read");
+    assert_eq!(again.to_json(), manifest.to_json());
+}
+
+/// An uploaded array: as many finite values as its shape says, and never more than are wanted.
+pub fn npy(bytes: &[u8]) {
+    let Ok(array) = Npy::read(bytes, MOST_VALUES) else { return };
+    assert_eq!(array.values.len(), array.shape.iter().product::<usize>());
+    assert!(array.values.len() <= MOST_VALUES && array.values.iter().all(|value| value.is_finite()));
+}
+
+/// An uploaded PNG of whatever size it says, up to that of an upload: all its pixels.
+pub fn read_picture(bytes: &[u8]) {
+    black_box(picture::note(bytes));
+    let Some([width, height]) = picture::size(bytes).filter(|size| size.iter().all(|side| *side <= 64))
+    else {
+        return;
+    };
+    for colour in [Colour::Grey, Colour::Rgb] {
+        if let Ok(picture) = picture::png(bytes, colour, [width, height]) {
+            assert_eq!(picture.pixels.len(), width * height * colour.channels());
+        }
+    }
+}
+
+/// The note in a PNG of ours.
+pub fn provenance(bytes: &[u8]) {
+    let Some(note) = str::from_utf8(bytes).ok().and_then(|text| Provenance::read(text).ok()) else { return };
+    assert!(note.to_ascii().is_ascii());
+    assert!(Provenance::read(&note.to_json()).is_ok());
+}
