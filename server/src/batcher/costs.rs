@@ -25,8 +25,9 @@ pub struct TickCosts {
     measured: Vec<(usize, f64)>,
     /// How much longer ticks take now than they did at load: other models, other programs.
     correction: f64,
-    /// The same in the long run.
+    /// The same in the long run, and of how many ticks that is.
     trend: f64,
+    ticks: u32,
 }
 
 // === impl TickCosts ===
@@ -41,7 +42,7 @@ impl TickCosts {
         measured.sort_by_key(|&(rows, _)| rows);
         measured.dedup_by_key(|&mut (rows, _)| rows);
         assert!(!measured.is_empty(), "a model is timed before it serves; this is a bug");
-        Self { measured, correction: 1.0, trend: 1.0 }
+        Self { measured, correction: 1.0, trend: 1.0, ticks: 1 }
     }
 
     /// The same, where more rows than `piece` run in even pieces of at most so many, one after another.
@@ -92,7 +93,10 @@ impl TickCosts {
         // One stalled tick is not a trend.
         let ratio = (elapsed.as_secs_f64() / self.at_load(rows)).clamp(0.1, 10.0);
         self.correction += NEWEST * (ratio - self.correction);
-        self.trend += (elapsed.as_secs_f64() / TREND).min(NEWEST) * (ratio - self.trend);
+        // At first the mean of what there is, in which the load's measurement counts as one tick.
+        self.ticks = self.ticks.saturating_add(1);
+        let weight = (elapsed.as_secs_f64() / TREND).min(NEWEST).max(1.0 / f64::from(self.ticks));
+        self.trend += weight * (ratio - self.trend);
     }
 
     /// Seconds of a tick when the model was loaded.
@@ -157,8 +161,11 @@ mod tests {
         (0..200).for_each(|_| costs.observe(8, ms(16)));
         let tick = costs.tick(8).as_secs_f64();
         assert!((tick - 0.016).abs() < 1e-4, "{tick}");
-        // Three seconds of thirty: a tenth of the way, in the long run.
-        assert!((costs.row(8) - 0.0011).abs() < 1e-4, "{}", costs.row(8));
+        assert!((costs.row(8) - 0.002).abs() < 1e-4, "{}", costs.row(8));
+        // One slow second of many is no trend, half a minute is.
+        (0..30_000).for_each(|_| costs.observe(8, ms(8)));
+        (0..63).for_each(|_| costs.observe(8, ms(16)));
+        assert!((0.001..0.00105).contains(&costs.row(8)), "{}", costs.row(8));
         (0..6000).for_each(|_| costs.observe(8, ms(16)));
         assert!((costs.row(8) - 0.002).abs() < 1e-4, "{}", costs.row(8));
     }

@@ -54,6 +54,11 @@ impl Policy {
         Self::new("one at a time", &["--scheduling", "serial"])
     }
 
+    /// Ours, with room for whoever comes: what is measured when it is full is the engine, and not who may come in.
+    pub fn full() -> Self {
+        Self { name: "continuous", flags: Vec::new() }
+    }
+
     /// Request-level batching: what arrives within the delay, or until so many rows, runs together to the end.
     pub fn request(delay_ms: u32, max_rows: u32) -> Self {
         let (delay, rows) = (delay_ms.to_string(), max_rows.to_string());
@@ -67,11 +72,12 @@ impl Policy {
     }
 
     fn new(name: &'static str, flags: &[&str]) -> Self {
-        Self { name, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
+        let flags = ["--max-backlog", MAX_BACKLOG].iter().chain(flags).map(|&flag| flag.to_owned()).collect();
+        Self { name, flags }
     }
 }
 
-/// Seconds of work that every server admits: goodput counts what is answered within seconds, so whoever would be late is
+/// Seconds of work that every policy admits: goodput counts what is answered within seconds, so whoever would be late is
 /// better refused.
 const MAX_BACKLOG: &str = "5";
 
@@ -81,7 +87,7 @@ impl Subject {
     /// Starts it and waits until its model is loaded.
     pub fn start(policy: &Policy, served: &Served) -> Result<Self> {
         let models = served.folder.to_str().context("the model's path is not UTF-8")?;
-        let mut args = vec!["--models", models, "--port", "0", "--max-backlog", MAX_BACKLOG];
+        let mut args = vec!["--models", models, "--port", "0"];
         args.extend(policy.flags.iter().chain(served.flags).map(String::as_str));
         let mut process = Process::windowpane(&args);
         let Some(url) = process.url_or_end() else {

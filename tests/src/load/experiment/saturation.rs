@@ -37,7 +37,7 @@ pub struct Pair {
 
 /// All pairs. Sets the capacity.
 pub async fn run(lab: &mut Lab) -> Result<Vec<Pair>> {
-    let subject = lab.start(&Policy::continuous())?;
+    let subject = lab.start(&Policy::full())?;
     let piece = subject.piece().await?;
     let (mut pairs, mut bucket) = (Vec::new(), None);
     let seconds = lab.plan.brief / PAIRS as f64;
