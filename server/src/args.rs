@@ -99,8 +99,8 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]
     pub shutdown_timeout: u64,
 
-    /// Send a span of every request, with one for each of its stages, to this OpenTelemetry collector by OTLP over HTTP,
-    /// e.g. http://localhost:4318. Without it none are made.
+    /// Send a span of every answer, with one for each of its stages, to this OpenTelemetry collector by OTLP over plain
+    /// HTTP, e.g. http://localhost:4318. Without it none are made.
     #[arg(long, env = "WINDOWPANE_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 

@@ -264,10 +264,10 @@ impl Batcher {
         !self.thread.is_finished()
     }
 
-    /// For how long the call of the network that is under way has been; none between two. A call that does not return
-    /// cannot be ended from within: whoever supervises the process is told by `/livez`.
-    pub fn calling_for(&self) -> Option<Duration> {
-        self.queue.calling_for()
+    /// For how long its device has been in one piece of work, of whichever model; none between two. A call that does not
+    /// return cannot be ended from within: whoever supervises the process is told by `/livez`.
+    pub fn device_busy_for(&self) -> Option<Duration> {
+        self.queue.device_busy_for()
     }
 
     /// Tells the worker to end after the tick it is in; work under way gets [`SampleError::ShuttingDown`].

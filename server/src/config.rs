@@ -68,7 +68,7 @@ pub enum ConfigError {
     #[error("`--keys`: {0}")]
     Keys(#[from] KeysError),
     /// The collector's address is not one.
-    #[error("`--otlp-endpoint`: {0}; expected an address such as http://localhost:4318")]
+    #[error("`--otlp-endpoint`: {0} an address such as http://localhost:4318")]
     Traces(#[from] TracesError),
 }
 

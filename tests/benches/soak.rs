@@ -55,14 +55,14 @@ fn main() -> Result<()> {
 
 async fn run(args: &Args) -> Result<()> {
     let length = Duration::from_secs(args.minutes * 60);
-    let mut machine = Machine::look("1.30")?;
-    machine.command = format!("cargo xtask soak --minutes {} --clients {}", args.minutes, args.clients);
     let models = root().join("models/tiny");
     let models = models.to_str().context("the path of the models is not UTF-8")?;
     let mut process =
         Process::windowpane(&["--models", models, "--port", "0", "--max-backlog", "5", "--log", "warn"]);
     let url = process.url_or_end().with_context(|| "the server does not serve")?;
     let traffic = Rc::new(Traffic::begin(&url).await.context("before the storm")?);
+    let mut machine = Machine::look(&traffic.runtime().await?)?;
+    machine.command = format!("cargo xtask soak --minutes {} --clients {}", args.minutes, args.clients);
     let record = Rc::new(RefCell::new(Record::default()));
     let begin = Instant::now();
     let clients: Vec<_> = (0..args.clients)

@@ -93,6 +93,22 @@ fn the_promise_is_measured_at_load_and_told() {
         Some(&json!(TestServer::config().max_rows)),
         "the largest tick is among those tried"
     );
+    let server = TestServer::shared();
+    let body = json!({"prompt": "ring", "seed": 1, "steps": 1, "stream": false});
+    let stream = json!({"prompt": "ring", "seed": 1, "steps": 1, "stream": true});
+    let infer = json!({"inputs": [
+        {"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]},
+        {"name": "class", "datatype": "BYTES", "shape": [1], "data": ["ring"]},
+    ]});
+    let answers = [
+        server.send(server.post(body.to_string())),
+        server.send(server.post(body.to_string()).header("accept", "image/png")),
+        server.send(server.post(stream.to_string())),
+        server.send(server.request("POST", "/v2/models/tiny.sampler/infer").body(infer.to_string())),
+    ];
+    for answer in answers {
+        assert_eq!((answer.status, answer.header("x-determinism")), (200, "bitwise"), "{}", answer.text());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -32,7 +32,9 @@ fn collector() -> (String, mpsc::Receiver<Span>) {
                 let service = &resource.resource.as_ref().unwrap().attributes;
                 assert!(format!("{service:?}").contains("windowpane"), "{service:?}");
                 for scope in resource.scope_spans {
-                    scope.spans.into_iter().try_for_each(|span| send.send(span)).unwrap();
+                    for span in scope.spans {
+                        send.send(span).unwrap();
+                    }
                 }
             }
             reader
@@ -92,14 +94,23 @@ fn a_request_and_its_stages_are_spans_of_the_callers_trace() {
 
 #[test]
 fn a_collector_that_is_not_there_costs_nothing() {
-    let models = shipped("tiny");
-    let models = models.to_str().unwrap();
-    let mut server =
-        Process::windowpane(&["--models", models, "--port", "0", "--otlp-endpoint", "http://127.0.0.1:9"]);
-    let url = server.url();
-    for _ in 0..3 {
-        TestServer::shared().elsewhere("GET", &format!("{url}/livez"), None).unwrap().ok();
+    // One that refuses, and one that takes everything and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    for address in ["127.0.0.1:9".to_owned(), silent.local_addr().unwrap().to_string()] {
+        let models = shipped("tiny");
+        let (models, address) = (models.to_str().unwrap(), format!("http://{address}"));
+        let mut server =
+            Process::windowpane(&["--models", models, "--port", "0", "--otlp-endpoint", &address]);
+        let url = server.url();
+        let start = Instant::now();
+        // More than wait to be sent at a time.
+        for _ in 0..3000 {
+            TestServer::shared().elsewhere("GET", &format!("{url}/livez"), None).unwrap().ok();
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?} for 3000 answers", start.elapsed());
+        let start = Instant::now();
+        server.signal("TERM");
+        assert_eq!(server.end().code, Some(0));
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?} to leave", start.elapsed());
     }
-    server.signal("TERM");
-    assert_eq!(server.end().code, Some(0));
 }

@@ -316,8 +316,8 @@ mod tests {
     /// price of a row is its mean over half a minute. A request has 20 to 200 rows.
     fn overload(speed: impl Fn(u64) -> f64) -> Overload {
         let mut ledger = Ledger::default();
-        // (when, fingerprint, work, comes back): 64 rows every 20 steps in the mean.
-        let size = |at: u64| [20, 20, 20, 40, 40, 100, 200, 72][(at * 7919 / 20 % 8) as usize];
+        // (when, fingerprint, work, comes back): 64 rows in the mean.
+        let size = |at: u64| [20, 20, 20, 40, 40, 100, 200, 72][(at * 7919 / 21 % 8) as usize];
         let mut coming: Vec<(u64, u64, u64, bool)> =
             (0..STORM).step_by(21).map(|at| (at, at, size(at), false)).collect();
         let (mut back, mut admitted, mut busy, mut overfull) = (0, 0, 0, 0);
@@ -355,11 +355,12 @@ mod tests {
 
     #[test]
     fn clients_that_obey_are_admitted_and_the_engine_stays_busy() {
+        type Speed = Box<dyn Fn(u64) -> f64>;
         // A machine that keeps its speed, and shared ones whose speed drifts within seconds and within a minute.
         let drift = |seconds: f64, depth: f64| {
             move |at: u64| 1.0 + depth * (at as f64 / 100.0 / seconds * std::f64::consts::TAU).sin()
         };
-        let speeds: [(&str, Box<dyn Fn(u64) -> f64>); 4] = [
+        let speeds: [(&str, Speed); 4] = [
             ("steady", Box::new(|_| 1.0)),
             ("seconds", Box::new(drift(7.0, 0.25))),
             ("a minute", Box::new(drift(60.0, 0.2))),

@@ -22,7 +22,8 @@ pub struct Device {
 
 #[derive(Debug, Default)]
 struct State {
-    busy: bool,
+    /// Since when somebody has it.
+    busy: Option<Instant>,
     /// When the latest tick ended.
     freed: Option<Instant>,
     /// The time at which the latest tick began, on the clock that [`Member::used`] is on. Never goes back.
@@ -64,6 +65,11 @@ impl Device {
         self.lock().members.values().filter(|member| member.active).count().max(1) as f64
     }
 
+    /// For how long it has been in one piece of work; none between two.
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.lock().busy.map(|began| began.elapsed())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,7 +86,7 @@ impl State {
             able.min_by_key(|(id, member)| (member.used, **id)).map(|(id, _)| *id)
         };
         let patience_is_over = || self.freed.is_none_or(|freed| freed.elapsed() >= MOMENT);
-        !self.busy && (first(false) == Some(id) || patience_is_over() && first(true) == Some(id))
+        self.busy.is_none() && (first(false) == Some(id) || patience_is_over() && first(true) == Some(id))
     }
 
     fn member(&mut self, id: u64) -> &mut Member {
@@ -114,7 +120,7 @@ impl Seat<'_> {
         }
         state.member(self.id).waiting = true;
         while !state.is_turn_of(self.id) {
-            state = if state.busy {
+            state = if state.busy.is_some() {
                 self.device.free.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
                 self.device.free.wait_timeout(state, MOMENT).unwrap_or_else(PoisonError::into_inner).0
@@ -122,10 +128,11 @@ impl Seat<'_> {
         }
         state.member(self.id).waiting = false;
         state.clock = state.clock.max(state.member(self.id).used);
-        state.busy = true;
+        let began = Instant::now();
+        state.busy = Some(began);
         drop(state);
         // Given free whatever becomes of the work: the engine may panic.
-        let turn = Turn { seat: self, began: Instant::now() };
+        let turn = Turn { seat: self, began };
         let result = work();
         (result, turn.began.elapsed())
     }
@@ -149,7 +156,7 @@ impl Drop for Turn<'_> {
         let elapsed = self.began.elapsed();
         let mut state = self.seat.device.lock();
         state.member(self.seat.id).used += elapsed;
-        state.busy = false;
+        state.busy = None;
         state.freed = Some(Instant::now());
         drop(state);
         self.seat.device.free.notify_all();

@@ -3,7 +3,7 @@
 //! held for as long as that takes, never while the network runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,14 +43,9 @@ pub struct Queue {
     state: Mutex<State>,
     wake: Condvar,
     began: Instant,
-    /// When the call of the network that is under way began, in microseconds after `began`; [`NO_CALL`] between two.
-    calling: AtomicU64,
     device: Arc<Device>,
     rules: Rules,
 }
-
-/// No call of the network is under way.
-const NO_CALL: u64 = u64::MAX;
 
 /// What does not change.
 #[derive(Debug, Clone)]
@@ -158,7 +153,6 @@ impl Queue {
             }),
             wake: Condvar::new(),
             began: Instant::now(),
-            calling: AtomicU64::new(NO_CALL),
             device,
             rules: Rules {
                 max_images: config.queue_limit,
@@ -244,6 +238,11 @@ impl Queue {
         }
     }
 
+    /// For how long its device has been in one piece of work, whoever's; none between two.
+    pub fn device_busy_for(&self) -> Option<Duration> {
+        self.device.busy_for()
+    }
+
     /// Rows of a full tick.
     pub fn room(&self) -> usize {
         self.rules.room
@@ -317,21 +316,6 @@ impl Queue {
         }
         let padded = pinned.or_else(|| self.rules.padded.iter().copied().find(|&bucket| bucket >= rows));
         Choice::Tick { ids, padded }
-    }
-
-    /// Runs one call of the network, while everybody can see how long it takes.
-    pub(super) fn watched<T>(&self, call: impl FnOnce() -> T) -> T {
-        let now = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(0);
-        self.calling.store(now, Relaxed);
-        let result = call();
-        self.calling.store(NO_CALL, Relaxed);
-        result
-    }
-
-    /// For how long the call of the network that is under way has been; none between two.
-    pub fn calling_for(&self) -> Option<Duration> {
-        let began = self.calling.load(Relaxed);
-        (began != NO_CALL).then(|| self.began.elapsed().saturating_sub(Duration::from_micros(began)))
     }
 
     /// The jobs `ids` took part in a tick of `rows` rows, padding included, that took `elapsed`.

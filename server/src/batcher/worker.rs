@@ -26,7 +26,12 @@ pub(super) struct Worker {
     prediction: Vec<f32>,
     /// When the last call of the network ended, while there is work.
     last_call: Option<Instant>,
+    /// When the engine last began anew.
+    rebuilt: Option<Instant>,
 }
+
+/// Time between two beginnings of an engine.
+const BETWEEN_REBUILDS: Duration = Duration::from_secs(1);
 
 /// A job that takes part in ticks.
 struct Live {
@@ -47,7 +52,7 @@ impl Worker {
         metrics.announce(&config.model);
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
-        Self { engine, config, queue, metrics, live, batch, prediction, last_call: None }
+        Self { engine, config, queue, metrics, live, batch, prediction, last_call: None, rebuilt: None }
     }
 
     /// Runs until it is told to stop, or until the handle is gone and the last job is done.
@@ -104,12 +109,13 @@ impl Worker {
 
         let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
         let (engine, batch, prediction) = (&mut *self.engine, &self.batch, &mut self.prediction);
-        let (mut gap, queue) = (None, &self.queue);
+        let mut gap = None;
         let (outcome, elapsed) = seat.run(|| {
             gap = self.last_call.map(|last| last.elapsed());
-            queue.watched(|| denoise(engine, batch, prediction, row))
+            denoise(engine, batch, prediction, row)
         });
         self.last_call = Some(Instant::now());
+        let failed = outcome.is_err();
         let ends: Vec<Result<Progress, EngineError>> = match outcome {
             Ok(()) => {
                 let units = part.iter_mut().map(|live| &mut live.job.unit);
@@ -117,13 +123,13 @@ impl Worker {
                 part.iter().for_each(|live| live.job.report());
                 ends
             }
-            Err(error) => vec![Err(error); part.len()],
+            Err(error) => {
+                self.tell(rows, &error);
+                vec![Err(error); ids.len()]
+            }
         };
         self.queue.ticked(ids, self.batch.rows(), elapsed);
         self.record(rows, ids.len(), elapsed, gap);
-        if let Some(Err(error)) = ends.first() {
-            self.failed(seat, rows, error);
-        }
         for (id, end) in ids.iter().zip(ends) {
             if !matches!(end, Ok(Progress::Running))
                 && let Some(live) = self.live.remove(id)
@@ -132,14 +138,27 @@ impl Worker {
             }
         }
         self.update_gauge();
+        if failed {
+            self.begin_anew(seat);
+        }
     }
 
-    /// Tells of a tick that failed, and has the engine begin anew: what made it fail may have left it broken.
-    fn failed(&mut self, seat: &Seat<'_>, rows: usize, error: &EngineError) {
+    /// Tells of a tick that failed.
+    fn tell(&self, rows: usize, error: &EngineError) {
         let model = self.config.model.as_str();
         let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
         self.metrics.failures.with_label_values(&[model, cause]).inc();
         tracing::error!(model, rows, %error, "a tick failed; its images fail, others go on");
+    }
+
+    /// Has the engine begin anew, after a tick that failed: what made it fail may have left it broken. Not more than once
+    /// in a while: where every tick fails, sessions are no help.
+    fn begin_anew(&mut self, seat: &Seat<'_>) {
+        if self.rebuilt.is_some_and(|last| last.elapsed() < BETWEEN_REBUILDS) {
+            return;
+        }
+        self.rebuilt = Some(Instant::now());
+        let model = self.config.model.as_str();
         let rebuilt = seat.run(|| catch_unwind(AssertUnwindSafe(|| self.engine.rebuild()))).0;
         let outcome = match rebuilt {
             Ok(Ok(())) => "done",
@@ -158,6 +177,8 @@ impl Worker {
             }
         };
         self.metrics.rebuilds.with_label_values(&[model, outcome]).inc();
+        // No gap of the host's.
+        self.last_call = None;
     }
 
     /// Replies to whoever waits for a job that has ended.

@@ -17,9 +17,9 @@ const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Bytes are no picture that is read here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PictureError {
-    /// Not a whole PNG; the decoder's words.
+    /// Not a whole PNG.
     #[error("it is not a whole PNG: {0}")]
-    Png(String),
+    Png(&'static str),
     /// Another size.
     #[error("it is {}x{} pixels, expected {}x{}", got[0], got[1], expected[0], expected[1])]
     Size {
@@ -37,8 +37,15 @@ pub enum PictureError {
 /// an alpha channel that is opaque is dropped. Then to `colour`: grey to RGB by repetition, RGB to grey by the luma of
 /// ITU-R BT.601 in 16-bit fixed point, as Pillow's `convert("L")` does.
 pub fn png(bytes: &[u8], colour: Colour, [width, height]: [usize; 2]) -> Result<Picture, PictureError> {
-    let wrong = |error: ::png::DecodingError| PictureError::Png(error.to_string());
-    let got = size(bytes).ok_or_else(|| PictureError::Png("it does not begin as a PNG does".to_owned()))?;
+    // The decoder's own words are about its insides.
+    let wrong = |error| {
+        PictureError::Png(match error {
+            ::png::DecodingError::IoError(_) => "it is cut short",
+            ::png::DecodingError::LimitsExceeded => "it unpacks to more than its size says",
+            _ => "it is damaged",
+        })
+    };
+    let got = size(bytes).ok_or(PictureError::Png("it does not begin as a PNG does"))?;
     if got != [width, height] {
         return Err(PictureError::Size { got, expected: [width, height] });
     }
@@ -50,8 +57,7 @@ pub fn png(bytes: &[u8], colour: Colour, [width, height]: [usize; 2]) -> Result<
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(wrong)?;
-    let too_large = || PictureError::Png("too large".to_owned());
-    let mut pixels = vec![0; reader.output_buffer_size().ok_or_else(too_large)?];
+    let mut pixels = vec![0; reader.output_buffer_size().ok_or(PictureError::Png("it is too large"))?];
     reader.next_frame(&mut pixels).map_err(wrong)?;
     let pixels = match reader.output_color_type().0 {
         ::png::ColorType::Grayscale => pixels,

@@ -23,9 +23,9 @@ use ::ort::memory::Allocator;
 use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ::ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
 use ::ort::value::{Tensor, TensorElementType, TensorRef};
-use windowpane_diffusion::manifest::{Dim, Graph, TensorType, WEIGHTS_FILE};
+use windowpane_diffusion::manifest::{Dim, Graph, Manifest, TensorType, WEIGHTS_FILE};
 
-use super::{Denoiser, EngineError, Provider, StepBatch, probe};
+use super::{Denoiser, EngineError, Provider, StepBatch, package, probe};
 
 /// ONNX Runtime, loaded once for the whole process.
 #[derive(Debug)]
@@ -209,6 +209,9 @@ pub(super) fn runtime_error(error: &::ort::Error) -> EngineError {
     EngineError::Runtime(error.to_string())
 }
 
+/// Sizes of batches for which buffers are kept.
+const MOST_BUFFERS: usize = 16;
+
 /// The denoiser's output.
 const OUTPUT: &str = "prediction";
 
@@ -220,7 +223,7 @@ pub struct OrtDenoiser {
     out_channels: usize,
     /// Rows of one call of the session.
     piece: usize,
-    /// Where a prediction of so many rows is put out: one buffer for each number of rows that came so far.
+    /// Where a prediction of so many rows is put out: a buffer for each number of rows, as long as those are few.
     buffers: BTreeMap<usize, Buffer>,
 }
 
@@ -257,22 +260,24 @@ impl Source {
 
 impl OrtDenoiser {
     /// Opens `folder/graph.file`. It and the weights beside it are read, not mapped: a mapped file that somebody cuts or
-    /// overwrites ends the process, or worse, changes what it computes.
+    /// overwrites ends the process, or worse, changes what it computes. What was read is what the manifest pins.
     pub fn open(
         runtime: &'static Runtime,
         folder: &Path,
+        manifest: &Manifest,
         graph: &Graph,
-        out_channels: usize,
         provider: Provider,
     ) -> Result<Self, SessionError> {
         let unopened =
             |file: &str, reason: String| SessionError::Open { file: file.to_owned(), provider, reason };
-        let read =
-            |file: &str| std::fs::read(folder.join(file)).map_err(|error| unopened(file, error.to_string()));
+        let read = |file: &str| {
+            package::read(folder, manifest, file).map_err(|error| unopened(file, error.to_string()))
+        };
         let source =
             Source { runtime, graph: read(&graph.file)?, weights: read(WEIGHTS_FILE)?.into(), provider };
         let session = source.session().map_err(|error| unopened(&graph.file, error.to_string()))?;
         ports_match(&session, graph)?;
+        let out_channels = manifest.config.out_channels();
         Ok(Self { session, source, out_channels, piece: usize::MAX, buffers: BTreeMap::new() })
     }
 }
@@ -291,6 +296,8 @@ impl Denoiser for OrtDenoiser {
 
     fn split_at(&mut self, rows: usize) {
         self.piece = rows.max(1);
+        // Those of the measurement's sizes are not needed again.
+        self.buffers.clear();
     }
 
     fn rebuild(&mut self) -> Result<(), EngineError> {
@@ -315,6 +322,9 @@ impl OrtDenoiser {
         let t = TensorRef::from_array_view(([n], &batch.t[rows.clone()])).map_err(error)?;
         let y = TensorRef::from_array_view(([n], &batch.y[rows])).map_err(error)?;
         let inputs = ::ort::inputs!["x" => x, "t" => t, "y" => y];
+        if self.buffers.len() >= MOST_BUFFERS && !self.buffers.contains_key(&n) {
+            self.buffers.clear();
+        }
         let buffer = match self.buffers.entry(n) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Buffer::new([n, self.out_channels, h, w]).map_err(error)?),

@@ -230,6 +230,21 @@ fn verify(path: &Path, pinned: &FileDigest) -> Result<(), PackageError> {
     Ok(())
 }
 
+/// The bytes of a file, if they are what the manifest pins: between a package's verification and its use it may have been
+/// replaced.
+pub fn read(folder: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>, PackageError> {
+    let path = folder.join(name);
+    let bytes = fs::read(&path).map_err(|cause| PackageError::Io { path: path.clone(), cause })?;
+    let Some(pinned) = manifest.files.get(name) else {
+        return Err(PackageError::Kind { path, what: "not listed in manifest.json" });
+    };
+    let got = hex(&Sha256::digest(&bytes));
+    if !got.eq_ignore_ascii_case(&pinned.sha256) {
+        return Err(PackageError::Digest { path, got, expected: pinned.sha256.clone() });
+    }
+    Ok(bytes)
+}
+
 /// Every tensor that a graph has in another file lies in one of the package's, whole.
 fn tensors_fit(folder: &Path, graph: &str, manifest: &Manifest) -> Result<(), PackageError> {
     let path = folder.join(graph);
@@ -335,6 +350,17 @@ mod tests {
         assert!(
             error(&path).contains("tensor `half` lies in `../../x.bin`, which manifest.json does not list")
         );
+    }
+
+    #[test]
+    fn what_was_replaced_after_it_was_verified_is_not_read() {
+        let (_folder, path) = good();
+        let package = Package::open(&path).unwrap();
+        assert_eq!(read(&path, &package.manifest, GRAPH).unwrap(), fs::read(path.join(GRAPH)).unwrap());
+        fs::write(path.join(GRAPH), b"another").unwrap();
+        let error = read(&path, &package.manifest, GRAPH).unwrap_err().to_string();
+        assert!(error.contains("denoiser.f32.onnx` has sha256"), "{error}");
+        assert!(read(&path, &package.manifest, "stray").is_err());
     }
 
     #[test]

@@ -21,9 +21,8 @@ pub(super) async fn collect(request: Request, config: &Config) -> Result<Bytes, 
     match tokio::time::timeout(config.body_timeout, collect).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-        Ok(Err(error)) => {
-            Err(ApiError::new(Cause::MalformedBody, format!("the body did not arrive whole: {error}")))
-        }
+        // The connection broke or its framing is wrong: nobody who could mend that reads more of it here.
+        Ok(Err(_)) => Err(ApiError::new(Cause::MalformedBody, "the body did not arrive whole")),
         Err(_) => {
             let seconds = config.body_timeout.as_secs();
             Err(ApiError::new(Cause::BodyTimeout, format!("the body took longer than {seconds} s")))

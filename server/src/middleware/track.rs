@@ -69,7 +69,7 @@ pub async fn layer(
         traces.record(&Finished { parent, method, route, id, status: status.as_u16(), total, stages });
     }
     let stage_us =
-        |name| stages.iter().flat_map(Stages::named).find(|(n, _)| *n == name).map(|(_, d)| d.as_micros());
+        |name| stages.iter().flat_map(Stages::named).find(|(n, _)| *n == name).map(|(_, d)| micros(d));
     tracing::info!(
         request_id = id.as_str(),
         %method,
@@ -78,7 +78,7 @@ pub async fn layer(
         queue_us = stage_us("queue"),
         denoise_us = stage_us("denoise"),
         encode_us = stage_us("encode"),
-        total_us = total.as_micros(),
+        total_us = micros(total),
         "request"
     );
     response
@@ -91,6 +91,11 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.metrics().requests_in_flight.dec();
     }
+}
+
+/// Microseconds as a number that JSON has.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The header's value, durations in milliseconds.

@@ -3,7 +3,6 @@
 
 mod error;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +20,7 @@ use crate::engine::check::{self, DeterminismClass};
 use crate::engine::dylib;
 use crate::engine::ort::{OrtDenoiser, Runtime};
 use crate::engine::package::{Package, find, identity};
-use crate::engine::{Denoiser, Provider, probe};
+use crate::engine::{Denoiser, Provider, package, probe};
 use crate::metrics::Metrics;
 
 /// Loads packages of one folder, at start and later, onto the devices it knows.
@@ -218,9 +217,9 @@ impl Attempt {
         if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
             return Err(ModelError::Subnormals);
         }
-        let out_channels = card.manifest.config.out_channels();
-        let mut engine = OrtDenoiser::open(runtime, folder, graph, out_channels, *provider)?;
-        let golden = fs::read(folder.join(GOLDEN_FILE)).map_err(ModelError::Golden)?;
+        let mut engine = OrtDenoiser::open(runtime, folder, &card.manifest, graph, *provider)?;
+        let golden = package::read(folder, &card.manifest, GOLDEN_FILE)
+            .map_err(|error| ModelError::Golden(std::io::Error::other(error)))?;
         let golden = check::replay(&mut engine, seat, card, graph, &golden).map_err(check)?;
         let measured = check::measure(&mut engine, seat, card, max_rows).map_err(check)?;
         let served = Served {
@@ -279,6 +278,8 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::{TempDir, tempdir};
     use windowpane_diffusion::manifest::WEIGHTS_FILE;
 

@@ -26,7 +26,7 @@ fn describe_one(path: &str, operation: &mut Operation) {
             let RefOr::T(content) = content else { continue };
             let v2 = match name(content.schema.as_ref()) {
                 Some("ErrorBody") => false,
-                Some("V2ErrorBody") => true,
+                Some("V2Error") => true,
                 _ => continue,
             };
             for error in all().into_iter().filter(|error| fits(error.cause, path)) {
@@ -128,7 +128,8 @@ mod tests {
             for (method, operation) in methods.as_object().unwrap() {
                 for (status, response) in operation["responses"].as_object().into_iter().flatten() {
                     let content = &response["content"]["application/json"];
-                    if !content["schema"]["$ref"].as_str().is_some_and(|name| name.ends_with("ErrorBody")) {
+                    let schema = content["schema"]["$ref"].as_str().and_then(|name| name.rsplit('/').next());
+                    if !matches!(schema, Some("ErrorBody" | "V2Error")) {
                         continue;
                     }
                     let examples = content["examples"].as_object();

@@ -29,8 +29,8 @@ impl Health {
     }
 }
 
-/// Whether the process works: no worker thread has died, and none waits for a call of the network that takes longer than
-/// any should (`--watchdog`).
+/// Whether the process works: no worker thread has died, and no device is in one piece of work for longer than
+/// any should take (`--watchdog`).
 #[utoipa::path(
     get,
     path = "/livez",
@@ -54,7 +54,7 @@ pub(super) fn failure(app: &App) -> Option<&'static str> {
         return None;
     }
     app.models().iter().find_map(|model| {
-        let stuck = || model.batcher.calling_for().is_some_and(|time| time > app.config().watchdog);
+        let stuck = || model.batcher.device_busy_for().is_some_and(|time| time > app.config().watchdog);
         if !model.batcher.is_alive() {
             Some("dead")
         } else if stuck() {

@@ -1,6 +1,7 @@
 //! Spans for whoever traces requests across services: one for each request, and in it one for each stage, under the names
 //! that metrics and `server-timing` use. A request that says where it belongs (`traceparent`, W3C Trace Context) is
-//! found there. They are made when the request is over, of the times that were measured anyway, and leave in batches
+//! found there. They are made when the answer is, of the times that were measured anyway (a stream's when it begins, and
+//! without stages), and leave in batches
 //! by OTLP over HTTP on a thread of their own: a collector that is slow or gone costs no request anything.
 
 use std::time::{Duration, SystemTime};
@@ -29,7 +30,7 @@ pub struct Traces {
 /// A request that is over.
 #[derive(Debug)]
 pub struct Finished<'a> {
-    /// Its headers.
+    /// Where it belongs.
     pub parent: &'a Context,
     /// Its method.
     pub method: &'a str,
@@ -55,12 +56,15 @@ pub struct TracesError(String);
 impl Traces {
     /// Sends to a collector's address such as `http://localhost:4318`; the path `/v1/traces` is added.
     pub fn to(collector: &str) -> Result<Self, TracesError> {
+        if !collector.starts_with("http://") {
+            return Err(TracesError(format!("`{collector}` is not")));
+        }
         let exporter = SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(format!("{}/v1/traces", collector.trim_end_matches('/')))
             .build()
-            .map_err(|error| TracesError(error.to_string()))?;
+            .map_err(|error| TracesError(format!("`{collector}` is not ({error})")))?;
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = Resource::builder().with_service_name("windowpane").with_attribute(version).build();
         let provider =

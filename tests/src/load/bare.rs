@@ -67,7 +67,7 @@ fn run(
     let graph =
         manifest.graphs.iter().find(fits).context("the package has no f32 denoiser for any device")?;
     let config = &manifest.config;
-    let mut engine = OrtDenoiser::open(runtime, folder, graph, config.out_channels(), Provider::Cpu)?;
+    let mut engine = OrtDenoiser::open(runtime, folder, manifest, graph, Provider::Cpu)?;
     engine.split_at(piece);
     let mut batch = StepBatch::new([config.channels, config.height, config.width]);
     let mut random = Random::new(0);

@@ -39,7 +39,7 @@ pub struct Answer {
     pub at: Duration,
     /// How long it took.
     pub took: Duration,
-    /// The status; 0 where the client left, or there was none.
+    /// The status; 0 where the client left, or where something is wrong.
     pub status: u16,
     /// What is wrong with it.
     pub wrong: Option<String>,
@@ -129,14 +129,29 @@ impl Record {
         counts
     }
 
-    /// What is wrong, the first of each kind.
+    /// What is wrong, by kind: how many answers, and the first.
     pub fn wrong(&self) -> Vec<String> {
-        let wrong = |answer: &Answer| {
-            let what = answer.wrong.as_ref()?;
-            Some((answer.kind, format!("{:?} after {:.0} s: {what}", answer.kind, answer.at.as_secs_f64())))
-        };
-        let first: BTreeMap<Kind, String> = self.answers.iter().rev().filter_map(wrong).collect();
-        first.into_values().collect()
+        let mut wrong = BTreeMap::<Kind, (usize, String)>::new();
+        for answer in &self.answers {
+            let Some(what) = &answer.wrong else { continue };
+            let first = || format!("after {:.0} s: {what}", answer.at.as_secs_f64());
+            wrong.entry(answer.kind).or_insert_with(|| (0, first())).0 += 1;
+        }
+        wrong
+            .into_iter()
+            .map(|(kind, (count, first))| format!("{count} of {kind:?}, the first {first}"))
+            .collect()
+    }
+
+    /// Kinds of clients of whom not one was answered, though nothing was wrong with what they asked.
+    pub fn unanswered(&self) -> Vec<Kind> {
+        let answered =
+            |kind: Kind| self.answers.iter().any(|answer| answer.kind == kind && answer.status == 200);
+        let kinds: std::collections::BTreeSet<Kind> = Kind::MIX.into_iter().collect();
+        kinds
+            .into_iter()
+            .filter(|&kind| !matches!(kind, Kind::Wrong | Kind::Leave) && !answered(kind))
+            .collect()
     }
 
     /// Growth of the memory from the second fifth to the last, in MiB and as a share.
@@ -173,6 +188,7 @@ mod tests {
         assert!(slices[1].latency[0].is_nan());
         assert_eq!(record.growth(length), (10.0, 0.1));
         assert_eq!(record.counts()[&(Kind::Json, 200)], 2);
-        assert_eq!(record.wrong(), ["Json after 10 s: cut"]);
+        assert_eq!(record.wrong(), ["1 of Json, the first after 10 s: cut"]);
+        assert!(!record.unanswered().contains(&Kind::Json) && record.unanswered().contains(&Kind::Replay));
     }
 }

@@ -40,6 +40,8 @@ impl Soak<'_> {
     /// All that is wrong; nothing if it stood.
     pub fn failures(&self) -> Vec<String> {
         let mut failures = self.record.wrong();
+        let unanswered = self.record.unanswered();
+        failures.extend(unanswered.iter().map(|kind| format!("not one of {kind:?} was answered")));
         let (mib, share) = self.record.growth(self.length);
         // NaN, where nothing was measured, is a failure.
         if !(mib <= FLAT.1 || share <= FLAT.0) {
@@ -81,7 +83,7 @@ impl Soak<'_> {
         }
         text += "\n| client | status | answers |\n| --- | --- | --- |\n";
         for ((kind, status), count) in self.record.counts() {
-            let status = if status == 0 { "left".to_owned() } else { status.to_string() };
+            let status = if status == 0 { "left, or wrong".to_owned() } else { status.to_string() };
             let _ = writeln!(text, "| {kind:?} | {status} | {count} |");
         }
         text + "\n![Memory, latency and answers](soak.svg)\n"

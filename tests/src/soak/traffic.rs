@@ -58,9 +58,20 @@ impl Traffic {
         Ok(())
     }
 
+    async fn metrics(&self) -> Result<String> {
+        Ok(self.client.get(self.at("/metrics")).send().await?.error_for_status()?.text().await?)
+    }
+
+    /// The version of ONNX Runtime.
+    pub async fn runtime(&self) -> Result<String> {
+        let text = self.metrics().await?;
+        let version = text.split_once("onnxruntime=\"").and_then(|(_, rest)| rest.split('"').next());
+        Ok(version.context("no `windowpane_build_info`")?.to_owned())
+    }
+
     /// Images that are admitted and not finished.
     pub async fn under_way(&self) -> Result<f64> {
-        let text = self.client.get(self.at("/metrics")).send().await?.error_for_status()?.text().await?;
+        let text = self.metrics().await?;
         let line =
             text.lines().find_map(|line| line.strip_prefix("windowpane_trajectories{model=\"tiny\"} "));
         line.context("no `windowpane_trajectories`")?
@@ -104,17 +115,7 @@ impl Traffic {
                 let response = self.post(IMAGES, &body).send().await?;
                 let (status, wait, bytes) = read(response, &BUSY).await?;
                 if status == 200 {
-                    let answer: Value = serde_json::from_slice(&bytes)?;
-                    let data = answer["data"].as_array().context("no `data`")?;
-                    ensure!(
-                        Some(data.len() as u64) == body["n"].as_u64(),
-                        "{} images for {body}",
-                        data.len()
-                    );
-                    for image in data {
-                        let text = image["b64_json"].as_str().context("no `b64_json`")?;
-                        whole(&STANDARD.decode(text)?)?;
-                    }
+                    pictures(&bytes, &body)?;
                 }
                 Ok((status, wait))
             }
@@ -124,22 +125,34 @@ impl Traffic {
                 body["partial_images"] = json!(random.below(4));
                 let (status, wait, bytes) = read(self.post(IMAGES, &body).send().await?, &BUSY).await?;
                 if status == 200 {
-                    let ends = String::from_utf8(bytes)?.matches("event: image_generation.completed").count();
-                    ensure!(Some(ends as u64) == body["n"].as_u64(), "{ends} ends of a stream of {body}");
+                    let text = String::from_utf8(bytes)?;
+                    let events = text
+                        .lines()
+                        .filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok());
+                    let is_end = |event: &Value| event["type"] == "image_generation.completed";
+                    let ends: Vec<Value> = events.filter(is_end).collect();
+                    ensure!(Some(ends.len() as u64) == body["n"].as_u64(), "{} ends of {body}", ends.len());
+                    ends.iter().try_for_each(picture)?;
                 }
                 Ok((status, wait))
             }
             Kind::Leave => {
                 let patience = Duration::from_millis(random.below(400) as u64);
-                let request = self.post(IMAGES, &any(random)).send();
-                match tokio::time::timeout(patience, request).await {
-                    Ok(response) => read(response?, &BUSY).await.map(|(status, wait, _)| (status, wait)),
-                    Err(_) => Ok((0, None)),
+                let body = any(random);
+                let Ok(response) = tokio::time::timeout(patience, self.post(IMAGES, &body).send()).await
+                else {
+                    return Ok((0, None));
+                };
+                let (status, wait, bytes) = read(response?, &BUSY).await?;
+                if status == 200 {
+                    pictures(&bytes, &body)?;
                 }
+                Ok((status, wait))
             }
             Kind::Cancel => {
                 let id = format!("soak-{number}");
-                let request = self.post(IMAGES, &any(random)).header("x-request-id", &id).send();
+                let body = any(random);
+                let request = self.post(IMAGES, &body).header("x-request-id", &id).send();
                 let delete = async {
                     tokio::time::sleep(Duration::from_millis(random.below(200) as u64)).await;
                     self.client.delete(self.at(&format!("/v1/requests/{id}"))).send().await
@@ -147,13 +160,20 @@ impl Traffic {
                 let (response, deleted) = tokio::join!(request, delete);
                 let deleted = deleted?.status().as_u16();
                 ensure!([200, 202, 204, 404].contains(&deleted), "a cancellation is answered with {deleted}");
-                let (status, wait, _) = read(response?, &[409, 429]).await?;
+                let (status, wait, bytes) = read(response?, &[409, 429]).await?;
+                if status == 200 {
+                    pictures(&bytes, &body)?;
+                }
                 Ok((status, wait))
             }
             Kind::Late => {
                 let deadline = random.below(600) + 1;
-                let request = self.post(IMAGES, &any(random)).header("x-request-timeout-ms", deadline);
-                let (status, wait, _) = read(request.send().await?, &[429, 504]).await?;
+                let body = any(random);
+                let request = self.post(IMAGES, &body).header("x-request-timeout-ms", deadline);
+                let (status, wait, bytes) = read(request.send().await?, &[429, 504]).await?;
+                if status == 200 {
+                    pictures(&bytes, &body)?;
+                }
                 Ok((status, wait))
             }
             Kind::Replay => {
@@ -172,6 +192,7 @@ impl Traffic {
                 let body = json!({"inputs": [
                     {"name": "seed", "datatype": "INT64", "shape": [2], "data": [seed, seed + 1]},
                     {"name": "steps", "datatype": "INT32", "shape": [2], "data": [steps, steps + 1]},
+                    {"name": "class", "datatype": "INT64", "shape": [2], "data": [seed % 4, (seed + 1) % 4]},
                 ]});
                 let response = self.post("/v2/models/tiny.sampler/infer", &body).send().await?;
                 let (status, wait, bytes) = read(response, &BUSY).await?;
@@ -179,6 +200,7 @@ impl Traffic {
                     let answer: Value = serde_json::from_slice(&bytes)?;
                     let values = answer["outputs"][0]["data"].as_array().context("no data")?;
                     ensure!(values.len() == 2 * (SIDE * SIDE) as usize, "{} values", values.len());
+                    ensure!(values.iter().all(Value::is_number), "values that are no numbers");
                 }
                 Ok((status, wait))
             }
@@ -193,11 +215,9 @@ impl Traffic {
                     "{\"model\":\"tiny\",\"x_t\":\"%\"}",
                 ];
                 let request = self.client.post(self.at(IMAGES)).header(CONTENT_TYPE, "application/json");
-                let (status, wait, bytes) =
+                let (status, wait, _) =
                     read(request.body(*random.pick(&bodies)).send().await?, &[400, 404, 422]).await?;
                 ensure!(status != 200, "what is wrong was answered");
-                let answer: Value = serde_json::from_slice(&bytes)?;
-                ensure!(answer["error"]["message"].is_string(), "an error without a message: {answer}");
                 Ok((status, wait))
             }
             Kind::Look => {
@@ -251,7 +271,26 @@ async fn read(response: Response, expected: &[u16]) -> Result<(u16, Option<Durat
     let bytes = response.bytes().await?.to_vec();
     let text = || String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
     ensure!(status == 200 || expected.contains(&status), "answered with {status}: {}", text());
+    if status != 200 {
+        let error: Value = serde_json::from_slice(&bytes)?;
+        let message = error["error"]["message"].as_str().or(error["error"].as_str());
+        ensure!(message.is_some_and(|message| !message.is_empty()), "no word of why: {}", text());
+    }
+    ensure!(status != 429 || wait.is_some(), "refused without a time to come back: {}", text());
     Ok((status, wait.map(Duration::from_secs), bytes))
+}
+
+/// As many whole pictures as were asked for.
+fn pictures(answer: &[u8], asked: &Value) -> Result<()> {
+    let answer: Value = serde_json::from_slice(answer)?;
+    let data = answer["data"].as_array().context("no `data`")?;
+    ensure!(Some(data.len() as u64) == asked["n"].as_u64(), "{} images for {asked}", data.len());
+    data.iter().try_for_each(picture)
+}
+
+/// The picture in an object's `b64_json`.
+fn picture(object: &Value) -> Result<()> {
+    whole(&STANDARD.decode(object["b64_json"].as_str().context("no `b64_json`")?)?)
 }
 
 /// A PNG of the model's size, every pixel there.

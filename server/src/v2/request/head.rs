@@ -14,7 +14,7 @@ use crate::v2::Datatype;
 
 /// An inference request.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2InferRequest, example = json!({
     "inputs": [
         {"name": "seed", "shape": [2], "datatype": "INT64", "data": [7, 8]},
@@ -41,7 +41,7 @@ pub struct Head<'a> {
 
 /// Parameters of a request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2RequestParameters)]
 pub struct RequestParameters {
     /// Whether outputs that do not say so themselves are sent as bytes behind the JSON.
@@ -65,7 +65,7 @@ pub struct RequestParameters {
 
 /// An input.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2InputTensor)]
 pub struct InputTensor<'a> {
     /// Its name.
@@ -88,7 +88,7 @@ pub struct InputTensor<'a> {
 
 /// Parameters of an input.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2InputParameters)]
 pub struct InputParameters {
     /// Bytes of the input behind the JSON.
@@ -103,7 +103,7 @@ pub struct InputParameters {
 
 /// An output that is wanted.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2WantedOutput)]
 pub struct OutputTensor<'a> {
     /// Its name.
@@ -116,7 +116,7 @@ pub struct OutputTensor<'a> {
 
 /// Parameters of an output.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = V2OutputParameters)]
 pub struct OutputParameters {
     /// Whether it is sent as bytes behind the JSON.
