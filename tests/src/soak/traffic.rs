@@ -154,7 +154,7 @@ impl Traffic {
                 let body = any(random);
                 let request = self.post(IMAGES, &body).header("x-request-id", &id).send();
                 let delete = async {
-                    tokio::time::sleep(Duration::from_millis(random.below(200) as u64)).await;
+                    tokio::time::sleep(Duration::from_millis(random.below(3000) as u64)).await;
                     self.client.delete(self.at(&format!("/v1/requests/{id}"))).send().await
                 };
                 let (response, deleted) = tokio::join!(request, delete);
@@ -167,7 +167,7 @@ impl Traffic {
                 Ok((status, wait))
             }
             Kind::Late => {
-                let deadline = random.below(600) + 1;
+                let deadline = random.below(6000) + 1;
                 let body = any(random);
                 let request = self.post(IMAGES, &body).header("x-request-timeout-ms", deadline);
                 let (status, wait, bytes) = read(request.send().await?, &[429, 504]).await?;
@@ -276,7 +276,9 @@ async fn read(response: Response, expected: &[u16]) -> Result<(u16, Option<Durat
         let message = error["error"]["message"].as_str().or(error["error"].as_str());
         ensure!(message.is_some_and(|message| !message.is_empty()), "no word of why: {}", text());
     }
-    ensure!(status != 429 || wait.is_some(), "refused without a time to come back: {}", text());
+    // What can never be done in its time is not worth coming back for.
+    let hopeless = || text().contains("deadline_unmeetable");
+    ensure!(status != 429 || wait.is_some() || hopeless(), "refused without a time to come back: {}", text());
     Ok((status, wait.map(Duration::from_secs), bytes))
 }
 
