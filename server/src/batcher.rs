@@ -1,6 +1,6 @@
 //! The handle of a model's worker: submit work, wait for it, cancel it, stop. What waits and who is admitted is
 //! `queue.rs`, with the pure parts that it decides by: `admission.rs` (may it come in), `policy.rs` (who goes next),
-//! `costs.rs` (what does a tick cost), `eta.rs` (how long will it take). The thread that owns the engine is `worker.rs`; workers of one device take turns
+//! `costs.rs` (what does a tick cost), `eta.rs` (how long will it take). What is admitted is a `job.rs`. The thread that owns the engine is `worker.rs`; workers of one device take turns
 //! by `device.rs`.
 
 pub mod admission;
@@ -8,6 +8,7 @@ pub mod baseline;
 pub mod costs;
 pub mod device;
 pub mod eta;
+pub mod job;
 pub mod policy;
 pub mod queue;
 pub mod worker;

@@ -5,22 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use suite::soak::traffic::any;
 use suite::{IMAGES, Process, Random, TestServer, shipped};
 
 /// How long.
 const SOAK: Duration = Duration::from_secs(20);
-
-/// A client's next request.
-fn any(random: &mut Random) -> Value {
-    json!({
-        "class": random.below(4),
-        "seed": random.below(1 << 40),
-        "n": 1 + random.below(3),
-        "steps": 1 + random.below(20),
-        "sampler": random.pick(&["ddpm", "ddim", "euler", "euler_a", "heun", "dpmpp_2m"]),
-        "guidance_scale": random.pick(&[1.0, 1.0, 3.0]),
-    })
-}
 
 #[test]
 fn nothing_is_left_of_a_storm() {

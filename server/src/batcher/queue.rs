@@ -3,7 +3,7 @@
 //! held for as long as that takes, never while the network runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,28 +14,10 @@ use super::baseline::{Cohort, Member, Pick};
 use super::costs::TickCosts;
 use super::device::Device;
 use super::eta::{Ahead, Demand, TickSize};
+use super::job::Job;
 use super::policy::{Candidate, Policy};
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
-
-/// An admitted piece of work, on its way to the worker and with it until it ends.
-#[derive(Debug)]
-pub struct Job {
-    /// Its number in the queue.
-    pub id: u64,
-    /// The work.
-    pub unit: Unit,
-    /// Its position in the request.
-    pub position: usize,
-    /// The client's end; closed when nobody waits any more.
-    pub reply: mpsc::UnboundedSender<Result<Event, SampleError>>,
-    /// Set when somebody cancelled the request.
-    pub cancelled: Arc<AtomicBool>,
-    /// When it was admitted.
-    pub admitted: Instant,
-    /// When its result is worth nothing any more.
-    pub deadline: Option<Instant>,
-}
 
 /// The queue of one model.
 #[derive(Debug)]
@@ -419,32 +401,4 @@ impl State {
             Turns::Baseline(_) => u64::MAX,
         }
     }
-}
-
-// === impl Job ===
-
-impl Job {
-    /// Why it shall not go on, if it shall not.
-    pub(super) fn ended(&self, now: Instant) -> Option<Departure> {
-        if self.reply.is_closed() {
-            Some(Departure::Gone)
-        } else if self.cancelled.load(Relaxed) {
-            Some(Departure::Cancelled)
-        } else if self.deadline.is_some_and(|deadline| now >= deadline) {
-            Some(Departure::Late)
-        } else {
-            None
-        }
-    }
-}
-
-/// Why a job is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Departure {
-    /// Nobody waits for it any more.
-    Gone,
-    /// Somebody cancelled it.
-    Cancelled,
-    /// Its deadline has passed.
-    Late,
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::device::Seat;
-use super::queue::{Choice, Departure, Job, Queue};
+use super::job::{Departure, Job};
+use super::queue::{Choice, Queue};
 use super::{Event, Sample, SampleError, WorkerConfig};
 use crate::engine::{Denoiser, EngineError, StepBatch};
 use crate::metrics::Metrics;

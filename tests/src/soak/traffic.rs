@@ -252,7 +252,7 @@ fn fixed(which: u64) -> Value {
 }
 
 /// A request like those that people send.
-fn any(random: &mut Random) -> Value {
+pub fn any(random: &mut Random) -> Value {
     json!({
         "model": "tiny",
         "class": random.below(4),
