@@ -3,6 +3,8 @@
 //! /v2. Mistakes of the client are explained;
 //! faults of ours are logged once (by `middleware/rescue.rs`, which also writes the body) and shown as a sentence.
 
+pub mod words;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;

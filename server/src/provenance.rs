@@ -9,6 +9,7 @@ use windowpane_diffusion::{Sampler, TimeGrid};
 
 use crate::engine::Provider;
 use crate::engine::check::DeterminismClass;
+use crate::error::words;
 use crate::model::Model;
 use crate::model::load::dtype_name;
 use crate::spec::{SampleSpec, SamplerName, Seed, TimeGridName};
@@ -166,7 +167,7 @@ impl Provenance {
         struct Versioned {
             version: u64,
         }
-        let malformed = |error: serde_json::Error| ProvenanceError::Malformed(error.to_string());
+        let malformed = |error: serde_json::Error| ProvenanceError::Malformed(words::of(&error));
         let Versioned { version } = serde_json::from_str(note).map_err(malformed)?;
         if version != VERSION {
             return Err(ProvenanceError::Version(version));

@@ -16,6 +16,8 @@ mod openai;
 mod v2;
 // What a wrong field, a wrong body and a body without end are told, and what a full queue says.
 mod limits;
+// A refusal is in our words, and none of the inside.
+mod words;
 // Clients that leave, and clients that are slow.
 mod clients;
 // What is served: /v1/models, readiness, every shipped package, the README's own command.

@@ -171,7 +171,7 @@ fn a_body_that_is_no_request_is_told_so_in_the_protocols_form() {
     told("", 400, "malformed_body", None);
     told(&text[..40], 400, "malformed_body", None);
     told("[]", 400, "malformed_body", None);
-    told("{}", 422, "invalid_value", None);
+    told("{}", 422, "invalid_value", Some("inputs"));
     told(&text.replace("INT64", "FP16"), 422, "invalid_value", Some("inputs.seed.datatype"));
     let header = "inference-header-content-length";
     for (length, status, code) in [

@@ -1,9 +1,12 @@
 //! A request's body as bytes: its size and its arrival time are bounded.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::header;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use windowpane_diffusion::error::number;
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
@@ -23,14 +26,18 @@ pub(super) async fn collect(request: Request, config: &Config) -> Result<Bytes, 
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
         // The connection broke or its framing is wrong: nobody who could mend that reads more of it here.
         Ok(Err(_)) => Err(ApiError::new(Cause::MalformedBody, "the body did not arrive whole")),
-        Err(_) => {
-            let seconds = config.body_timeout.as_secs();
-            Err(ApiError::new(Cause::BodyTimeout, format!("the body took longer than {seconds} s")))
-        }
+        Err(_) => Err(too_slow(config.body_timeout)),
     }
 }
 
+/// What a body beyond its time is told.
+pub(crate) fn too_slow(limit: Duration) -> ApiError {
+    let seconds = number(limit.as_secs_f64());
+    let message = format!("the body took longer than {seconds} s, the most that is waited for one");
+    ApiError::new(Cause::BodyTimeout, message)
+}
+
 /// What a body beyond the limit is told.
-pub(super) fn too_large(limit: usize) -> ApiError {
+pub(crate) fn too_large(limit: usize) -> ApiError {
     ApiError::new(Cause::BodyTooLarge, format!("the body is larger than {limit} bytes, the most accepted"))
 }

@@ -9,23 +9,12 @@ use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::ser::{self, Serialize, SerializeSeq, Serializer};
 
 use super::{Datatype, Values};
+use crate::error::words;
 
 /// Reads `text`, a whole JSON value, as the elements of a tensor of this shape. What is allocated is in proportion to
-/// the text. Errors are the parser's, in words about elements and lists.
+/// the text. Errors are words about elements and lists, and the place in `text`.
 pub fn parse(datatype: Datatype, shape: &[usize], text: &str) -> Result<Values, String> {
-    values(datatype, shape, text).map_err(|error| {
-        // Rust's name for the element is nobody else's.
-        let rust = match datatype {
-            Datatype::Uint8 => "u8",
-            Datatype::Uint32 => "u32",
-            Datatype::Uint64 => "u64",
-            Datatype::Int32 => "i32",
-            Datatype::Int64 => "i64",
-            Datatype::Fp32 | Datatype::Fp64 => "f64",
-            Datatype::Bytes => "a string",
-        };
-        error.to_string().replace(&format!("expected {rust}"), &format!("expected {}", datatype.as_str()))
-    })
+    values(datatype, shape, text).map_err(|error| words::of_list(&error, datatype.as_str()))
 }
 
 fn values(datatype: Datatype, shape: &[usize], text: &str) -> serde_json::Result<Values> {
@@ -180,16 +169,16 @@ mod tests {
     #[test]
     fn the_shape_is_what_counts() {
         for (text, words) in [
-            ("[1,2,3]", "invalid length 3, expected a list of 4"),
+            ("[1,2,3]", "a list of 3, expected a list of 4"),
             ("[1,2,3,4,5]", "a list of more than 4, expected 4"),
-            ("[[1,2],[3]]", "invalid length 1, expected a list of 2"),
+            ("[[1,2],[3]]", "a list of 1, expected a list of 2"),
             ("[[1,2,3],[4]]", "a list of more than 2, expected 2"),
-            ("[[1,2]]", "invalid length 1, expected a list of 2"),
-            ("[[1,2],3,4]", "invalid type: integer `3`, expected a list of 2"),
-            ("[[[1,2],[3,4]]]", "invalid type: sequence, expected INT64"),
-            ("[1,[2],3,4]", "invalid type: sequence, expected INT64"),
-            ("7", "invalid type: integer `7`, expected a list of 4"),
-            ("null", "invalid type: null, expected a list of 4"),
+            ("[[1,2]]", "a list of 1, expected a list of 2"),
+            ("[[1,2],3,4]", "the number `3`, expected a list of 2"),
+            ("[[[1,2],[3,4]]]", "a list, expected INT64"),
+            ("[1,[2],3,4]", "a list, expected INT64"),
+            ("7", "the number `7`, expected a list of 4"),
+            ("null", "null, expected a list of 4"),
         ] {
             let error = refused(Datatype::Int64, &[2, 2], text);
             assert!(error.starts_with(words), "{text}: {error}");
@@ -199,16 +188,16 @@ mod tests {
     #[test]
     fn an_element_must_fit_its_datatype() {
         for (datatype, text, words) in [
-            (Datatype::Uint8, "[256]", "invalid value: integer `256`, expected UINT8"),
-            (Datatype::Uint64, "[-1]", "invalid value: integer `-1`, expected UINT64"),
-            (Datatype::Int32, "[2147483648]", "invalid value: integer `2147483648`, expected INT32"),
-            (Datatype::Int64, "[1.0]", "invalid type: floating point `1.0`, expected INT64"),
-            (Datatype::Int64, "[true]", "invalid type: boolean `true`, expected INT64"),
+            (Datatype::Uint8, "[256]", "the number `256`, expected UINT8"),
+            (Datatype::Uint64, "[-1]", "the number `-1`, expected UINT64"),
+            (Datatype::Int32, "[2147483648]", "the number `2147483648`, expected INT32"),
+            (Datatype::Int64, "[1.0]", "the number `1.0`, expected INT64"),
+            (Datatype::Int64, "[true]", "`true`, expected INT64"),
             (Datatype::Fp32, "[1e39]", "1e39 is beyond FP32, expected at most 3.4e38"),
-            (Datatype::Fp64, "[1e999]", "number out of range"),
-            (Datatype::Fp32, "[\"1\"]", "invalid type: string \"1\", expected FP32"),
-            (Datatype::Fp32, "[NaN]", "expected value"),
-            (Datatype::Bytes, "[1]", "invalid type: integer `1`, expected BYTES"),
+            (Datatype::Fp64, "[1e999]", "a number is out of range"),
+            (Datatype::Fp32, "[\"1\"]", "the text \"1\", expected FP32"),
+            (Datatype::Fp32, "[NaN]", "something else was expected"),
+            (Datatype::Bytes, "[1]", "the number `1`, expected BYTES"),
         ] {
             let error = refused(datatype, &[1], text);
             assert!(error.starts_with(words), "{text}: {error}");
@@ -217,9 +206,9 @@ mod tests {
 
     #[test]
     fn a_huge_shape_allocates_nothing_and_deep_lists_end_at_the_shape() {
-        assert!(refused(Datatype::Fp64, &[usize::MAX], "[1]").contains("invalid length 1"));
+        assert!(refused(Datatype::Fp64, &[usize::MAX], "[1]").starts_with("a list of 1, expected"));
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert!(refused(Datatype::Fp32, &[1, 1], &deep).starts_with("invalid type: sequence"));
+        assert!(refused(Datatype::Fp32, &[1, 1], &deep).starts_with("a list, expected FP32"));
         assert!(refused(Datatype::Fp32, &[1], &format!("[1,{deep}]")).starts_with("a list of more than 1"));
     }
 

@@ -5,10 +5,8 @@ pub mod head;
 
 use std::collections::BTreeSet;
 
-use serde_json::error::Category;
-
 use super::{Datatype, Tensor, Values, data};
-use crate::error::{ApiError, Cause};
+use crate::error::{ApiError, Cause, words};
 use head::{Head, InputTensor};
 
 /// Inputs of a request, and outputs: more than any model here has.
@@ -95,21 +93,7 @@ fn read_head(json: &[u8]) -> Result<Head<'_>, ApiError> {
     if json.trim_ascii_start().first().is_some_and(|&first| first != b'{') {
         return Err(ApiError::new(Cause::MalformedBody, "the body is not a JSON object"));
     }
-    serde_json::from_slice(json).map_err(|error| {
-        // Rust's name for a number is nobody else's.
-        let text = error.to_string().replace("expected u64", "expected a whole number, 0 or more");
-        let text = text.replace("expected i64", "expected a whole number");
-        if error.classify() != Category::Data {
-            return ApiError::new(Cause::MalformedBody, format!("the body is not valid JSON: {text}"));
-        }
-        match text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) {
-            Some(field) => {
-                let field = field.to_owned();
-                ApiError::new(Cause::UnknownField, text).param(field)
-            }
-            None => ApiError::new(Cause::InvalidValue, text),
-        }
-    })
+    serde_json::from_slice(json).map_err(|error| words::refused(&error))
 }
 
 fn counted(what: &str, got: usize, least: usize) -> Result<(), ApiError> {
