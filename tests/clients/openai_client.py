@@ -62,6 +62,7 @@ def main(url):
             streamed = event.b64_json
             assert event.usage.total_tokens == event.usage.input_tokens_details.text_tokens == 0, event
             assert event.seed == "7" and event.provenance["steps"] == 6, event
+        assert event.request_id == stream.response.headers["x-request-id"], event
 
     def ask(**changes):
         return lambda: client.images.generate(**{"model": "tiny", "prompt": "ring", **changes})

@@ -130,6 +130,77 @@ fn a_request_is_cancelled_by_whoever_sent_it_and_by_nobody_else() {
 }
 
 #[test]
+fn a_request_is_cancelled_whatever_form_its_answer_has() {
+    let server = TestServer::leaked(TestServer::config());
+    // DELETE with an id, once it is known to be under way; and the rows are free.
+    let cancel = |id: &str| {
+        let deleted = server.send(server.request("DELETE", &format!("/v1/requests/{id}")));
+        assert_eq!(deleted.ok().json(), json!({"id": id, "cancelled": 1}));
+        server.until_images(0);
+    };
+    // The bytes of one picture.
+    let png =
+        server.post(steps(1000, 1).to_string()).header("accept", "image/png").header("x-request-id", "a-png");
+    let running = server.spawn(server.answer(png));
+    server.until_images(1);
+    cancel("a-png");
+    server.block_on(running).unwrap().refused(409, "cancelled", None);
+    // An inference request of two rows, in the protocol's form.
+    let rows = json!({"inputs": [
+        {"name": "seed", "shape": [2], "datatype": "INT64", "data": [7, 8]},
+        {"name": "class", "shape": [2], "datatype": "BYTES", "data": ["ring", "blob"]},
+        {"name": "steps", "shape": [2], "datatype": "INT32", "data": [1000, 999]},
+    ]});
+    let infer = server.request("POST", "/v2/models/tiny.sampler/infer").header("x-request-id", "rows-1");
+    let running = server.spawn(server.answer(infer.body(rows.to_string())));
+    server.until_images(2);
+    cancel("rows-1");
+    let answer = server.block_on(running).unwrap();
+    let told = json!({"error": "the request was cancelled", "param": null, "code": "cancelled", "request_id": "rows-1"});
+    assert_eq!((answer.status, answer.json()), (409, told));
+    // A stream, by the id that is ours: its first line has it, long before the first event.
+    let mut body = steps(1000, 1);
+    body["stream"] = json!(true);
+    let (id, rest) = server.block_on(async {
+        let mut response = server.post(body.to_string()).send().await.unwrap();
+        let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+        let first = response.chunk().await.unwrap().unwrap();
+        assert_eq!(std::str::from_utf8(&first).unwrap(), format!(": x-request-id: {id}\n\n"));
+        let deleted = server.answer(server.request("DELETE", &format!("/v1/requests/{id}"))).await.ok();
+        assert_eq!(deleted.json(), json!({"id": id, "cancelled": 1}));
+        (id, response.text().await.unwrap())
+    });
+    let (name, data) = rest.trim_end().strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+    let error: Value = serde_json::from_str(data).unwrap();
+    assert_eq!((name, &error["error"]["code"]), ("error", &json!("cancelled")), "{rest}");
+    assert_eq!(error["error"]["request_id"], json!(id));
+    server.until_images(0);
+    // And by the client's own, in the first event, when a preview has come.
+    body["partial_images"] = json!(3);
+    body["timeout_ms"] = json!(600_000);
+    let last = server.block_on(async {
+        let request = server.post(body.to_string()).header("x-request-id", "a-stream");
+        let mut response = request.send().await.unwrap();
+        let mut text = String::new();
+        while !text.contains("event: ") || !text.ends_with("\n\n") {
+            text += std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap();
+        }
+        let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+        let event: Value = serde_json::from_str(data).unwrap();
+        assert_eq!(event["type"], "image_generation.partial_image");
+        let id = event["request_id"].as_str().unwrap();
+        assert_eq!(id, "a-stream");
+        server.answer(server.request("DELETE", &format!("/v1/requests/{id}"))).await.ok();
+        response.text().await.unwrap()
+    });
+    assert!(last.contains("event: error\ndata: {\"error\":{") && last.contains("\"cancelled\""), "{last}");
+    server.until_images(0);
+    let cancelled = server.app().metrics().cancellations.with_label_values(&["tiny", "cancelled"]).get();
+    assert_eq!(cancelled, 5);
+    server.generate(&steps(1, 1)).ok();
+}
+
+#[test]
 fn a_flood_from_one_key_leaves_another_its_share() {
     let config = Config { keys: suite::keys(&KEYS), ..TestServer::config() };
     let server = TestServer::leaked(config);

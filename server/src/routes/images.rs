@@ -35,7 +35,8 @@ pub use stream::ImageEvent;
 ///
 /// With `stream` the answer is server-sent events, `image_generation.partial_image` and then
 /// `image_generation.completed` for each image; an `error` event, whose data is an error's body, ends a stream that
-/// fails. Hanging up gives the work up.
+/// fails. Before the first event a comment, `: x-request-id: ID`, tells the id of the request, which every event holds
+/// too. Hanging up gives the work up.
 #[utoipa::path(
     post,
     path = "/v1/images/generations",

@@ -23,9 +23,10 @@ pub struct Cancelled {
 
 /// Cancel a request.
 ///
-/// The id is that of the response's header `x-request-id`: the client's own where it sent one, which is the way to know
-/// it before the response comes. The rows are free at the next tick, and whoever waits for the request reads 409 with
-/// the code `cancelled`. A key cancels its own requests only, an administrator's anybody's.
+/// The id is that of the response's header `x-request-id`, which a stream repeats in its first line and in every event:
+/// the client's own where it sent one, which is the way to know it before the response comes. The rows are free at the
+/// next tick, and whoever waits for the request reads 409 with the code `cancelled`, or that as the last event of a
+/// stream. A key cancels its own requests only, an administrator's anybody's.
 #[utoipa::path(
     delete,
     path = "/v1/requests/{id}",

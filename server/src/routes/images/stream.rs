@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -51,7 +52,7 @@ pub struct EventPicture {
     /// The effective seed, a decimal string.
     #[schema(value_type = String, example = "7")]
     pub seed: Seed,
-    /// The id of the request, as in the header `x-request-id`.
+    /// The id of the request, as in the header `x-request-id`: `DELETE /v1/requests/{id}` cancels it.
     pub request_id: String,
 }
 
@@ -119,12 +120,14 @@ struct Stream {
 pub(super) fn respond(app: App, running: Running, order: Order, id: RequestId) -> Response {
     let previews = vec![0; order.seeds.len()];
     let eta = running.eta().as_millis().min(u128::from(u64::MAX)) as u64;
+    let begun = begun(&id);
     let stream = Stream { app, running, order, id, previews };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
     });
-    let mut response = Body::from_stream(events).into_response();
+    let whole = futures::stream::once(async { Ok(begun) }).chain(events);
+    let mut response = Body::from_stream(whole).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(Form::Events.media_type()));
     headers.insert("x-eta-ms", HeaderValue::from(eta));
@@ -214,6 +217,13 @@ impl ImageEvent {
             Self::Completed { .. } => "image_generation.completed",
         }
     }
+}
+
+/// What a stream begins with, long before the first picture: the id by which it can be cancelled, for whoever sees the
+/// body and no headers. It is a comment, which every reader of events passes over: OpenAI's clients know no event but
+/// those of pictures, and take a field `id:` without data for a broken one.
+fn begun(id: &RequestId) -> Bytes {
+    format!(": x-request-id: {}\n\n", id.as_str()).into()
 }
 
 /// An event as it is written: JSON has no line breaks.

@@ -91,7 +91,10 @@ async fn a_stream_has_previews_and_then_the_image_that_json_would_have() {
     let fields = json!({"stream": true, "partial_images": 2, "n": 2, "size": "12x8"});
     let answer = generate(&app, "application/json", sneaker(fields)).await;
     assert_eq!(answer.headers["content-type"], "text/event-stream");
-    let events = events(std::str::from_utf8(&answer.bytes).unwrap());
+    let text = std::str::from_utf8(&answer.bytes).unwrap();
+    let id = answer.headers["x-request-id"].to_str().unwrap();
+    assert!(text.starts_with(&format!(": x-request-id: {id}\n\nevent: ")), "{}", &text[..80]);
+    let events = events(text);
     assert_eq!(events.len(), 2 * 3);
     let whole = generate(&app, "", sneaker(json!({"n": 2, "size": "12x8"}))).await.json();
     for image in 0..2 {
