@@ -1,5 +1,7 @@
 //! The models that serve: OpenAI's list and object, and all that a client needs to ask for images.
 
+mod strengths;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use crate::model::Model;
 use crate::model::load::dtype_name;
 use crate::sampler::{Trajectory, Unit};
 use crate::spec::{MAX_IMAGES, MAX_PREVIEWS, MAX_SIDE, SampleSpec};
+use strengths::StrengthObject;
 
 /// A list of models.
 #[derive(Debug, Serialize, ToSchema)]
@@ -84,6 +87,10 @@ pub struct ModelObject {
     pub lineage: LineageObject,
     /// How busy it is now.
     pub queue: QueueObject,
+    /// The noise levels at which a picture may begin: what `strength` means with the default steps and time grid. Left
+    /// out in the list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strengths: Option<Vec<StrengthObject>>,
     /// The model card, Markdown: what it was trained on, how well it does, what it is good for. Left out in the list, and
     /// where the package has none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -261,6 +268,7 @@ impl ModelObject {
                 metrics: lineage.metrics,
             },
             queue: QueueObject::new(model),
+            strengths: None,
             card: None,
         }
     }
@@ -318,5 +326,6 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
 )]
 pub async fn get(State(app): State<App>, ModelId(id): ModelId) -> Result<Json<ModelObject>, ApiError> {
     let model = app.model(Some(&id))?;
-    Ok(Json(ModelObject { card: model.card.text.clone(), ..ModelObject::new(&model) }))
+    let (card, strengths) = (model.card.text.clone(), Some(StrengthObject::all(&model.card)));
+    Ok(Json(ModelObject { card, strengths, ..ModelObject::new(&model) }))
 }

@@ -85,8 +85,15 @@ pub struct ImageRequest {
     /// luma of BT.601; transparent pixels are refused.
     #[schema(content_encoding = "base64")]
     pub init_image: Option<String>,
-    /// With `init_image`: the share of the steps that is taken, the last `floor(steps · strength)` of them. The picture
-    /// is made as noisy as the first of these expects. 0.8 unless given.
+    /// With `init_image`: the share of the steps that is taken, the last `k = floor(steps · strength)` of them. 0.8 unless
+    /// given.
+    ///
+    /// The picture is made as noisy as the first of these expects: `sqrt(alpha_bar) · picture + sqrt(1 - alpha_bar) · noise`,
+    /// with the `alpha_bar` of the model's schedule at the timestep `t` of that step. With `u = (k - 1) / (steps - 1)` and a
+    /// schedule of `T` timesteps, `t` is `(T - 1) u` on the uniform grid and `(T - 1) u²` on the quadratic one, rounded; on
+    /// the Karras grid it is where `sqrt(1 / alpha_bar - 1)` is `(b + (a - b) u)^7`, `a` and `b` being the 7th roots of that
+    /// at the last timestep and at the first. So a strength is no share of the noise: at 1 hardly anything of the picture
+    /// is left, at 0.5 often most. `strengths` of `/v1/models/{id}` lists `t`, `alpha_bar` and `sigma` for the defaults.
     #[schema(minimum = 0.0, maximum = 1.0)]
     pub strength: Option<f64>,
     /// Show the way: every so many steps the noisy image is kept, and the finished one last. Pictures become strips, left
