@@ -299,7 +299,7 @@ impl Drop for Job {
 }
 
 /// What a request reads while models load.
-fn loading() -> ApiError {
+pub(crate) fn loading() -> ApiError {
     ApiError::new(Cause::Loading, "the models are still loading").retry_after(1)
 }
 

@@ -152,7 +152,7 @@ fn invalid_timeout(field: &str, got: impl std::fmt::Display) -> ApiError {
 }
 
 /// Why a request was not admitted, for the client.
-fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiError {
+pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiError {
     match *error {
         SubmitError::Overloaded { retry_after } => {
             let message = format!("too much is waiting; there will be room in {retry_after} s");
@@ -172,7 +172,7 @@ fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiError {
 }
 
 /// Why work was not finished, for the client; the engine's own words go to the log.
-fn failed(error: SampleError) -> ApiError {
+pub(crate) fn failed(error: SampleError) -> ApiError {
     match error {
         SampleError::ShuttingDown => shutting_down(),
         SampleError::Cancelled => ApiError::new(Cause::Cancelled, "the request was cancelled"),

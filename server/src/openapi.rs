@@ -1,6 +1,7 @@
 //! The OpenAPI document: title, groups, and what `router.rs` collects from the handlers.
 
 mod errors;
+mod examples;
 
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
@@ -33,7 +34,7 @@ pub(crate) fn preamble() -> OpenApi {
 
 /// Completes a document that has all routes.
 pub(crate) fn complete(document: &mut OpenApi) {
-    errors::describe(document);
+    examples::describe(document);
 }
 
 /// The whole document, as /openapi.json serves it.
@@ -71,9 +72,9 @@ mod tests {
             }
         }
         let text = document.to_string();
-        for reference in text.split("\"#/components/schemas/").skip(1) {
-            let name = reference.split('"').next().unwrap();
-            assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+        for reference in text.split("\"#/components/").skip(1) {
+            let (kind, name) = reference.split('"').next().unwrap().split_once('/').unwrap();
+            assert!(document["components"][kind].get(name).is_some(), "{kind} {name}");
         }
     }
 

@@ -35,20 +35,23 @@ impl FromRequestParts<App> for Admin {
 /// The caller, if it may do what `role` may.
 pub(super) fn identify(parts: &Parts, app: &App, role: Role) -> Result<Identity, ApiError> {
     let keys = app.keys();
-    let identity = keys.identify(secret(parts)).ok_or_else(|| {
-        ApiError::new(Cause::Unauthenticated, "no key that is known here; send `authorization: Bearer KEY`")
-    })?;
-    if identity.role >= role {
-        return Ok(identity);
-    }
-    Err(ApiError::new(
-        Cause::Forbidden,
-        if keys.required() {
-            "this key may not do that"
-        } else {
-            "only an administrator may do that; start the server with `--keys FILE` to have one"
-        },
-    ))
+    let identity = keys.identify(secret(parts)).ok_or_else(unauthenticated)?;
+    if identity.role >= role { Ok(identity) } else { Err(forbidden(keys.required())) }
+}
+
+/// What a caller without a key that is known is told.
+pub(crate) fn unauthenticated() -> ApiError {
+    ApiError::new(Cause::Unauthenticated, "no key that is known here; send `authorization: Bearer KEY`")
+}
+
+/// What a caller is told whose key may less than it asks for; or that there are no keys, where none is `required`.
+pub(crate) fn forbidden(required: bool) -> ApiError {
+    let message = if required {
+        "this key may not do that"
+    } else {
+        "only an administrator may do that; start the server with `--keys FILE` to have one"
+    };
+    ApiError::new(Cause::Forbidden, message)
 }
 
 /// The key that a request shows. A header that is not text is no key.

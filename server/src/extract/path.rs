@@ -37,9 +37,13 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestIdPath {
         let path = Path::<String>::from_request_parts(parts, state).await.ok();
         let id = path.and_then(|Path(id)| RequestId::parse(&id));
         // What could be nobody's id is nobody's id.
-        id.map(Self)
-            .ok_or_else(|| ApiError::new(Cause::NotFound, "no request of this id is under way").param("id"))
+        id.map(Self).ok_or_else(nobody)
     }
+}
+
+/// What is said of an id that no request under way has.
+pub(crate) fn nobody() -> ApiError {
+    ApiError::new(Cause::NotFound, "no request of this id is under way").param("id")
 }
 
 /// The model of `/v2/models/{name}/…` or `/v2/models/{name}/versions/{version}/…`, percent-decoded, whose version is

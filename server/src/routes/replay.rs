@@ -145,13 +145,13 @@ fn model(app: &App, provenance: &Provenance) -> Result<Arc<Model>, ApiError> {
     if other.card.digest == provenance.digest {
         return Ok(other);
     }
-    let message = format!(
-        "the image is of `{}` with digest {}; the one served here has {}",
-        other.name(),
-        provenance.digest,
-        other.card.digest
-    );
-    Err(ApiError::new(Cause::ModelChanged, message).param("image"))
+    Err(changed(other.name(), &provenance.digest, &other.card.digest))
+}
+
+/// What the picture of another version is told.
+pub(crate) fn changed(model: &str, theirs: &str, ours: &str) -> ApiError {
+    let message = format!("the image is of `{model}` with digest {theirs}; the one served here has {ours}");
+    ApiError::new(Cause::ModelChanged, message).param("image")
 }
 
 /// The request that asks for the image; it is checked like any other.

@@ -6,8 +6,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app::App;
-use crate::error::{ApiError, Cause, ErrorBody};
-use crate::extract::{Generator, RequestIdPath};
+use crate::error::{ApiError, ErrorBody};
+use crate::extract::{Generator, RequestIdPath, nobody};
 use crate::keys::Role;
 
 /// What was cancelled.
@@ -45,7 +45,7 @@ pub async fn cancel(
 ) -> Result<Json<Cancelled>, ApiError> {
     let caller = (identity.role < Role::Admin).then_some(identity.caller);
     match app.requests().cancel(&id, caller) {
-        0 => Err(ApiError::new(Cause::NotFound, "no request of this id is under way").param("id")),
+        0 => Err(nobody()),
         cancelled => Ok(Json(Cancelled { id: id.as_str().to_owned(), cancelled })),
     }
 }

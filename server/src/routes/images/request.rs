@@ -92,8 +92,7 @@ pub struct ImageRequest {
     /// with the `alpha_bar` of the model's schedule at the timestep `t` of that step. With `u = (k - 1) / (steps - 1)` and a
     /// schedule of `T` timesteps, `t` is `(T - 1) u` on the uniform grid and `(T - 1) u²` on the quadratic one, rounded; on
     /// the Karras grid it is where `sqrt(1 / alpha_bar - 1)` is `(b + (a - b) u)^7`, `a` and `b` being the 7th roots of that
-    /// at the last timestep and at the first. So a strength is no share of the noise: at 1 hardly anything of the picture
-    /// is left, at 0.5 often most. `strengths` of `/v1/models/{id}` lists `t`, `alpha_bar` and `sigma` for the defaults.
+    /// at the last timestep and at the first. So a strength is no share of the noise, which the schedule decides. `strengths` of `/v1/models/{id}` lists `t`, `alpha_bar` and `sigma` for the defaults.
     #[schema(minimum = 0.0, maximum = 1.0)]
     pub strength: Option<f64>,
     /// Show the way: every so many steps the noisy image is kept, and the finished one last. Pictures become strips, left

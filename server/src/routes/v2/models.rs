@@ -23,6 +23,17 @@ pub struct ModelReady {
     pub ready: bool,
 }
 
+/// A model that is not ready: it says so itself, or none is there yet.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = V2NotReady)]
+pub enum NotReady {
+    /// Draining, or its worker has died.
+    Model(ModelReady),
+    /// The models are still loading.
+    Error(V2ErrorBody),
+}
+
 /// What goes into a model and what comes out of it. The first dimension, -1, is the number of rows, at most the
 /// configuration's `max_batch_size`.
 #[utoipa::path(
@@ -76,9 +87,7 @@ pub async fn config(
     responses(
         (status = 200, description = "Ready.", body = ModelReady),
         (status = 404, description = "No such model or version.", body = V2ErrorBody),
-        (status = 503, description = "Loading, draining, or its worker has died.", content(
-            (ModelReady = "application/json"), (V2ErrorBody = "application/json"),
-        )),
+        (status = 503, description = "Loading, draining, or its worker has died.", body = NotReady),
     )
 )]
 pub async fn ready(
