@@ -5,12 +5,12 @@
 //! places with it, in one step, and is removed after that. Where the file system cannot exchange, it steps aside as
 //! `.NAME.old` for a moment; a process that is killed in that moment leaves no `NAME`, and the next one that writes it
 //! puts the old folder back first. `.NAME.partial` is never missed: the next writer clears it away, and what is removed
-//! takes that name first.
+//! takes that name first. Only what was there at the beginning is replaced; what appears meanwhile is somebody else's.
 //!
 //! A lock holds on one machine: of a folder on a network file system, others are not told.
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -24,9 +24,10 @@ use crate::error::{Error, Result};
 pub struct NewFolder {
     target: PathBuf,
     partial: PathBuf,
-    /// Of the new folder, and of the one that it replaces and that will lie in `partial` until it is removed: no second
-    /// process writes into either.
-    locks: Vec<File>,
+    /// Of the new folder: no second process writes into it.
+    _lock: File,
+    /// Of the one that it replaces and that will lie in `partial` until it is removed: nor into that.
+    replaced: Option<File>,
     /// Whether what lies in `partial` is this writer's, and not already the next one's.
     ours: bool,
 }
@@ -35,24 +36,36 @@ pub struct NewFolder {
 
 impl NewFolder {
     /// Makes an empty folder beside `target` (where a link leads, beside its end), and the folders above it. Errors:
-    /// a target without a name or that is not a folder, another process writing the same one, a folder that cannot be
-    /// made.
+    /// a target without a name, that is not a folder or where another file system begins, another process writing the
+    /// same one, a folder that cannot be made, what an earlier writer left and cannot be cleared away.
     pub fn begin(target: &Path) -> Result<Self> {
         let target = place(target)?;
+        if target.exists() && device(&target)? != device(parent(&target))? {
+            let reason =
+                "is where another file system begins, and cannot be replaced: name a folder inside it";
+            return Err(Error::file(&target, reason));
+        }
         let partial = beside(&target, "partial")?;
         if std::fs::symlink_metadata(&partial).is_ok_and(|there| !there.is_dir()) {
             // Such as a link, which would lead elsewhere. Never a folder, which may be another process's.
             std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
         }
         std::fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        let locks = vec![lock(&partial)?];
-        let mut folder = Self { target, partial, locks, ours: true };
-        put_back(&folder.target)?;
-        if folder.target.exists() {
-            folder.locks.push(lock(&folder.target)?);
+        let mut folder = Self { _lock: lock(&partial)?, target, partial, replaced: None, ours: true };
+        let old = beside(&folder.target, "old")?;
+        if !folder.target.exists() {
+            put_back(&old, &folder.target)?;
         }
+        if folder.target.exists() {
+            folder.replaced = Some(lock(&folder.target)?);
+        }
+        // Only under that lock: its writer may still have to take away what stepped aside for it.
+        warn(erase(&old));
         for left in entries(&folder.partial)? {
-            erase(&left)?; // by a killed process
+            erase(&left).map_err(|error| {
+                let what = "holds what an earlier writer left and cannot be cleared away";
+                Error::file(&folder.partial, format!("{what} ({error}): remove it by hand"))
+            })?;
         }
         Ok(folder)
     }
@@ -63,8 +76,9 @@ impl NewFolder {
     }
 
     /// Flushes every file, and gives the folder its name; what cannot be removed of the folder that had it is a
-    /// warning. Errors: those of the file system. The target then is what it was, unless it was the last flush that
-    /// failed: that of the name, which a loss of power may then undo.
+    /// warning. Errors: something that was not there at the beginning has the name now, those of the file system. The
+    /// target then is what it was, unless it was the last flush that failed: that of the name, which a loss of power may
+    /// then undo.
     pub fn commit(mut self) -> Result<()> {
         for path in entries(&self.partial)? {
             flush(&path)?;
@@ -77,11 +91,12 @@ impl NewFolder {
     }
 
     fn take_name(&mut self) -> Result<()> {
-        if self.target.exists() {
-            return exchange(&self.partial, &self.target);
+        if self.replaced.as_ref().is_some_and(|locked| is_at(locked, &self.target)) {
+            self.ours = exchange(&self.partial, &self.target)?;
+        } else {
+            take_free(&self.partial, &self.target)?;
+            self.ours = false;
         }
-        std::fs::rename(&self.partial, &self.target).map_err(Error::io(&self.target))?;
-        self.ours = false;
         Ok(())
     }
 }
@@ -109,12 +124,17 @@ fn lock_opened(folder: &Path, handle: File) -> Result<File> {
         TryLockError::WouldBlock => taken(),
         TryLockError::Error(source) => Error::io(folder)(source),
     })?;
-    // Between opening and locking, its writer may have given that folder its name. Links are followed, as by opening.
-    let there = std::fs::metadata(folder).and_then(|there| {
-        let locked = handle.metadata()?;
-        Ok((there.dev(), there.ino()) == (locked.dev(), locked.ino()))
+    // Between opening and locking, its writer may have given that folder its name.
+    if is_at(&handle, folder) { Ok(handle) } else { Err(taken()) }
+}
+
+/// Whether an open folder is the one that has this name now. Links are followed, as by opening.
+fn is_at(handle: &File, path: &Path) -> bool {
+    let same = std::fs::metadata(path).and_then(|there| {
+        let opened = handle.metadata()?;
+        Ok((there.dev(), there.ino()) == (opened.dev(), opened.ino()))
     });
-    if there.unwrap_or(false) { Ok(handle) } else { Err(taken()) }
+    same.unwrap_or(false)
 }
 
 // === Writing and removing ===
@@ -151,7 +171,7 @@ pub fn erase(path: &Path) -> Result<()> {
     let folder = std::fs::symlink_metadata(path).is_ok_and(|there| there.is_dir());
     let removed = if folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
     }
 }
@@ -163,16 +183,39 @@ pub fn warn(removed: Result<()>) {
     }
 }
 
-/// Lets two folders exchange their places. If that fails, both are where they were.
-fn exchange(new: &Path, target: &Path) -> Result<()> {
-    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
-        Err(Errno::INVAL | Errno::NOSYS) => exchange_by_renames(new, target),
+/// Gives a folder a name that nothing has. Errors: something has it by now.
+fn take_free(new: &Path, target: &Path) -> Result<()> {
+    match renameat_with(CWD, new, CWD, target, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => Err(appeared(target)),
+        Err(error) if unknown(error) => take_free_by_looking(new, target),
         result => result.map_err(|error| Error::io(target)(error.into())),
     }
 }
 
+/// [`take_free`] where the file system does not know it.
+fn take_free_by_looking(new: &Path, target: &Path) -> Result<()> {
+    if there(target)? {
+        return Err(appeared(target));
+    }
+    std::fs::rename(new, target).map_err(Error::io(target))
+}
+
+fn appeared(target: &Path) -> Error {
+    let reason = "was not there when writing began: nothing replaces it; move it away, or write elsewhere";
+    Error::file(target, reason)
+}
+
+/// Lets two folders exchange their places. If that fails, both are where they were. Returns whether the one that was
+/// replaced now lies where the new one was.
+fn exchange(new: &Path, target: &Path) -> Result<bool> {
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Err(error) if unknown(error) => exchange_by_renames(new, target),
+        result => result.map(|()| true).map_err(|error| Error::io(target)(error.into())),
+    }
+}
+
 /// [`exchange`] where the file system does not know it.
-fn exchange_by_renames(new: &Path, target: &Path) -> Result<()> {
+fn exchange_by_renames(new: &Path, target: &Path) -> Result<bool> {
     let old = beside(target, "old")?;
     std::fs::rename(target, &old).map_err(Error::io(target))?;
     std::fs::rename(new, target).map_err(|source| {
@@ -180,17 +223,22 @@ fn exchange_by_renames(new: &Path, target: &Path) -> Result<()> {
         let _ = std::fs::rename(&old, target);
         Error::io(target)(source)
     })?;
-    warn(std::fs::rename(&old, new).map_err(Error::io(&old)));
-    Ok(())
+    let moved = std::fs::rename(&old, new).map_err(Error::io(&old));
+    let there = moved.is_ok();
+    warn(moved);
+    Ok(there)
 }
 
-/// Puts back the folder that stepped aside for one that never came; with the place taken, it is rubbish.
-fn put_back(target: &Path) -> Result<()> {
-    let old = beside(target, "old")?;
-    if std::fs::symlink_metadata(&old).is_ok_and(|there| there.is_dir()) && !target.exists() {
-        return std::fs::rename(&old, target).map_err(Error::io(target));
+/// Whether a file system says so that it does not know a flag of a rename.
+fn unknown(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
+/// Puts back the folder that stepped aside for one that never came.
+fn put_back(old: &Path, target: &Path) -> Result<()> {
+    if std::fs::symlink_metadata(old).is_ok_and(|there| there.is_dir()) {
+        return std::fs::rename(old, target).map_err(Error::io(target));
     }
-    warn(erase(&old));
     Ok(())
 }
 
@@ -214,13 +262,29 @@ pub fn place(path: &Path) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// What lies in a folder; nothing where there is none.
+/// What lies in a folder; nothing where there is none. Errors: as [`place`], a folder that cannot be read.
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.exists() {
+    if !there(folder)? {
         return Ok(Vec::new());
     }
+    place(folder)?;
     let listed = std::fs::read_dir(folder).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
     listed.map_err(Error::io(folder))
+}
+
+/// Whether something has this name, be it a link that leads nowhere. Errors: it cannot be known.
+pub fn there(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        // A file instead of the folder above it has nothing in it either.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(Error::io(path)(error)),
+    }
+}
+
+/// The file system that something lies on.
+fn device(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).map_err(Error::io(path))?.dev())
 }
 
 /// Flushes a file, or the names in a folder, to the disk.

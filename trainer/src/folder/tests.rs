@@ -60,7 +60,7 @@ fn the_name_is_never_free_while_two_folders_exchange() {
             }
             (looks, missing)
         });
-        let exchanged = (0..20_001).try_for_each(|_| exchange(&b, &a));
+        let exchanged = (0..20_001).try_for_each(|_| exchange(&b, &a).map(|there| assert!(there)));
         done.store(true, Ordering::Relaxed);
         let (looks, missing) = watcher.join().unwrap();
         exchanged.unwrap();
@@ -79,9 +79,92 @@ fn where_nothing_exchanges_three_renames_do() {
         assert_eq!((names(&target), names(dir.path())), (vec!["first".into()], vec!["a".to_owned()]));
     }
     write(&new, "second").unwrap();
-    exchange_by_renames(&new, &target).unwrap();
+    assert!(exchange_by_renames(&new, &target).unwrap());
     assert_eq!((names(&target), names(&new)), (vec!["second".into()], vec!["first".to_owned()]));
     assert_eq!(names(dir.path()), ["a", "new"]);
+}
+
+#[test]
+fn what_stepped_aside_belongs_to_its_writer_until_that_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let [target, partial, old] = ["a", ".a.partial", ".a.old"].map(|name| dir.path().join(name));
+    write(&target, "first").unwrap();
+    let writer = NewFolder::begin(&target).unwrap();
+    // Where nothing exchanges, after the second of three renames: the next one does not take the old folder away.
+    std::fs::rename(&target, &old).unwrap();
+    std::fs::rename(&partial, &target).unwrap();
+    refused(NewFolder::begin(&target), "another process of this machine is writing here");
+    assert_eq!(names(&old), ["first"]);
+    drop(writer);
+    assert_eq!((names(&target), names(dir.path())), (vec![], vec![".a.old".into(), "a".to_owned()]));
+}
+
+#[test]
+fn where_the_third_rename_fails_nothing_of_this_writers_is_left_to_remove() {
+    let dir = tempfile::tempdir().unwrap();
+    let [new, target] = ["new", "a"].map(|name| dir.path().join(name));
+    write(&target, "first").unwrap();
+    write(&new, "second").unwrap();
+    // A way that leads through the folder itself: gone once that has its name.
+    assert!(!exchange_by_renames(&new.join("../new"), &target).unwrap());
+    assert_eq!(
+        (names(&target), names(dir.path())),
+        (vec!["second".into()], vec![".a.old".into(), "a".to_owned()])
+    );
+    write(&target, "third").unwrap();
+    assert_eq!(names(dir.path()), ["a"], "the next one clears it away");
+}
+
+#[test]
+fn what_appears_meanwhile_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let [target, moved] = ["a", "moved"].map(|name| dir.path().join(name));
+    for take in [take_free, take_free_by_looking] {
+        // There was nothing; now there is a folder, which a rename would replace if it were empty, or a file.
+        for fill in [false, true] {
+            let folder = NewFolder::begin(&target).unwrap();
+            std::fs::create_dir(&target).unwrap();
+            if fill {
+                std::fs::write(target.join("mine"), "x").unwrap();
+            }
+            refused(take(&folder.partial, &target), "a: was not there when writing began");
+            refused(folder.commit(), "a: was not there when writing began");
+            assert_eq!((names(&target).len(), names(dir.path())), (usize::from(fill), vec!["a".to_owned()]));
+            std::fs::remove_dir_all(&target).unwrap();
+        }
+    }
+    // The folder that was there has gone elsewhere, and another one has its name.
+    write(&target, "first").unwrap();
+    let folder = NewFolder::begin(&target).unwrap();
+    std::fs::rename(&target, &moved).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    refused(folder.commit(), "a: was not there when writing began");
+    assert_eq!((names(&target), names(&moved)), (vec![], vec!["first".to_owned()]));
+    // Or none has.
+    let folder = NewFolder::begin(&target).unwrap();
+    std::fs::remove_dir(&target).unwrap();
+    folder.commit().unwrap();
+    assert_eq!(names(dir.path()), ["a", "moved"]);
+}
+
+#[test]
+fn where_another_file_system_begins_is_told_at_once() {
+    refused(NewFolder::begin(Path::new("/proc")), "/proc: is where another file system begins");
+    assert!(!Path::new("/.proc.partial").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_is_not_one_that_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let [link, ring, file] = ["link", "ring", "file"].map(|name| dir.path().join(name));
+    symlink("nowhere", &link).unwrap();
+    symlink("ring", &ring).unwrap();
+    std::fs::write(&file, "x").unwrap();
+    refused(entries(&link), "link: is a link that cannot be followed (No such file");
+    refused(entries(&ring), "ring: is a link that cannot be followed (Too many levels");
+    refused(entries(&ring.join("in")), "ring/in: Too many levels of symbolic links");
+    refused(entries(&file), "file: is in the way, expected a folder or nothing");
+    assert!(entries(&dir.path().join("none")).unwrap().is_empty());
 }
 
 #[test]
