@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
 
+use crate::config::MAX_BATCH;
 use crate::error::{Error, Result};
 use crate::folder::{self, NewFolder};
+use crate::json;
 use crate::model::position_table;
 use crate::optim::Optimiser;
 use crate::params::Layout;
@@ -70,6 +71,9 @@ const META_KEY: &str = "windowpane";
 
 /// The file without which a folder is no checkpoint.
 const STATE_FILE: &str = "state.json";
+
+/// The most images that a step can see: the largest batch, accumulated as often as can be.
+const MAX_IMAGES_PER_STEP: u64 = (MAX_BATCH * MAX_BATCH) as u64;
 
 // === Writing ===
 
@@ -167,16 +171,16 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(whole)
 }
 
-/// The newest checkpoint in `dir`, if there is one. Errors: there are only folders that are named like one and have no
-/// `state.json`; a run that began here would write over the weights in them.
+/// The newest checkpoint in `dir`, if there is one. Errors: a folder that is named like a later one and has no
+/// `state.json`; a run that begins or goes on here would come to that step and write over the weights in it.
 pub fn newest(dir: &Path) -> Result<Option<PathBuf>> {
     let newest = list(dir)?.pop();
     let (_, mut others) = scan(dir)?;
     match others.pop() {
-        Some(other) if newest.is_none() => {
+        Some(other) if newest.as_deref().and_then(step_at) < step_at(&other) => {
             let reason =
-                "is no checkpoint, and none lies beside it; a run would write over it: move it away first";
-            Err(Error::file(&other, reason))
+                format!("has no {STATE_FILE}, so it is no checkpoint, and a run would write over it");
+            Err(Error::file(&other, format!("{reason}: move it away first")))
         }
         _ => Ok(newest),
     }
@@ -184,11 +188,23 @@ pub fn newest(dir: &Path) -> Result<Option<PathBuf>> {
 
 /// What is named like a checkpoint in `dir`, by step: those that are one, and those that are not.
 fn scan(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let step = |path: &PathBuf| step_of(path.file_name()?.to_str()?);
     let mut found: Vec<_> =
-        folder::entries(dir)?.into_iter().filter_map(|path| Some((step(&path)?, path))).collect();
+        folder::entries(dir)?.into_iter().filter_map(|path| Some((step_at(&path)?, path))).collect();
     found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).partition(|path| path.join(STATE_FILE).is_file()))
+    let (mut whole, mut others) = (Vec::new(), Vec::new());
+    for (_, path) in found {
+        let state = path.join(STATE_FILE);
+        // What cannot be looked at is not missing.
+        let is_file =
+            folder::there(&state)? && std::fs::metadata(&state).map_err(Error::io(&state))?.is_file();
+        if is_file { whole.push(path) } else { others.push(path) }
+    }
+    Ok((whole, others))
+}
+
+/// The step of what is named like a checkpoint.
+fn step_at(path: &Path) -> Option<u64> {
+    step_of(path.file_name()?.to_str()?)
 }
 
 /// The step of a checkpoint's name.
@@ -219,9 +235,13 @@ pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device)
 pub fn open(path: &Path, raw: bool, device: Device) -> Result<(State, Weights)> {
     let state_path = path.join(STATE_FILE);
     let text = std::fs::read_to_string(&state_path).map_err(Error::io(&state_path))?;
-    // First as an object: serde would also read the fields from an array.
-    let state = serde_json::from_str::<Map<String, Value>>(&text).and_then(|_| serde_json::from_str(&text));
-    let state: State = state.map_err(|e| Error::file(&state_path, e))?;
+    let state: State = json::object(&text).map_err(|e| Error::file(&state_path, e))?;
+    let most = state.step.saturating_mul(MAX_IMAGES_PER_STEP);
+    if state.images_seen > most {
+        let (step, seen) = (state.step, state.images_seen);
+        let reason = format!("`images_seen` is {seen}, expected at most {most} after {step} steps");
+        return Err(Error::file(&state_path, reason));
+    }
     let file = if raw { "model.safetensors" } else { "ema.safetensors" };
     let weights = load_weights(&path.join(file), device)?;
     if weights.meta.step != state.step {
@@ -241,7 +261,7 @@ pub fn load_weights(path: &Path, device: Device) -> Result<Weights> {
         Error::file(path, format!("its header has no `{META_KEY}` entry: not a checkpoint of this trainer"))
     })?;
     let meta: Meta =
-        serde_json::from_str(text).map_err(|e| Error::file(path, format!("header `{META_KEY}`: {e}")))?;
+        json::object(text).map_err(|e| Error::file(path, format!("header `{META_KEY}`: {e}")))?;
     meta.config.validate()?;
     let flat = read_flat(path, &bytes, &meta.config)?.to_device(device);
     Ok(Weights { meta, flat })
@@ -260,7 +280,8 @@ fn read_flat(path: &Path, bytes: &[u8], config: &ModelConfig) -> Result<Tensor> 
     if let Some(stranger) = file.names().into_iter().find(|name| !known(name)) {
         return Err(Error::file(path, format!("holds `{stranger}`, which the model does not have")));
     }
-    let mut flat = Vec::with_capacity(layout.total());
+    // No more than the file can hold, whatever its header tells of.
+    let mut flat = Vec::with_capacity(layout.total().min(bytes.len() / 4));
     for entry in &layout.entries {
         let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
         flat.extend(read_f32(path, &file, &entry.name, &shape)?);

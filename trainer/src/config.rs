@@ -20,6 +20,9 @@ use crate::optim::OptimConfig;
 /// The longest run: the noise of a step is keyed by 32 bits of it.
 pub const MAX_STEPS: u64 = u32::MAX as u64 - 1;
 
+/// The largest batch, and the most of them in a step.
+pub const MAX_BATCH: usize = 65_536;
+
 /// A recipe file: one training run, from data to package.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -218,9 +221,9 @@ impl Recipe {
             return fail("`purpose` is blank, expected a text or no such key".into());
         }
         let t = &self.train;
-        if !(1..=65_536).contains(&t.batch) || !(1..=65_536).contains(&t.accumulate) {
+        if !(1..=MAX_BATCH).contains(&t.batch) || !(1..=MAX_BATCH).contains(&t.accumulate) {
             return fail(format!(
-                "`train.batch` {} and `train.accumulate` {} are 1 to 65536",
+                "`train.batch` {} and `train.accumulate` {} are 1 to {MAX_BATCH}",
                 t.batch, t.accumulate
             ));
         }

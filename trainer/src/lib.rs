@@ -2,7 +2,7 @@
 //!
 //! In the order of a model's life: `config` (a recipe and what it means), `data`, `model` with its `params` and
 //! `attention`, `loss`, `memory` (does it fit?), `optim`, `train` with its `checkpoint` and `log`, `folder` (how both a
-//! checkpoint and a package come to be whole or absent), `sample`, `eval`, `export`.
+//! checkpoint and a package come to be whole or absent) and `json` (how their texts are read), `sample`, `eval`, `export`.
 
 pub mod args;
 pub mod attention;
@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod folder;
+pub mod json;
 pub mod log;
 pub mod loss;
 pub mod memory;

@@ -156,7 +156,7 @@ fn a_run_does_not_begin_anew_where_it_should_go_on() {
     let before = recipe();
     for resume in [false, true] {
         let error = refused(dir.path(), resume);
-        assert!(error.contains("step-00000001: is no checkpoint, and none lies beside it"), "{error}");
+        assert!(error.contains("step-00000001: has no state.json, so it is no checkpoint"), "{error}");
     }
     assert!(path.join("model.safetensors").is_file() && recipe() == before);
 }

@@ -95,6 +95,64 @@ fn weights_of_another_step_and_a_state_that_is_no_object_are_refused() {
 }
 
 #[test]
+fn what_lies_beyond_the_newest_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (meta, step) = (small_meta(), |n: u64| dir.path().join(format!("step-{n:08}")));
+    let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
+    let optimiser = Optimiser::new(OptimConfig::default(), &flat);
+    save((dir.path(), 2), (&meta, &state(5)), &flat, &optimiser).unwrap();
+    std::fs::create_dir(step(4)).unwrap(); // no run comes here any more
+    assert_eq!(newest(dir.path()).unwrap(), Some(step(5)));
+    std::fs::create_dir(step(6)).unwrap();
+    let error = newest(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("step-00000006: has no state.json, so it is no checkpoint"), "{error}");
+    // What cannot be looked at is not missing.
+    std::os::unix::fs::symlink(STATE_FILE, step(6).join(STATE_FILE)).unwrap();
+    let error = list(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("step-00000006/state.json: Too many levels of symbolic links"), "{error}");
+}
+
+#[test]
+fn numbers_that_no_run_comes_to_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = Meta { step: 4, ..small_meta() };
+    let flat = Layout::of(&meta.config).initial_tensor(3, Device::Cpu);
+    let optimiser = Optimiser::new(OptimConfig::default(), &flat);
+    let save = |images_seen| {
+        let state = State { images_seen, ..state(4) };
+        save((dir.path(), 2), (&meta, &state), &flat, &optimiser).unwrap()
+    };
+    open(&save(4 << 32), true, Device::Cpu).unwrap();
+    let error = open(&save(u64::MAX), true, Device::Cpu).unwrap_err().to_string();
+    let expected = "`images_seen` is 18446744073709551615, expected at most 17179869184 after 4 steps";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_header_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let write = |text: String| {
+        let header = Some(HashMap::from([(META_KEY.to_owned(), text)]));
+        write_safetensors(&path, [("none".to_owned(), vec![1], &[0; 4][..])].into_iter(), header).unwrap();
+        load_weights(&path, Device::Cpu).unwrap_err().to_string()
+    };
+    let mut meta = small_meta();
+    let fields = serde_json::to_value(&meta).unwrap();
+    let array: Vec<_> =
+        ["config", "schedule", "prediction", "variance", "classes", "step"].map(|f| &fields[f]).into();
+    let error = write(serde_json::to_string(&array).unwrap());
+    assert!(error.contains("header `windowpane`: invalid type: sequence, expected a map"), "{error}");
+    // Parameters of terabytes in a file of bytes: a process that set the memory aside would end here.
+    (meta.config.hidden, meta.config.depth, meta.config.mlp_ratio) = (8192, 256, 16);
+    meta.config.windows = vec![windowpane_diffusion::Window::Global; 256];
+    let text = serde_json::to_string(&meta).unwrap();
+    write_safetensors(&path, std::iter::empty(), Some(HashMap::from([(META_KEY.to_owned(), text)]))).unwrap();
+    let error = load_weights(&path, Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("lacks the tensor `x_embedder.proj.weight`"), "{error}");
+}
+
+#[test]
 fn damage_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
