@@ -92,6 +92,9 @@ pub fn train(
     let images_per_step = (table.batch * table.accumulate) as u64;
     let (session, seconds_before) = (Instant::now(), run.state.seconds);
     let (mut window_start, mut window_steps) = (Instant::now(), 0);
+    if run.samples_due() && !folder::there(&run.samples_path())? {
+        run.show_samples(&log); // the last session ended before they were drawn
+    }
     let mut sums = Tensor::zeros([2], (Kind::Float, options.device)); // (loss, gradient norm)
 
     while run.state.step < steps {
@@ -149,13 +152,11 @@ pub fn train(
             log.say(&format!("checkpoint: {}", path.display()));
         }
 
-        // A grid of samples, to look at: a run does not end for want of them.
-        if table.sample_every > 0 && (done.is_multiple_of(table.sample_every) || done == steps) {
-            match run.samples() {
-                Ok(path) => log.say(&format!("samples: {}", path.display())),
-                Err(error) => log.say(&format!("warning: no samples of step {done}: {error}")),
-            }
-            window_start = Instant::now();
+        // A grid of samples, to look at. Drawing them is no training, and does not count in its speed.
+        if run.samples_due() {
+            let begun = Instant::now();
+            run.show_samples(&log);
+            window_start += begun.elapsed();
         }
         if stopping && done < steps {
             return Ok(Ended::Interrupted);
@@ -208,7 +209,10 @@ impl<'a> Run<'a> {
             state,
         };
         run.go_on()?;
-        checkpoint::clear(&run.checkpoints())?;
+        // Before the work that would be lost, if it cannot be made.
+        let checkpoints = run.checkpoints();
+        std::fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
+        checkpoint::clear(&checkpoints)?;
         run.flat = run.flat.set_requires_grad(true);
         Ok(run)
     }
@@ -294,6 +298,24 @@ impl<'a> Run<'a> {
         self.process.loss(&output, &batch.x0_nchw, &batch.eps_nchw, &batch.t_n)
     }
 
+    /// Whether a grid of samples is due at the step where the run stands.
+    fn samples_due(&self) -> bool {
+        let (table, done) = (self.config.recipe.train, self.state.step);
+        table.sample_every > 0 && done > 0 && (done.is_multiple_of(table.sample_every) || done == table.steps)
+    }
+
+    fn samples_path(&self) -> PathBuf {
+        self.options.dir.join(format!("samples/step-{:08}.png", self.state.step))
+    }
+
+    /// Draws the grid: a run does not end for want of it.
+    fn show_samples(&self, log: &Log) {
+        match self.samples() {
+            Ok(path) => log.say(&format!("samples: {}", path.display())),
+            Err(error) => log.say(&format!("warning: no samples of step {}: {error}", self.state.step)),
+        }
+    }
+
     /// Draws eight images of every class (64 of an unconditional model) with the averaged weights.
     fn samples(&self) -> Result<PathBuf> {
         let recipe = &self.config.recipe;
@@ -311,9 +333,11 @@ impl<'a> Run<'a> {
         let net = self.geometry.bind(&self.optimiser.ema);
         let pixels =
             sample(&net, (&self.config.model, &self.schedule), self.options.device, &request, &|_| ())?;
-        let path = self.options.dir.join(format!("samples/step-{:08}.png", self.state.step));
-        let model = &self.config.model;
-        Picture::grid(&pixels, (model.channels, model.height, model.width), 8, 2)?.save(&path)?;
+        let (path, model) = (self.samples_path(), &self.config.model);
+        let picture = Picture::grid(&pixels, (model.channels, model.height, model.width), 8, 2)?.png()?;
+        let above = self.options.dir.join("samples");
+        std::fs::create_dir_all(&above).map_err(Error::io(&above))?;
+        folder::write_file(&path, &picture)?; // `export` takes it along: whole or not at all
         Ok(path)
     }
 

@@ -172,6 +172,63 @@ fn samples_that_cannot_be_written_do_not_end_a_run() {
 }
 
 #[test]
+fn samples_are_whole_and_drawn_when_they_are_missing() {
+    let (config, images) = config(|r| r.train.sample_every = 9);
+    let dir = tempfile::tempdir().unwrap();
+    let picture = dir.path().join("samples/step-00000009.png");
+    std::fs::create_dir(dir.path().join("samples")).unwrap();
+    std::fs::write(&picture, "as it was").unwrap();
+    let reader = std::fs::File::open(&picture).unwrap();
+    let go = |resume| train(&config, &images, &options(dir.path(), resume), &AtomicBool::new(false)).unwrap();
+    go(false);
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "as it was", "it is written over");
+    // Killed between its last checkpoint and the picture.
+    let drawn = std::fs::read(&picture).unwrap();
+    std::fs::remove_file(&picture).unwrap();
+    assert_eq!(go(true), Ended::Finished);
+    assert!(std::fs::read(&picture).unwrap() == drawn, "it is another picture");
+    std::fs::write(&picture, "there already").unwrap();
+    go(true);
+    assert_eq!(std::fs::read(&picture).unwrap(), b"there already");
+    assert_eq!(std::fs::read_dir(dir.path().join("samples")).unwrap().count(), 1);
+}
+
+#[test]
+fn drawing_makes_the_training_no_faster() {
+    // The samples of the last step but one, in the midst of the steps that one record tells of.
+    let steps = 60;
+    let (config, images) = config(|r| {
+        (r.train.steps, r.train.log_every, r.train.checkpoint_every) = (steps, 1000, 1000);
+        r.train.sample_every = steps - 1;
+    });
+    let dir = tempfile::tempdir().unwrap();
+    train(&config, &images, &options(dir.path(), false), &AtomicBool::new(false)).unwrap();
+    let log = std::fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let record: serde_json::Value = serde_json::from_str(&log).unwrap();
+    let field = |name: &str| record[name].as_f64().unwrap();
+    // Eight images a step. One step takes a sixtieth of the time, drawing a few; the bar is a quarter.
+    let told = (8 * steps) as f64 / field("images_per_second");
+    assert!(told > field("seconds") / 4.0, "{told} s of training in {} s", field("seconds"));
+}
+
+#[test]
+fn a_folder_of_checkpoints_that_cannot_be_is_told_before_the_work() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    symlink("nowhere", dir.path().join("checkpoints")).unwrap();
+    let stop = AtomicBool::new(true);
+    for resume in [false, true] {
+        let refused = train(&config, &images, &options(dir.path(), resume), &stop).unwrap_err().to_string();
+        assert!(
+            refused.contains("checkpoints: is a link that cannot be followed (No such file"),
+            "{refused}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "it began all the same");
+}
+
+#[test]
 fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint() {
     let (config, images) = config(|r| {
         r.optim.lr = 10.0;
