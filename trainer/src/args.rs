@@ -85,8 +85,8 @@ pub struct Train {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
     pub steps: Option<u64>,
     /// Use the first N images only.
-    #[arg(long, value_name = "N")]
-    pub images: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub images: Option<u32>,
     /// Stop after this many minutes, with a checkpoint.
     #[arg(long, value_parser = minutes)]
     pub minutes: Option<f64>,
@@ -212,6 +212,7 @@ mod tests {
             (&["train", "x", "--minutes", "0"], "above 0"),
             (&["train", "x", "--steps", "0"], "0 is not in 1..=4294967294"),
             (&["train", "x", "--steps", "4294967295"], "is not in 1..=4294967294"),
+            (&["train", "x", "--images", "0"], "0 is not in 1..=4294967295"),
             (&["train", "x", "--keep", "0"], "0 is not in 1..=4294967295"),
             (&["sample", "x", "--out", "o.xyz"], "ends in .png"),
             (&["prepare", "x", "--out", "png"], "ends in .png"),

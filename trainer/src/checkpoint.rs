@@ -15,6 +15,7 @@ use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
 
 use crate::config::MAX_BATCH;
+use crate::data::ImageSet;
 use crate::error::{Error, Result};
 use crate::folder::{self, NewFolder};
 use crate::json;
@@ -74,6 +75,45 @@ const STATE_FILE: &str = "state.json";
 
 /// The most images that a step can see: the largest batch, accumulated as often as can be.
 const MAX_IMAGES_PER_STEP: u64 = (MAX_BATCH * MAX_BATCH) as u64;
+
+// === impl Meta ===
+
+impl Meta {
+    /// In words, what decides the network and its noise and differs between two runs.
+    fn different(&self, other: &Self) -> Vec<&'static str> {
+        let size = |meta: &Self| (meta.config.channels, meta.config.height, meta.config.width);
+        let network =
+            |meta: &Self| ModelConfig { channels: 0, height: 0, width: 0, classes: 0, ..meta.config.clone() };
+        // Taken apart by name: who adds a field names it here.
+        let Self { config, schedule, prediction, variance, classes, step: _ } = self;
+        let same_classes = (config.classes, classes) == (other.config.classes, &other.classes);
+        [
+            ("the size of the images", size(self) == size(other)),
+            ("`model`", network(self) == network(other)),
+            ("`diffusion.schedule`", *schedule == other.schedule),
+            ("`diffusion.prediction`", *prediction == other.prediction),
+            ("`diffusion.variance`", *variance == other.variance),
+            ("`classes`", same_classes),
+        ]
+        .into_iter()
+        .filter_map(|(what, same)| (!same).then_some(what))
+        .collect()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Whether the checkpoint or run at `path`, which stands here, was trained on `images`. Errors: on others; `told` is
+    /// who says that it is to be these, with a verb.
+    pub fn check_images(&self, path: &Path, images: &ImageSet, told: &str) -> Result<()> {
+        if self.data_sha256 == images.sha256 {
+            return Ok(());
+        }
+        let (then, now) = (self.images, images.len());
+        Err(Error::file(path, format!("was trained on {then} other images, expected the {now} that {told}")))
+    }
+}
 
 // === Writing ===
 
@@ -215,9 +255,10 @@ fn step_of(name: &str) -> Option<u64> {
 /// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.
 pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device) -> Result<(State, Tensor)> {
     let (state, weights) = open(path, true, device)?;
-    let same = Meta { step: meta.step, ..weights.meta.clone() };
-    if same != *meta {
-        return Err(Error::file(path, "was trained from another recipe: model, schedule or classes differ"));
+    let different = weights.meta.different(meta);
+    if !different.is_empty() {
+        let reason = format!("was trained from another recipe, expected the same: {}", different.join(", "));
+        return Err(Error::file(path, reason));
     }
     optimiser.ema = open(path, false, device)?.1.flat;
     let moments_path = path.join("optimiser.safetensors");

@@ -14,7 +14,7 @@ use windowpane_diffusion::manifest::Lineage;
 
 use crate::args;
 use crate::checkpoint::{self, State, Weights};
-use crate::config::{Recipe, TrainConfig, run_dir};
+use crate::config::{RECIPE_FILE, Recipe, TrainConfig, run_dir};
 use crate::data;
 use crate::eval::{GapConfig, PsnrGap, psnr_gap};
 use crate::export::{self, ExportRequest};
@@ -46,7 +46,7 @@ pub fn train(args: args::Train) -> Result<()> {
     let device = device(&args.compute)?;
     let mut recipe = Recipe::read(&args.recipe)?;
     recipe.data.redirect(args.data);
-    recipe.data.images = args.images.or(recipe.data.images);
+    recipe.data.images = args.images.map(|n| n as usize).or(recipe.data.images);
     recipe.train.steps = args.steps.unwrap_or(recipe.train.steps);
     let images = data::load(&recipe.data)?;
     let dir = run_dir(&recipe, args.run);
@@ -236,7 +236,7 @@ fn load_run(run: &Path, raw: bool, device: Device) -> Result<(State, Weights, Re
     let newest = checkpoint::list(&run.join("checkpoints"))?.pop();
     let newest = newest.with_context(|| format!("{} has no checkpoint yet", run.display()))?;
     let (state, weights) = checkpoint::open(&newest, raw, device)?;
-    Ok((state, weights, Recipe::read(&run.join("recipe.toml"))?))
+    Ok((state, weights, Recipe::read(&run.join(RECIPE_FILE))?))
 }
 
 /// The weights of a run, or of a file among its checkpoints, and the run's recipe.
@@ -251,7 +251,7 @@ fn load(from: &Path, raw: bool, device: Device) -> Result<(Weights, Recipe)> {
     let weights = checkpoint::load_weights(from, device)?;
     // runs/<name>/checkpoints/step-…/ema.safetensors
     let run = from.ancestors().nth(3).unwrap_or(Path::new(""));
-    Ok((weights, Recipe::read(&run.join("recipe.toml"))?))
+    Ok((weights, Recipe::read(&run.join(RECIPE_FILE))?))
 }
 
 /// The device that a flag names.

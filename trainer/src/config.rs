@@ -20,6 +20,9 @@ use crate::optim::OptimConfig;
 /// The longest run: the noise of a step is keyed by 32 bits of it.
 pub const MAX_STEPS: u64 = u32::MAX as u64 - 1;
 
+/// The recipe of a run in its folder, flags and defaults filled in.
+pub const RECIPE_FILE: &str = "recipe.toml";
+
 /// The largest batch, and the most of them in a step.
 pub const MAX_BATCH: usize = 65_536;
 

@@ -13,7 +13,7 @@ use windowpane_diffusion::Schedule;
 use windowpane_diffusion::noise::{self, Domain};
 
 use crate::checkpoint::{self, State};
-use crate::config::TrainConfig;
+use crate::config::{RECIPE_FILE, TrainConfig};
 use crate::data::{EpochOrder, ImageSet};
 use crate::error::{Error, Result};
 use crate::folder;
@@ -24,6 +24,8 @@ use crate::model::Geometry;
 use crate::optim::Optimiser;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample};
+
+mod resume;
 
 /// How a run is carried out: nothing here changes what is learnt.
 #[derive(Debug, Clone)]
@@ -76,7 +78,7 @@ struct Run<'a> {
 /// Trains to the recipe's last step, or until `stop` is set. Checkpoints lie in `dir/checkpoints`.
 ///
 /// Errors: too little memory, another process in the run's folder, a checkpoint that is in the way, damaged, beyond the
-/// last step or of another run, none to resume from, a loss that is no longer a number, those of the file system.
+/// last step or of another run or recipe, none to resume from, a loss that is no longer a number, those of the file system.
 pub fn train(
     config: &TrainConfig,
     images: &ImageSet,
@@ -85,14 +87,14 @@ pub fn train(
 ) -> Result<Ended> {
     let mut run = Run::begin(config, images, options)?;
     // Only now: a run that is refused leaves the recipe of the one that is there.
-    config.recipe.write(&options.dir.join("recipe.toml"))?;
+    config.recipe.write(&options.dir.join(RECIPE_FILE))?;
     let steps = config.recipe.train.steps;
     let mut log = Log::open(&options.dir, run.state.step, steps)?;
     let table = config.recipe.train;
     let images_per_step = (table.batch * table.accumulate) as u64;
     let (session, seconds_before) = (Instant::now(), run.state.seconds);
     let (mut window_start, mut window_steps) = (Instant::now(), 0);
-    if run.samples_due() && !folder::there(&run.samples_path())? {
+    if run.samples_due() && folder::there(&run.samples_path()).is_ok_and(|there| !there) {
         run.show_samples(&log); // the last session ended before they were drawn
     }
     let mut sums = Tensor::zeros([2], (Kind::Float, options.device)); // (loss, gradient norm)
@@ -233,23 +235,11 @@ impl<'a> Run<'a> {
             Some(path) => {
                 let meta = self.config.meta(0);
                 let (state, flat) = checkpoint::load(&path, &meta, &mut self.optimiser, self.options.device)?;
-                let (then, now, steps) = (&state, &self.state, self.config.recipe.train.steps);
-                let wrong = if then.seed != now.seed {
-                    format!(
-                        "was trained with seed {}, expected `train.seed`, which is {}",
-                        then.seed, now.seed
-                    )
-                } else if then.data_sha256 != now.data_sha256 {
-                    let (then, now) = (then.images, now.images);
-                    format!("was trained on {then} other images, expected the {now} of `[data]`")
-                } else if then.step > steps {
-                    let told = "the steps that `--steps` or else `train.steps` says";
-                    format!("is at step {} already, expected at most {steps}, {told}", then.step)
-                } else {
-                    (self.state, self.flat) = (state, flat);
-                    return Ok(());
-                };
-                Err(Error::file(&path, wrong))
+                let recipe = &self.config.recipe;
+                resume::check_state(&path, &state, &recipe.train, self.images)?;
+                resume::check_recipe(&self.options.dir.join(RECIPE_FILE), recipe)?;
+                (self.state, self.flat) = (state, flat);
+                Ok(())
             }
         }
     }

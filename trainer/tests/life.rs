@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use tch::Device;
+use windowpane_diffusion::{Prediction, Variance};
 use windowpane_trainer::Error;
 use windowpane_trainer::checkpoint;
 use windowpane_trainer::config::{Recipe, TrainConfig};
@@ -76,7 +77,10 @@ fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
     };
     let fewer = images.first(20).unwrap();
     let refused = train(&shorter(5), &fewer, &options(dir.path(), true), &stop).unwrap_err().to_string();
-    assert!(refused.contains("on 40 other images, expected the 20 of `[data]`"), "{refused}");
+    assert!(
+        refused.contains("on 40 other images, expected the 20 that `--data` and `--images` or else"),
+        "{refused}"
+    );
     let mut reseeded = shorter(5);
     reseeded.recipe.train.seed = 4;
     let refused = train(&reseeded, &images, &options(dir.path(), true), &stop).unwrap_err().to_string();
@@ -89,6 +93,57 @@ fn a_run_is_not_overwritten_and_not_resumed_on_other_images() {
     assert!(recipe() == before, "a refused run rewrote the recipe");
     let ended = train(&shorter(2), &images, &options(dir.path(), true), &stop).unwrap();
     assert_eq!(ended, Ended::Finished, "nothing is left to do");
+}
+
+#[test]
+fn a_run_goes_on_as_it_began() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(true);
+    let resume = |change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = config.recipe.clone();
+        change(&mut recipe);
+        let now = TrainConfig::new(recipe, &images)?;
+        train(&now, &images, &options(dir.path(), true), &stop)
+    };
+    train(&config, &images, &options(dir.path(), false), &stop).unwrap();
+    let path = dir.path().join("recipe.toml");
+    let before = std::fs::read(&path).unwrap();
+    let refused: [(&dyn Fn(&mut Recipe), &str); 12] = [
+        (&|r| r.train.batch = 8, "recipe.toml: the run began with `train.batch` 4, expected 8"),
+        (&|r| r.train.accumulate = 3, "`train.accumulate` 2, expected 3"),
+        (&|r| r.train.flip = false, "`train.flip` true, expected false"),
+        (&|r| r.train.label_drop = 0.1, "`train.label_drop` 0.5, expected 0.1"),
+        (&|r| r.optim.lr = 1e-4, "`optim.lr` 0.001, expected 0.0001"),
+        (&|r| r.optim.cooldown = 4, "`optim.cooldown` 3, expected 4"),
+        (&|r| r.optim.ema = 0.5, "`optim.ema` 0.9999, expected 0.5"),
+        (&|r| r.diffusion.prediction = Prediction::V, "expected the same: `diffusion.prediction`"),
+        (&|r| r.diffusion.variance = Variance::FixedLarge, "expected the same: `diffusion.variance`"),
+        (&|r| r.diffusion.schedule.steps = 50, "expected the same: `diffusion.schedule`"),
+        (&|r| r.classes[1].name = "blob".into(), "expected the same: `classes`"),
+        (&|r| r.model.windows = "5".into(), "expected the same: `model`"),
+    ];
+    for (change, expected) in refused {
+        let error = resume(change).unwrap_err().to_string();
+        assert!(error.ends_with(expected) || error.contains(&format!("{expected}, as the")), "{error}");
+        assert!(std::fs::read(&path).unwrap() == before, "a refused run rewrote the recipe");
+    }
+    // Nothing of this decides what is learnt.
+    resume(&|r| {
+        (r.description, r.purpose) = ("told anew".into(), None);
+        (r.train.steps, r.train.log_every, r.train.checkpoint_every, r.train.sample_every) = (20, 5, 5, 5);
+        r.sample.steps = 2;
+    })
+    .unwrap();
+    assert!(std::fs::read_to_string(&path).unwrap().contains("told anew"));
+    // Who means it says so in both places; and a recipe that is gone is nothing to compare with.
+    let changed = |r: &mut Recipe| r.optim.lr = 5e-4;
+    let mut there = Recipe::read(&path).unwrap();
+    changed(&mut there);
+    there.write(&path).unwrap();
+    resume(&changed).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    resume(&|_| ()).unwrap();
 }
 
 #[test]
