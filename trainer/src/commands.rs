@@ -1,13 +1,11 @@
 //! What each command does: read what it names, call the library, say what came of it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::guidance::check_scale;
 use windowpane_diffusion::manifest::Lineage;
@@ -16,7 +14,7 @@ use crate::args;
 use crate::checkpoint::{self, State, Weights};
 use crate::config::{RECIPE_FILE, Recipe, TrainConfig, run_dir};
 use crate::data;
-use crate::eval::{GapConfig, PsnrGap, psnr_gap};
+use crate::eval::{GapConfig, psnr_gap};
 use crate::export::{self, ExportRequest};
 use crate::folder;
 use crate::memory;
@@ -25,11 +23,12 @@ use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample as draw};
 use crate::train::{Ended, RunOptions, train as run_training};
 
+mod report;
+
+use report::EvalReport;
+
 /// Set by Ctrl-C and SIGTERM: the loop saves and leaves.
 static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Where `eval` leaves its numbers in a run's folder.
-const EVAL_FILE: &str = "eval.json";
 
 /// `prepare`
 pub fn prepare(args: args::Prepare) -> Result<()> {
@@ -108,14 +107,33 @@ pub fn sample(args: &args::Sample) -> Result<()> {
 /// `eval`
 pub fn eval(args: &args::Eval) -> Result<()> {
     let device = device(&args.compute)?;
-    let (_, weights, mut recipe) = load_run(&args.run, args.raw, device)?;
+    check_run(&args.run)?;
     let _lock = folder::lock(&args.run)?; // until its files are written
+    let (state, weights, mut recipe) = load_run(&args.run, args.raw, device)?;
+    let config = &weights.meta.config;
+    let (asked, there) = (args.timesteps, weights.meta.schedule.steps);
+    if asked as usize > there {
+        bail!("`--timesteps` is {asked}, expected 1 to {there}, the timesteps of the run's schedule");
+    }
     recipe.data.redirect(args.data.clone());
     let pair = data::load_pair(&recipe.data)?;
+    let (images, expected) = (&pair.train, (config.channels, config.height, config.width));
+    let got = (images.channels, images.height, images.width);
+    if got != expected {
+        let show = |(channels, height, width)| format!("{channels} × {height} × {width}");
+        bail!(
+            "the images that `--data` or else `[data]` says are {}, expected {} (channels × height × width), as {} was \
+             trained on",
+            show(got),
+            show(expected),
+            args.run.display()
+        );
+    }
+    // A gap to images that were never trained on is none, and the card would tell it as one.
+    state.check_images(&args.run, images, "`--data` or else `[data]` says")?;
     if pair.dropped > 0 {
         eprintln!("{} held-out images are also training images and were dropped", pair.dropped);
     }
-    let config = &weights.meta.config;
     // Before the network is made: its masks are what may not fit.
     let batch = memory::pass(config, 1, GapConfig::default().batch, memory::available())?;
     let net = Geometry::new(config, Kind::Float, device).bind(&weights.flat);
@@ -139,33 +157,21 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     let result = psnr_gap(&denoise, (&pair.train, &pair.test), process, &gap, &|n| bar.inc(n as u64))?;
     bar.finish_and_clear();
     println!("{result}");
-    let write = |name: &str, text: String| folder::write_file(&args.run.join(name), text.as_bytes());
-    let report = EvalReport { step: weights.meta.step, raw: args.raw, psnr_gap: result };
-    write(EVAL_FILE, serde_json::to_string_pretty(&report)?)?;
-    write("psnr-gap.csv", report.psnr_gap.csv())?;
-    write("psnr-gap.svg", report.psnr_gap.svg())?;
-    println!("written to {}: {EVAL_FILE}, psnr-gap.csv, psnr-gap.svg", args.run.display());
-    Ok(())
-}
-
-/// What `eval` leaves in a run's folder for `export`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EvalReport {
-    /// Step of the weights that were measured.
-    step: u64,
-    /// Whether they were the raw weights.
-    raw: bool,
-    /// The measure.
-    psnr_gap: PsnrGap,
+    let (step, data_sha256) = (state.step, state.data_sha256);
+    EvalReport { step, raw: args.raw, data_sha256, psnr_gap: result }.write(&args.run)
 }
 
 /// `export`
 pub fn export(args: &args::Export) -> Result<()> {
     let (state, weights, recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
     let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
+    let metrics = report::metrics(&args.run, &state, args.raw)?;
     let mut extra = Vec::new();
-    if samples.exists() {
+    if args.raw {
+        eprintln!(
+            "no samples picture: those of the run are drawn with the averaged weights, these are the raw ones"
+        );
+    } else if samples.exists() {
         extra.push(("samples.png".to_owned(), std::fs::read(&samples).context("samples")?));
     } else {
         eprintln!("no samples picture: {} does not exist", samples.display());
@@ -185,7 +191,7 @@ pub fn export(args: &args::Export) -> Result<()> {
             seed: state.seed,
             steps: state.step,
             trainer: concat!("windowpane-trainer ", env!("CARGO_PKG_VERSION")).to_owned(),
-            metrics: metrics(&args.run, weights.meta.step, args.raw)?,
+            metrics,
         },
         table: recipe.export,
         extra,
@@ -198,29 +204,6 @@ pub fn export(args: &args::Export) -> Result<()> {
     Ok(())
 }
 
-/// The numbers that were measured on exactly these weights.
-fn metrics(run: &Path, step: u64, raw: bool) -> Result<BTreeMap<String, f64>> {
-    let path = run.join(EVAL_FILE);
-    if !path.exists() {
-        eprintln!("no PSNR gap for the card: `eval` measures it");
-        return Ok(BTreeMap::new());
-    }
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let report: EvalReport = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    if (report.step, report.raw) != (step, raw) {
-        eprintln!("{} measured other weights (step {}): left out of the card", path.display(), report.step);
-        return Ok(BTreeMap::new());
-    }
-    let gap = report.psnr_gap;
-    Ok(BTreeMap::from([
-        ("psnr_gap_db".to_owned(), gap.gap),
-        ("psnr_gap_low_db".to_owned(), gap.interval[0]),
-        ("psnr_gap_high_db".to_owned(), gap.interval[1]),
-        ("psnr_train_db".to_owned(), gap.train),
-        ("psnr_test_db".to_owned(), gap.test),
-    ]))
-}
-
 /// `export-ops`
 pub fn export_ops(args: &args::ExportOps) -> Result<()> {
     let written = export::single::write_all(&args.out)?;
@@ -228,11 +211,17 @@ pub fn export_ops(args: &args::ExportOps) -> Result<()> {
     Ok(())
 }
 
-/// Where a run stands, the weights of its newest checkpoint (their average unless `raw`), and its recipe.
-fn load_run(run: &Path, raw: bool, device: Device) -> Result<(State, Weights, Recipe)> {
+/// Refuses what is no folder, and so no run.
+fn check_run(run: &Path) -> Result<()> {
     if !run.is_dir() {
         bail!("{}: no such folder, expected that of a run, as `train` makes it", run.display());
     }
+    Ok(())
+}
+
+/// Where a run stands, the weights of its newest checkpoint (their average unless `raw`), and its recipe.
+fn load_run(run: &Path, raw: bool, device: Device) -> Result<(State, Weights, Recipe)> {
+    check_run(run)?;
     let newest = checkpoint::list(&run.join("checkpoints"))?.pop();
     let newest = newest.with_context(|| format!("{} has no checkpoint yet", run.display()))?;
     let (state, weights) = checkpoint::open(&newest, raw, device)?;

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use windowpane_diffusion::manifest::{MANIFEST_FILE, Manifest};
-use windowpane_trainer::checkpoint;
+use windowpane_trainer::{checkpoint, folder};
 
 const RECIPE: &str = include_str!("small.toml");
 
@@ -129,18 +129,108 @@ fn from_a_recipe_to_a_package() {
 }
 
 #[test]
+fn a_package_tells_only_of_its_own_weights_and_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Grey images, the smaller ones of another size, the others only other images.
+    let draw = |folder: &str, side: u32, first: u8| {
+        std::fs::create_dir(dir.join(folder)).unwrap();
+        for i in 0..6 {
+            let image = image::GrayImage::from_pixel(side, side, image::Luma([first + i]));
+            image.save(dir.join(folder).join(format!("{i}.png"))).unwrap();
+        }
+    };
+    for (folder, side, first) in [("mine", 16, 0), ("smaller", 12, 0), ("others", 16, 100)] {
+        draw(folder, side, first);
+    }
+    let toy = "{ kind = \"toy\", toy = { size = 16, count = 40, classes = 2 } }";
+    let images = "{ kind = \"folder\", path = \"mine\", hold_out = 2 }";
+    let recipe = RECIPE
+        .replace(toy, images)
+        .replace("classes = [{ name = \"ground\" }, { name = \"curtain\" }]\n", "")
+        .replace("guidance_scale = 2.0", "guidance_scale = 1.0")
+        .replace("label_drop = 0.5", "label_drop = 0.5\nsample_every = 1");
+    std::fs::write(dir.join("r.toml"), recipe).unwrap();
+    succeed(dir, &["train", "r.toml", "--steps", "1"]);
+
+    // Only the run's own images are measured.
+    let eval =
+        |more: &[&'static str]| [&["eval", "runs/small", "--images", "2", "--timesteps", "2"], more].concat();
+    let smaller = fail(dir, &eval(&["--data", "smaller"]), 1);
+    assert!(
+        smaller.contains("are 1 × 12 × 12, expected 1 × 16 × 16 (channels × height × width)"),
+        "{smaller}"
+    );
+    let others = fail(dir, &eval(&["--data", "others"]), 1);
+    let expected =
+        "runs/small: was trained on 4 other images, expected the 4 that `--data` or else `[data]` says";
+    assert!(others.contains(expected), "{others}");
+    let resumed = fail(dir, &["train", "r.toml", "--steps", "1", "--resume", "--data", "smaller"], 1);
+    assert!(resumed.contains("from another recipe, expected the same: the size of the images"), "{resumed}");
+    let many = fail(dir, &["eval", "runs/small", "--timesteps", "101"], 1);
+    assert!(many.contains("`--timesteps` is 101, expected 1 to 100, the timesteps"), "{many}");
+    let report = dir.join("runs/small/eval.json");
+    assert!(!report.exists());
+    std::fs::rename(dir.join("mine"), dir.join("moved")).unwrap();
+    succeed(dir, &eval(&["--data", "moved"]));
+
+    // What the package says of itself.
+    let package = || {
+        let text = std::fs::read_to_string(dir.join("models/small").join(MANIFEST_FILE)).unwrap();
+        let manifest = Manifest::from_json(&text).unwrap();
+        (manifest.files.contains_key("samples.png"), manifest.lineage.metrics.contains_key("psnr_gap_db"))
+    };
+    let export = |more: &[&'static str]| succeed(dir, &[&["export", "runs/small", "--force"], more].concat());
+    export(&[]);
+    assert_eq!(package(), (true, true));
+    // Samples and numbers are those of the averaged weights.
+    export(&["--raw"]);
+    assert_eq!(package(), (false, false));
+    // The numbers of another run, or of one that did not say: the step is the same.
+    let measured = std::fs::read_to_string(&report).unwrap();
+    let (_, rest) = measured.split_once("\"data_sha256\": \"").unwrap();
+    let digest = rest.split('"').next().unwrap();
+    let line = format!("  \"data_sha256\": \"{digest}\",\n");
+    for text in [measured.replace(digest, &"0".repeat(64)), measured.replace(&line, "")] {
+        assert_ne!(text, measured);
+        std::fs::write(&report, text).unwrap();
+        export(&[]);
+        assert_eq!(package(), (true, false));
+    }
+    std::fs::write(&report, "[1, false, \"\", {}]").unwrap();
+    let error = fail(dir, &["export", "runs/small", "--force"], 1);
+    assert!(error.contains("runs/small/eval.json: invalid type: sequence, expected a map"), "{error}");
+}
+
+#[test]
+fn eval_has_the_run_to_itself_before_it_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let other = folder::lock(&run).unwrap();
+    // A checkpoint that it read now could be another one, or gone, once the other is done.
+    let error = fail(dir.path(), &["eval", "run"], 1);
+    assert!(error.contains("run: another process of this machine is writing here"), "{error}");
+    drop(other);
+    assert!(fail(dir.path(), &["eval", "run"], 1).contains("run has no checkpoint yet"));
+}
+
+#[test]
 fn what_cannot_be_removed_is_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     std::fs::write(dir.join("r.toml"), RECIPE).unwrap();
     // A folder deeper than files may be open can be removed by nobody, not even by root.
     let deepen = |folder: &str| std::fs::create_dir_all(dir.join(folder).join("d/".repeat(300))).unwrap();
-    let warned = |args: &[&str]| {
+    let with_few_files = |args: &[&str]| {
         let mut command = Command::new("sh");
         command.args(["-c", r#"ulimit -n 100 && exec "$0" "$@""#, env!("CARGO_BIN_EXE_windowpane-trainer")]);
         command.args(args).current_dir(dir).env("WINDOWPANE_DEVICE", "cpu").stdin(Stdio::null());
         let Output { status, stderr, .. } = command.output().unwrap();
-        let stderr = String::from_utf8(stderr).unwrap();
+        (status, String::from_utf8(stderr).unwrap())
+    };
+    let warned = |args: &[&str]| {
+        let (status, stderr) = with_few_files(args);
         assert!(status.success(), "{args:?}: {status}\n{stderr}");
         assert!(stderr.contains("it stays until the next one who writes here can remove it"), "{stderr}");
     };
@@ -158,6 +248,13 @@ fn what_cannot_be_removed_is_a_warning() {
         package.join(MANIFEST_FILE).is_file() && !package.join("d").exists(),
         "the new one has its place"
     );
+    // The next one cannot write where that lies, and says what to do.
+    let (status, refused) = with_few_files(&["export", "runs/small", "--force"]);
+    assert!(
+        !status.success() && refused.contains("models/.small.partial: holds what an earlier writer left"),
+        "{refused}"
+    );
+    succeed(dir, &["export", "runs/small", "--force"]);
 }
 
 #[test]
