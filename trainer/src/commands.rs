@@ -96,12 +96,21 @@ pub fn sample(args: &args::Sample) -> Result<()> {
     if let Some(dir) = &args.each {
         for (i, image) in pixels.chunks(config.elements()).enumerate() {
             let class = weights.meta.classes.get(labels[i]).map_or("image", |c| c.name.as_str());
-            let path = dir.join(class.replace('/', "-")).join(format!("{}.png", args.seed + i as u64));
+            let path = dir.join(class_folder(class)).join(format!("{}.png", args.seed + i as u64));
             Picture::image(image, shape).save(&path)?;
         }
         println!("each by itself: {}", dir.display());
     }
     Ok(())
+}
+
+/// The name of a class as that of a folder: one in the folder where it is to lie, whatever the class is called.
+fn class_folder(class: &str) -> String {
+    let plain = class.replace(['/', '\0'], "-");
+    match plain.strip_prefix('.') {
+        Some(rest) => format!("-{rest}"), // `.` and `..` lie elsewhere, and others hide
+        None => plain,
+    }
 }
 
 /// `eval`
@@ -263,5 +272,28 @@ fn device(compute: &args::Compute) -> Result<Device> {
             Some(index) => cuda(index),
             None => bail!("`--device {other}`: expected cpu, cuda, cuda:N or auto"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Component;
+
+    use super::*;
+
+    #[test]
+    fn a_class_is_a_folder_inside() {
+        for (class, expected) in [
+            ("ankle boot", "ankle boot"),
+            ("..", "-."),
+            (".", "-"),
+            ("/etc", "-etc"),
+            ("../../a", "-.-..-a"),
+            ("a\0", "a-"),
+        ] {
+            assert_eq!(class_folder(class), expected);
+            let parts: Vec<_> = Path::new(expected).components().collect();
+            assert!(matches!(parts[..], [Component::Normal(_)]), "{parts:?}");
+        }
     }
 }

@@ -216,6 +216,19 @@ fn eval_has_the_run_to_itself_before_it_reads() {
 }
 
 #[test]
+fn no_class_leads_out_of_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let recipe = RECIPE.replace("curtain", "..").replace("ground", "a/../../b");
+    std::fs::write(dir.join("r.toml"), recipe).unwrap();
+    succeed(dir, &["train", "r.toml", "--steps", "1"]);
+    let sample = ["sample", "runs/small", "--per-class", "1", "--steps", "1", "--out", "o.png"];
+    succeed(dir, &[&sample[..], &["--each", "each"]].concat());
+    assert!(dir.join("each/-./1.png").is_file() && dir.join("each/a-..-..-b/0.png").is_file());
+    assert!(!dir.join("1.png").exists());
+}
+
+#[test]
 fn what_cannot_be_removed_is_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
