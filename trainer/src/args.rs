@@ -78,7 +78,7 @@ pub struct Train {
     /// The run's folder. [default: runs/NAME, the recipe's name]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the run.
+    /// Go on from the newest checkpoint of the run, as it began: only what does not decide what is learnt may differ.
     #[arg(long)]
     pub resume: bool,
     /// Train this many steps instead of the recipe's.
@@ -134,7 +134,7 @@ pub struct Sample {
 pub struct Eval {
     /// A run's folder.
     pub run: PathBuf,
-    /// Where the images are, instead of the recipe's `data.path`.
+    /// Where the run's images are by now, instead of the recipe's `data.path`. Other images are refused.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Images of each side, K in the paper.
@@ -162,7 +162,7 @@ pub struct Export {
     /// Replace a package that is already there, and nothing else that is.
     #[arg(long)]
     pub force: bool,
-    /// Export the raw weights instead of their moving average.
+    /// Export the raw weights instead of their moving average; the run's samples, drawn with that, stay behind.
     #[arg(long)]
     pub raw: bool,
 }
