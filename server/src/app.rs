@@ -280,7 +280,7 @@ impl App {
     }
 
     /// Models that are served no longer and still have requests.
-    fn retired(&self) -> Vec<Arc<Model>> {
+    pub(crate) fn retired(&self) -> Vec<Arc<Model>> {
         let retired = self.0.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.iter().filter_map(Weak::upgrade).collect()
     }

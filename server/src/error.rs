@@ -125,6 +125,33 @@ pub struct V2ErrorBody {
 // === impl Cause ===
 
 impl Cause {
+    /// All of them, in the table's order.
+    pub const ALL: [Self; 23] = [
+        Self::MalformedBody,
+        Self::BodyTimeout,
+        Self::BodyTooLarge,
+        Self::UnsupportedMediaType,
+        Self::NotAcceptable,
+        Self::InvalidValue,
+        Self::UnknownField,
+        Self::Unsupported,
+        Self::ModelNotFound,
+        Self::ModelChanged,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Unauthenticated,
+        Self::Forbidden,
+        Self::Cancelled,
+        Self::Overloaded,
+        Self::DeadlineUnmeetable,
+        Self::DeadlinePassed,
+        Self::Loading,
+        Self::ShuttingDown,
+        Self::LoadFailed,
+        Self::Engine,
+        Self::Internal,
+    ];
+
     /// Status, type and code of a cause: the one table.
     #[rustfmt::skip]
     pub fn row(self) -> (StatusCode, &'static str, &'static str) {
@@ -313,6 +340,17 @@ mod tests {
                 "request_id": "req_1",
             }})
         );
+    }
+
+    #[test]
+    fn every_cause_is_listed() {
+        let rows = include_str!("error.rs").lines().filter(|line| line.contains("=> (S::")).count();
+        // The line above is one more.
+        assert_eq!(Cause::ALL.len(), rows - 1);
+        let mut codes: Vec<_> = Cause::ALL.map(Cause::code).into();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Cause::ALL.len(), "{codes:?}");
     }
 
     #[test]

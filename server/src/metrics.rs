@@ -1,10 +1,16 @@
 //! What Prometheus reads at `/metrics`: one struct, each field's doc comment is the metric's help, each name is
 //! written once. Seconds and `_total`; stage names are those of `server-timing` and of the spans. What does not
-//! belong here: anything whose labels a client could make grow (prompts, seeds, request ids, keys, paths).
+//! belong here: anything whose labels a client could make grow (prompts, seeds, request ids, keys, paths). What the
+//! process takes (memory, files, processor time) comes from the library's own collector.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
+
+use crate::error::Cause;
 
 /// Declares the struct, and registers each field under its name, labels and (for histograms) buckets.
 macro_rules! metrics {
@@ -13,14 +19,17 @@ macro_rules! metrics {
         #[derive(Debug, Clone)]
         pub struct Metrics {
             registry: Registry,
+            /// Held during a scrape.
+            scraping: Arc<Mutex<()>>,
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
         impl Metrics {
-            /// A fresh set, all at zero.
-            pub fn new() -> Self {
+            /// A fresh set.
+            fn at_zero() -> Self {
                 let registry = Registry::new();
                 Self {
+                    scraping: Arc::default(),
                     $($field: {
                         let help = [$($help),+].map(str::trim).join(" ");
                         let metric = metrics!(@make $kind $name help $labels $(in $buckets)?);
@@ -33,7 +42,7 @@ macro_rules! metrics {
             }
         }
     };
-    (@make IntGauge $name:literal $help:ident []) => { IntGauge::new($name, $help) };
+    (@make $kind:ident $name:literal $help:ident []) => { $kind::new($name, $help) };
     (@make HistogramVec $name:literal $help:ident $labels:tt in $buckets:expr) => {
         HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), &$labels)
     };
@@ -47,8 +56,12 @@ metrics! {
     request: HistogramVec = "windowpane_request_duration_seconds" ["route"] in SECONDS;
     /// Requests being answered now.
     requests_in_flight: IntGauge = "windowpane_requests_in_flight" [];
-    /// Requests refused or failed, by the error code that the client was told.
-    rejections: IntCounterVec = "windowpane_rejections_total" ["code"];
+    /// Requests refused or failed, by cause: the error code that the client was told.
+    rejections: IntCounterVec = "windowpane_rejections_total" ["cause"];
+    /// 1 if the process works; 0 if a worker has died or is stuck, as /livez tells it.
+    alive: IntGauge = "windowpane_alive" [];
+    /// 1 if a request sent now is served; 0 while models load or the server leaves, as /readyz tells it.
+    ready: IntGauge = "windowpane_ready" [];
     /// Time an image waited from admission to its first tick (queue).
     queue: HistogramVec = "windowpane_queue_seconds" ["model"] in SECONDS;
     /// Time from an image's first tick to its last (denoise).
@@ -57,6 +70,18 @@ metrics! {
     encode: HistogramVec = "windowpane_encode_seconds" ["model"] in SECONDS;
     /// Images admitted and not finished, waiting or running.
     trajectories: IntGaugeVec = "windowpane_trajectories" ["model"];
+    /// Images admitted that have not yet taken part in a tick.
+    waiting: IntGaugeVec = "windowpane_queue_images" ["model"];
+    /// Rows that the network is still to be called on for what is admitted.
+    backlog_rows: IntGaugeVec = "windowpane_backlog_rows" ["model"];
+    /// Memory of the values of images admitted and not finished; a solver may keep a few times as much beside them.
+    backlog_bytes: IntGaugeVec = "windowpane_backlog_bytes" ["model"];
+    /// Time that what is admitted still takes, as ticks go now.
+    backlog: GaugeVec = "windowpane_backlog_seconds" ["model"];
+    /// Time of admitted work beyond which requests are refused (--max-backlog).
+    backlog_limit: Gauge = "windowpane_backlog_limit_seconds" [];
+    /// Images admitted and not finished beyond which requests are refused (--queue-limit), of one model.
+    trajectories_limit: IntGauge = "windowpane_trajectories_limit" [];
     /// Images finished.
     images: IntCounterVec = "windowpane_images_total" ["model"];
     /// Images abandoned, by cause: disconnect, cancelled, deadline, shutdown.
@@ -65,10 +90,15 @@ metrics! {
     ticks: IntCounterVec = "windowpane_ticks_total" ["model"];
     /// Rows in a tick; a guided image is two.
     tick_rows: HistogramVec = "windowpane_tick_rows" ["model"] in ROWS;
+    /// Rows of a full tick: more would not be faster, as was measured at load.
+    tick_room: IntGaugeVec = "windowpane_tick_room_rows" ["model"];
+    /// Ticks of fewer rows than a full one, by cause: demand (there was no more work), pinned (a reproducible request
+    /// held the tick to its bucket), turn (it was not the others' turn, or they need two rows where one is left).
+    small_ticks: IntCounterVec = "windowpane_small_ticks_total" ["model", "cause"];
     /// Rows that only filled a tick up to a bucket.
     padding: IntCounterVec = "windowpane_padding_rows_total" ["model"];
-    /// Duration of a tick's call of the network.
-    tick: HistogramVec = "windowpane_tick_duration_seconds" ["model"] in SECONDS;
+    /// Duration of a tick's call of the network, by bucket: the smallest size measured at load that holds its rows.
+    tick: HistogramVec = "windowpane_tick_duration_seconds" ["model", "bucket"] in SECONDS;
     /// Time between two calls of the network while there is work: replies, admission, gathering.
     gap: HistogramVec = "windowpane_tick_host_gap_seconds" ["model"] in GAPS;
     /// Evaluations of the network on one image; solver steps, of which some solvers need two evaluations.
@@ -79,11 +109,13 @@ metrics! {
     rebuilds: IntCounterVec = "windowpane_session_rebuilds_total" ["model", "outcome"];
     /// 1 for a model that serves.
     model_ready: IntGaugeVec = "windowpane_model_ready" ["model"];
+    /// Model packages loaded, at start or later, by outcome: done, failed.
+    loads: IntCounterVec = "windowpane_model_loads_total" ["outcome"];
     /// Time to verify, load and check a model package.
     model_load: GaugeVec = "windowpane_model_load_seconds" ["model"];
     /// Largest relative error of the golden replay at load.
     golden_error: GaugeVec = "windowpane_golden_relative_error" ["model", "graph"];
-    /// 1, with the execution provider and graph that a model runs on.
+    /// 1, with the execution provider that a model runs on and what it computes in.
     provider: IntGaugeVec = "windowpane_execution_provider_info" ["model", "provider", "dtype"];
     /// 1, with the versions of this server and of ONNX Runtime.
     build: IntGaugeVec = "windowpane_build_info" ["version", "onnxruntime"];
@@ -103,18 +135,40 @@ const ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 // === impl Metrics ===
 
 impl Metrics {
+    /// A fresh set, all at zero, with what is counted of the server as a whole.
+    pub fn new() -> Self {
+        let metrics = Self::at_zero();
+        #[cfg(target_os = "linux")]
+        metrics
+            .registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("its names begin with process_, ours do not; this is a bug");
+        for cause in Cause::ALL {
+            metrics.rejections.with_label_values(&[cause.code()]);
+        }
+        for outcome in ["done", "failed"] {
+            metrics.loads.with_label_values(&[outcome]);
+        }
+        metrics
+    }
+
     /// Shows a model's numbers from the beginning, at zero: a number that is absent until something happens looks like
-    /// one that nobody counts, and its first step is missing from every rate.
-    pub fn announce(&self, model: &str) {
-        for histogram in [&self.queue, &self.denoise, &self.encode, &self.tick_rows, &self.tick, &self.gap] {
+    /// one that nobody counts, and its first step is missing from every rate. `buckets` are the sizes measured at load.
+    pub fn announce(&self, model: &str, buckets: impl IntoIterator<Item = usize>) {
+        for histogram in [&self.queue, &self.denoise, &self.encode, &self.tick_rows, &self.gap] {
             histogram.with_label_values(&[model]);
+        }
+        for bucket in buckets {
+            self.tick.with_label_values(&[model, &bucket.to_string()]);
         }
         for counter in [&self.images, &self.ticks, &self.padding, &self.steps] {
             counter.with_label_values(&[model]);
         }
-        self.trajectories.with_label_values(&[model]);
         for cause in ["disconnect", "cancelled", "deadline", "shutdown"] {
             self.cancellations.with_label_values(&[model, cause]);
+        }
+        for cause in ["demand", "pinned", "turn"] {
+            self.small_ticks.with_label_values(&[model, cause]);
         }
         for cause in ["error", "panic", "not_finite"] {
             self.failures.with_label_values(&[model, cause]);
@@ -124,8 +178,11 @@ impl Metrics {
         }
     }
 
-    /// The text exposition format.
-    pub fn render(&self) -> Result<String, prometheus::Error> {
+    /// The text exposition format, after `look` has set the gauges of the moment. One scrape at a time, so that none
+    /// sees what another has begun to set.
+    pub fn scrape(&self, look: impl FnOnce(&Self)) -> Result<String, prometheus::Error> {
+        let _one_at_a_time = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        look(self);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -145,7 +202,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.requests.with_label_values(&["/livez", "200"]).inc();
         metrics.request.with_label_values(&["/livez"]).observe(0.002);
-        let text = metrics.render().unwrap();
+        let text = metrics.scrape(|_| ()).unwrap();
         assert!(text.contains(
             "# HELP windowpane_requests_total Requests answered, by route pattern and status code."
         ));
@@ -158,10 +215,13 @@ mod tests {
     #[test]
     fn a_models_numbers_are_there_before_anything_happens() {
         let metrics = Metrics::new();
-        metrics.announce("a");
-        let text = metrics.render().unwrap();
+        metrics.announce("a", [1, 8]);
+        let text = metrics.scrape(|_| ()).unwrap();
         for zero in [
-            "windowpane_trajectories{model=\"a\"} 0",
+            "windowpane_tick_duration_seconds_count{bucket=\"8\",model=\"a\"} 0",
+            "windowpane_small_ticks_total{cause=\"demand\",model=\"a\"} 0",
+            "windowpane_rejections_total{cause=\"overloaded\"} 0",
+            "windowpane_model_loads_total{outcome=\"failed\"} 0",
             "windowpane_images_total{model=\"a\"} 0",
             "windowpane_tick_rows_count{model=\"a\"} 0",
             "windowpane_cancellations_total{cause=\"deadline\",model=\"a\"} 0",
@@ -175,7 +235,8 @@ mod tests {
     fn names_follow_prometheus_rules() {
         let metrics = Metrics::new();
         for family in metrics.registry.gather() {
-            assert!(family.name().starts_with("windowpane_"));
+            let name = family.name();
+            assert!(name.starts_with("windowpane_") || name.starts_with("process_"), "{name}");
         }
         // Every counter ends in _total and no other kind does: checked on the declaration itself.
         for line in include_str!("metrics.rs").lines().filter(|line| line.contains("= \"windowpane_")) {

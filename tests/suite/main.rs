@@ -38,6 +38,8 @@ mod fuzz;
 mod schemathesis;
 // /metrics in Prometheus' format, and numbers that move as they should.
 mod metrics;
+// A real Prometheus, and its linter, on the same.
+mod prometheus;
 // Spans, as a collector receives them.
 mod traces;
 // The binary as a process: signals, exit codes, refusals to start.

@@ -49,6 +49,15 @@ impl Scrape {
         *self.values.get(sample).unwrap_or_else(|| panic!("no {sample} among\n{}", all()))
     }
 
+    /// The sum of a family's samples of one model, where other labels tell several apart.
+    fn sum(&self, name: &str, model: &str) -> f64 {
+        let label = format!("model=\"{model}\"");
+        let ours = |sample: &&String| {
+            sample.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') && rest.contains(&label))
+        };
+        self.values.keys().filter(ours).map(|sample| self.values[sample]).sum()
+    }
+
     /// How much a sample has grown since; a sample that was not there before began at zero.
     fn since(&self, before: &Self, sample: &str) -> f64 {
         self.value(sample) - before.values.get(sample).copied().unwrap_or(0.0)
@@ -88,20 +97,25 @@ fn the_numbers_move_as_requests_do() {
         (format!("windowpane_requests_total{{code=\"422\",{images}}}"), 3.0),
         ("windowpane_requests_total{code=\"404\",route=\"unmatched\"}".to_owned(), 1.0),
         (format!("windowpane_request_duration_seconds_count{{{images}}}"), 6.0),
-        ("windowpane_rejections_total{code=\"invalid_value\"}".to_owned(), 3.0),
-        ("windowpane_rejections_total{code=\"not_found\"}".to_owned(), 1.0),
+        ("windowpane_rejections_total{cause=\"invalid_value\"}".to_owned(), 3.0),
+        ("windowpane_rejections_total{cause=\"not_found\"}".to_owned(), 1.0),
         ("windowpane_images_total{model=\"tiny\"}".to_owned(), 4.0),
         ("windowpane_queue_seconds_count{model=\"tiny\"}".to_owned(), 4.0),
         ("windowpane_denoise_seconds_count{model=\"tiny\"}".to_owned(), 4.0),
         ("windowpane_encode_seconds_count{model=\"tiny\"}".to_owned(), 3.0),
         // The two images of one request share their ticks: four rows in each of five.
         ("windowpane_ticks_total{model=\"tiny\"}".to_owned(), 10.0 + evaluations),
-        ("windowpane_tick_duration_seconds_count{model=\"tiny\"}".to_owned(), 10.0 + evaluations),
+        ("windowpane_small_ticks_total{cause=\"demand\",model=\"tiny\"}".to_owned(), 10.0 + evaluations),
         ("windowpane_tick_rows_sum{model=\"tiny\"}".to_owned(), 25.0 + evaluations),
     ] {
         assert_eq!(end.since(&start, &sample), grown, "{sample}");
     }
-    assert_eq!(end.value(r#"windowpane_trajectories{model="tiny"}"#), 0.0);
+    // Every tick is timed in one bucket or another.
+    assert_eq!(end.sum("windowpane_tick_duration_seconds_count", "tiny"), 10.0 + evaluations);
+    assert!(end.value(r#"windowpane_tick_duration_seconds_count{bucket="4",model="tiny"}"#) >= 5.0);
+    for gauge in ["trajectories", "queue_images", "backlog_rows", "backlog_bytes", "backlog_seconds"] {
+        assert_eq!(end.value(&format!("windowpane_{gauge}{{model=\"tiny\"}}")), 0.0, "{gauge}");
+    }
     // The scrape itself is the one request under way.
     assert_eq!(end.value("windowpane_requests_in_flight"), 1.0);
     assert!(end.since(&start, r#"windowpane_denoise_seconds_sum{model="tiny"}"#) > 0.0);
@@ -113,7 +127,7 @@ fn histograms_are_cumulative_and_names_are_prefixed() {
     server.generate(&json!({"prompt": "ring", "steps": 1})).ok();
     let scrape = Scrape::of(server);
     for (family, kind) in &scrape.types {
-        assert!(family.starts_with("windowpane_"), "{family}");
+        assert!(family.starts_with("windowpane_") || family.starts_with("process_"), "{family}");
         assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is a {kind}");
     }
     let mut series: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
@@ -140,6 +154,62 @@ fn histograms_are_cumulative_and_names_are_prefixed() {
 }
 
 #[test]
+fn what_waits_is_told_as_images_rows_bytes_and_seconds() {
+    let server = TestServer::start(TestServer::config());
+    let idle = Scrape::of(&server);
+    for (gauge, value) in
+        [("alive", 1.0), ("ready", 1.0), ("backlog_limit_seconds", 3600.0), ("trajectories_limit", 4096.0)]
+    {
+        assert_eq!(idle.value(&format!("windowpane_{gauge}")), value, "{gauge}");
+    }
+    // Ten guided images, of which eight rows at a time can run.
+    let body = json!({"prompt": "ring", "seed": 1, "steps": 1000, "n": 10, "guidance_scale": 2});
+    let request = server.post(body.to_string());
+    let asked = server.spawn(async move { request.send().await });
+    server.until_images(10);
+    let busy = Scrape::of(&server);
+    let value = |gauge: &str| busy.value(&format!("windowpane_{gauge}{{model=\"tiny\"}}"));
+    assert_eq!((value("trajectories"), value("tick_room_rows")), (10.0, 8.0));
+    // Twenty rows a step; a few steps may be done already.
+    assert!((15_000.0..=20_000.0).contains(&value("backlog_rows")), "{}", value("backlog_rows"));
+    assert!(value("backlog_seconds") > 0.0 && value("queue_images") <= 10.0);
+    let tiny = server.app().model(Some("tiny")).unwrap().card.shape().iter().product::<usize>();
+    assert_eq!(value("backlog_bytes"), (10 * 4 * tiny) as f64);
+    asked.abort();
+    server.until_images(0);
+    let after = Scrape::of(&server);
+    assert_eq!(after.value(r#"windowpane_cancellations_total{cause="disconnect",model="tiny"}"#), 10.0);
+    assert_eq!(after.value(r#"windowpane_small_ticks_total{cause="demand",model="tiny"}"#), 0.0);
+}
+
+#[test]
+fn a_server_that_loads_is_alive_and_not_ready() {
+    let server = TestServer::loading(TestServer::config());
+    let scrape = Scrape::of(&server);
+    assert_eq!((scrape.value("windowpane_alive"), scrape.value("windowpane_ready")), (1.0, 0.0));
+    assert_eq!(scrape.value(r#"windowpane_model_loads_total{outcome="done"}"#), 0.0);
+    server.app().load().unwrap();
+    let scrape = Scrape::of(&server);
+    assert_eq!(scrape.value("windowpane_ready"), 1.0);
+    assert_eq!(scrape.value(r#"windowpane_model_loads_total{outcome="done"}"#), 1.0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_process_tells_what_it_takes() {
+    let scrape = Scrape::of(TestServer::shared());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident: f64 = line.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap() * 1024.0;
+    let told = scrape.value("process_resident_memory_bytes");
+    assert!((resident / 2.0..resident * 2.0).contains(&told), "{told}, and the kernel says {resident}");
+    assert!(scrape.value("process_open_fds") > 2.0 && scrape.value("process_cpu_seconds_total") >= 0.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let age = now - scrape.value("process_start_time_seconds");
+    assert!((-5.0..3600.0).contains(&age), "it started {age} s ago");
+}
+
+#[test]
 fn every_expected_family_is_there() {
     // All that a dashboard draws, after one image and one refusal.
     let server = TestServer::start(TestServer::config());
@@ -147,24 +217,40 @@ fn every_expected_family_is_there() {
     server.generate(&json!({"prompt": "cat"})).refused(422, "invalid_value", Some("prompt"));
     let types = Scrape::of(&server).types;
     for family in [
+        "alive",
+        "backlog_bytes",
+        "backlog_limit_seconds",
+        "backlog_rows",
+        "backlog_seconds",
         "build_info",
+        "cancellations_total",
         "denoise_seconds",
         "encode_seconds",
         "execution_provider_info",
+        "failures_total",
         "golden_relative_error",
         "images_total",
         "model_load_seconds",
+        "model_loads_total",
         "model_ready",
+        "padding_rows_total",
+        "queue_images",
         "queue_seconds",
+        "ready",
         "rejections_total",
         "request_duration_seconds",
         "requests_in_flight",
         "requests_total",
+        "session_rebuilds_total",
+        "small_ticks_total",
         "steps_total",
         "tick_duration_seconds",
+        "tick_host_gap_seconds",
+        "tick_room_rows",
         "tick_rows",
         "ticks_total",
         "trajectories",
+        "trajectories_limit",
     ] {
         assert!(
             types.contains_key(&format!("windowpane_{family}")),

@@ -1,5 +1,5 @@
 //! Everything that a build or a run needs and cargo does not bring: ONNX Runtime, libtorch, a C++ compiler,
-//! the Python clients of the tests. A command says what it needs with [`ensure`] and gets back the variables
+//! the foreign programs of the tests. A command says what it needs with [`ensure`] and gets back the variables
 //! to give its children; nothing is ever set in the user's own environment, and the same folder is told
 //! every time, so that cargo does not build torch-sys again.
 
@@ -8,6 +8,7 @@ mod compiler;
 mod download;
 mod install;
 mod pins;
+mod prometheus;
 mod python;
 mod space;
 mod stamp;
@@ -31,7 +32,7 @@ pub(crate) struct SetupArgs {
     /// Leave out libtorch, which only the trainer needs
     #[arg(long)]
     no_libtorch: bool,
-    /// Also make the Python environment of the tests' foreign clients
+    /// Also set up the foreign programs of the tests: a Python environment with clients, and Prometheus
     #[arg(long)]
     clients: bool,
     /// Read every library again and compare its digest, instead of its size and time
@@ -50,6 +51,8 @@ pub(crate) enum Need {
     Libtorch,
     /// A Python with the packages that the suite drives the server with.
     Clients,
+    /// Prometheus and `promtool`.
+    Prometheus,
 }
 
 /// Variables for child processes, and only for them.
@@ -66,7 +69,7 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
         needs.push(Need::Libtorch);
     }
     if args.clients {
-        needs.push(Need::Clients);
+        needs.extend([Need::Clients, Need::Prometheus]);
     }
     let environment = ensure_trusting(&needs, trust)?;
     if args.cuda {
@@ -104,6 +107,15 @@ fn ensure_trusting(needs: &[Need], trust: Trust) -> Result<Environment> {
             Need::OrtCuda => ("ORT_DYLIB_PATH", ort(&pins::ONNXRUNTIME_CUDA, trust)?),
             Need::Libtorch => ("LIBTORCH", libtorch(trust)?),
             Need::Clients => ("WINDOWPANE_TEST_PYTHON", clients::ensure(&paths::cache()?)?),
+            Need::Prometheus => match prometheus::ensure(&paths::cache()?) {
+                Ok(folder) => ("WINDOWPANE_TEST_PROMETHEUS", folder),
+                // It comes from the system's packages, which not every Linux has. All other tests run without; those
+                // that need it fail, and say so.
+                Err(error) => {
+                    eprintln!("note: the tests that need Prometheus will fail: {error:#}");
+                    continue;
+                }
+            },
         };
         environment.set(name, value.into_os_string());
     }

@@ -10,7 +10,7 @@ use crate::setup::{self, Environment, Need};
 use crate::{paths, process};
 
 /// All that a test may need.
-pub(crate) const NEEDS: [Need; 3] = [Need::Ort, Need::Libtorch, Need::Clients];
+pub(crate) const NEEDS: [Need; 4] = [Need::Ort, Need::Libtorch, Need::Clients, Need::Prometheus];
 
 /// What cargo and the test binaries said that is worth reading twice.
 #[derive(Debug, Default)]

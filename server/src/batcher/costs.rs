@@ -61,6 +61,12 @@ impl TickCosts {
         self.measured.iter().map(|&(rows, time)| (rows, Duration::from_secs_f64(time)))
     }
 
+    /// The smallest measured size that holds so many rows, or the largest there is.
+    pub fn bucket(&self, rows: usize) -> usize {
+        let largest = self.measured[self.measured.len() - 1].0;
+        self.measured.iter().map(|&(size, _)| size).find(|&size| size >= rows).unwrap_or(largest)
+    }
+
     /// Duration of a tick of `rows` rows as ticks go now.
     pub fn tick(&self, rows: usize) -> Duration {
         Duration::from_secs_f64(self.at_load(rows) * self.correction)
@@ -124,6 +130,12 @@ mod tests {
 
     fn ms(value: u64) -> Duration {
         Duration::from_millis(value)
+    }
+
+    #[test]
+    fn a_bucket_holds_its_rows_and_there_are_few() {
+        let costs = TickCosts::new([(1, ms(10)), (4, ms(16)), (8, ms(24))]);
+        assert_eq!([1, 2, 4, 5, 8, 9, 1000].map(|rows| costs.bucket(rows)), [1, 4, 4, 8, 8, 8, 8]);
     }
 
     #[test]

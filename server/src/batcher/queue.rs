@@ -103,6 +103,8 @@ pub struct Standing {
     pub images: usize,
     /// Of them, those that have not taken part in a tick.
     pub waiting: usize,
+    /// Rows that the network is still to be called on for all of it.
+    pub rows: u64,
     /// Time that all of it still takes.
     pub backlog: Duration,
 }
@@ -213,6 +215,7 @@ impl Queue {
         Standing {
             images: state.entries.len(),
             waiting: state.entries.values().filter(|entry| entry.done == 0).count(),
+            rows: state.ledger.outstanding(),
             backlog: state
                 .costs
                 .work(state.ledger.outstanding(), self.rules.tick_size(state.is_pinned()).room)

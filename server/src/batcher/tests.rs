@@ -90,7 +90,8 @@ fn an_image_of_the_class_comes_out() {
     }
     assert_eq!(metrics.steps.with_label_values(&["shoes"]).get(), 20);
     assert_eq!(metrics.images.with_label_values(&["shoes"]).get(), 1);
-    assert_eq!((metrics.trajectories.with_label_values(&["shoes"]).get(), model.batcher.images()), (0, 0));
+    assert_eq!(metrics.small_ticks.with_label_values(&["shoes", "demand"]).get(), 20);
+    assert_eq!((model.batcher.standing().rows, model.batcher.images()), (0, 0));
 }
 
 #[test]
@@ -156,6 +157,32 @@ fn images_share_ticks_whatever_their_sampler() {
     let mean = rows.get_sample_sum() / rows.get_sample_count() as f64;
     // Six guided images are twelve rows; Heun's, with twice the evaluations, is alone for the second half.
     assert!(mean > 5.0, "{mean}");
+}
+
+#[test]
+fn a_small_tick_has_a_cause() {
+    let fill = worker::Fill { room: 16, rows: 16, all: false, pinned: None };
+    for (fill, cause) in [
+        (fill, None),
+        (worker::Fill { rows: 3, all: true, ..fill }, Some("demand")),
+        // A guided pair in front of the last row.
+        (worker::Fill { rows: 15, ..fill }, Some("turn")),
+        (worker::Fill { rows: 7, pinned: Some(8), ..fill }, Some("pinned")),
+        (worker::Fill { rows: 4, pinned: Some(8), ..fill }, Some("turn")),
+        (worker::Fill { rows: 15, pinned: Some(16), ..fill }, Some("turn")),
+    ] {
+        assert_eq!(fill.why_small(), cause, "{fill:?}");
+    }
+    // Three guided images, of which two fit into five rows; and then the third.
+    let (model, metrics) = model(5, Faults::default());
+    sample(&model, &spec(&model, Sampler::Ddim, 4, 2.0, 0), &[1, 2, 3]).unwrap();
+    let small = |cause| metrics.small_ticks.with_label_values(&["shoes", cause]).get();
+    let ticks = metrics.ticks.with_label_values(&["shoes"]).get();
+    assert_eq!((small("turn") + small("demand"), small("pinned")), (ticks, 0));
+    assert!(small("turn") >= 4 && small("demand") >= 1, "{} {}", small("turn"), small("demand"));
+    // Two and four rows are timed in the bucket of five.
+    let timed = |bucket| metrics.tick.with_label_values(&["shoes", bucket]).get_sample_count();
+    assert_eq!((timed("1"), timed("5"), timed("8")), (0, ticks, 0));
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl Worker {
         queue: Arc<Queue>,
         metrics: Metrics,
     ) -> Self {
-        metrics.announce(&config.model);
+        metrics.announce(&config.model, config.costs.buckets().map(|(rows, _)| rows));
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
         Self { engine, config, queue, metrics, live, batch, prediction, last_call: None, rebuilt: None }
@@ -81,7 +81,6 @@ impl Worker {
         for job in left {
             self.abandon(&job, "shutdown", Some(SampleError::ShuttingDown));
         }
-        self.update_gauge();
     }
 
     fn drop_departed(&mut self) {
@@ -95,7 +94,6 @@ impl Worker {
                 Departure::Late => self.abandon(&job, "deadline", Some(SampleError::DeadlinePassed)),
             }
         }
-        self.update_gauge();
     }
 
     /// One call of the network for the jobs `ids`, ascending. A failure ends those, and nobody else.
@@ -131,6 +129,11 @@ impl Worker {
         };
         self.queue.ticked(ids, self.batch.rows(), elapsed);
         self.record(rows, ids.len(), elapsed, gap);
+        let (room, all) = (self.queue.room(), ids.len() == self.live.len());
+        let pinned = self.config.pinned.filter(|_| padded == self.config.pinned);
+        if let Some(cause) = (Fill { room, rows, all, pinned }).why_small() {
+            self.metrics.small_ticks.with_label_values(&[self.config.model.as_str(), cause]).inc();
+        }
         for (id, end) in ids.iter().zip(ends) {
             if !matches!(end, Ok(Progress::Running))
                 && let Some(live) = self.live.remove(id)
@@ -138,7 +141,6 @@ impl Worker {
                 self.finish(live, end);
             }
         }
-        self.update_gauge();
         if failed {
             self.begin_anew(seat);
         }
@@ -189,7 +191,6 @@ impl Worker {
         let (queue, denoise) = (started - admitted, started.elapsed());
         // Given back before the reply, so that a client which asks again at once finds room.
         self.queue.remove(id);
-        self.update_gauge();
         let (model, seed) = (self.config.model.as_str(), unit.seed());
         let answer = match end {
             Ok(Progress::NotFinite) => {
@@ -219,20 +220,48 @@ impl Worker {
     }
 
     fn record(&self, rows: usize, images: usize, elapsed: Duration, gap: Option<Duration>) {
-        let model = &[self.config.model.as_str()];
-        self.metrics.ticks.with_label_values(model).inc();
-        self.metrics.tick_rows.with_label_values(model).observe(rows as f64);
-        self.metrics.padding.with_label_values(model).inc_by((self.batch.rows() - rows) as u64);
-        self.metrics.tick.with_label_values(model).observe(elapsed.as_secs_f64());
-        self.metrics.steps.with_label_values(model).inc_by(images as u64);
+        let (model, padded) = (self.config.model.as_str(), self.batch.rows());
+        let bucket = self.config.costs.bucket(padded).to_string();
+        self.metrics.ticks.with_label_values(&[model]).inc();
+        self.metrics.tick_rows.with_label_values(&[model]).observe(rows as f64);
+        self.metrics.padding.with_label_values(&[model]).inc_by((padded - rows) as u64);
+        self.metrics.tick.with_label_values(&[model, &bucket]).observe(elapsed.as_secs_f64());
+        self.metrics.steps.with_label_values(&[model]).inc_by(images as u64);
         if let Some(gap) = gap {
-            self.metrics.gap.with_label_values(model).observe(gap.as_secs_f64());
+            self.metrics.gap.with_label_values(&[model]).observe(gap.as_secs_f64());
         }
     }
+}
 
-    fn update_gauge(&self) {
-        let images = i64::try_from(self.live.len()).unwrap_or(i64::MAX);
-        self.metrics.trajectories.with_label_values(&[self.config.model.as_str()]).set(images);
+/// How full a tick was, and what came into it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fill {
+    /// Rows of a full tick.
+    pub(super) room: usize,
+    /// Rows in it.
+    pub(super) rows: usize,
+    /// Whether all live images took part.
+    pub(super) all: bool,
+    /// The bucket to which a reproducible request may have held it.
+    pub(super) pinned: Option<usize>,
+}
+
+// === impl Fill ===
+
+impl Fill {
+    /// Why it is smaller than a full one, if it is.
+    pub(super) fn why_small(self) -> Option<&'static str> {
+        // A guided pair does not fit into the last row.
+        let filled = |bucket: usize| bucket < self.room && self.rows + 1 >= bucket;
+        if self.rows >= self.room {
+            None
+        } else if self.all {
+            Some("demand")
+        } else if self.pinned.is_some_and(filled) {
+            Some("pinned")
+        } else {
+            Some("turn")
+        }
     }
 }
 

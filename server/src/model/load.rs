@@ -105,8 +105,15 @@ impl Loader {
         Ok(runtime)
     }
 
-    /// Loads the package in `folder`.
+    /// Loads the package in `folder`, and counts it.
     fn one(&self, folder: &Path, runtime: &'static Runtime) -> Result<Model, LoadError> {
+        let model = self.verified(folder, runtime);
+        self.metrics.loads.with_label_values(&[if model.is_ok() { "done" } else { "failed" }]).inc();
+        model
+    }
+
+    /// The package in `folder`, verified, loaded and checked.
+    fn verified(&self, folder: &Path, runtime: &'static Runtime) -> Result<Model, LoadError> {
         let start = Instant::now();
         tracing::info!(folder = %folder.display(), "verifying the package");
         let package = Package::open(folder)?;
@@ -318,6 +325,7 @@ mod tests {
         assert_eq!((served.golden.cases, served.golden.relative_error), (2, 0.0));
         assert_eq!(served.determinism.class, DeterminismClass::Bitwise);
         assert_eq!(metrics.provider.with_label_values(&["shoes", "cpu", "f32"]).get(), 1);
+        assert_eq!(metrics.loads.with_label_values(&["done"]).get(), 1);
     }
 
     #[test]
@@ -335,6 +343,9 @@ mod tests {
         fs::write(path.join(WEIGHTS_FILE), 0.51_f32.to_le_bytes()).unwrap();
         pin(&path, &mut manifest);
         assert!(error(&config).contains("golden case `a` differs"), "{}", error(&config));
+        let metrics = Metrics::new();
+        all_of(&config, &metrics).unwrap_err();
+        assert_eq!(metrics.loads.with_label_values(&["failed"]).get(), 1);
         fs::write(path.join(GOLDEN_FILE), golden(|x| 0.51 * x)).unwrap();
         pin(&path, &mut manifest);
         all_of(&config, &Metrics::new()).unwrap();

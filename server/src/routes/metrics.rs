@@ -1,11 +1,15 @@
-//! Metrics for Prometheus.
+//! Metrics for Prometheus. Counters and histograms move as things happen; gauges of the moment are looked up here, when
+//! somebody asks.
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
-use crate::app::App;
+use super::health;
+use crate::app::{App, Phase};
 use crate::error::{ApiError, ErrorBody};
+use crate::metrics::Metrics;
+use crate::model::Model;
 
 /// Counters, gauges and histograms in Prometheus' text format.
 #[utoipa::path(
@@ -18,6 +22,46 @@ use crate::error::{ApiError, ErrorBody};
     )
 )]
 pub async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
-    let text = app.metrics().render().map_err(|error| ApiError::internal(error.to_string()))?;
+    let scrape = app.metrics().scrape(|metrics| look(&app, metrics));
+    let text = scrape.map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text))
+}
+
+/// Sets the gauges of the moment. A model that is gone leaves none behind.
+fn look(app: &App, metrics: &Metrics) {
+    metrics.alive.set(health::failure(app).is_none().into());
+    metrics.ready.set((app.phase() == Phase::Ready).into());
+    metrics.backlog_limit.set(app.config().max_backlog.as_secs_f64());
+    metrics.trajectories_limit.set(whole(app.config().queue_limit));
+    for gauge in [
+        &metrics.trajectories,
+        &metrics.waiting,
+        &metrics.backlog_rows,
+        &metrics.backlog_bytes,
+        &metrics.tick_room,
+    ] {
+        gauge.reset();
+    }
+    metrics.backlog.reset();
+    for model in app.models() {
+        metrics.tick_room.with_label_values(&[model.name()]).set(whole(model.batcher.room()));
+        add(metrics, &model);
+    }
+    // A version that was replaced counts until its last image is done.
+    app.retired().iter().filter(|model| model.batcher.images() > 0).for_each(|model| add(metrics, model));
+}
+
+fn add(metrics: &Metrics, model: &Model) {
+    let (standing, name) = (model.batcher.standing(), &[model.name()]);
+    let bytes = standing.images * model.batcher.elements() * size_of::<f32>();
+    metrics.trajectories.with_label_values(name).add(whole(standing.images));
+    metrics.waiting.with_label_values(name).add(whole(standing.waiting));
+    metrics.backlog_rows.with_label_values(name).add(i64::try_from(standing.rows).unwrap_or(i64::MAX));
+    metrics.backlog_bytes.with_label_values(name).add(whole(bytes));
+    metrics.backlog.with_label_values(name).add(standing.backlog.as_secs_f64());
+}
+
+/// As a gauge has it.
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -79,13 +79,14 @@ impl Ticks {
     }
 }
 
-/// The value of `name{…model="model"…}`.
+/// The value of `name{…model="model"…}`, or the sum of them where other labels tell several apart.
 fn sample(text: &str, name: &str, model: &str) -> Option<f64> {
     let label = format!("model=\"{model}\"");
-    text.lines().find_map(|line| {
+    let values = text.lines().filter_map(|line| {
         let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once("} ")?;
         labels.split(',').any(|one| one == label).then(|| value.parse().ok())?
-    })
+    });
+    values.reduce(|sum: f64, value| sum + value)
 }
 
 #[cfg(test)]
@@ -101,10 +102,13 @@ mod tests {
                     windowpane_tick_rows_sum{model=\"b\"} 1\n\
                     windowpane_tick_rows_sum{model=\"a\"} 320\n\
                     windowpane_tick_rows_count{model=\"a\"} 10\n\
-                    windowpane_tick_duration_seconds_sum{model=\"a\"} 0.5\n\
+                    windowpane_tick_duration_seconds_sum{bucket=\"1\",model=\"a\"} 0.25\n\
+                    windowpane_tick_duration_seconds_sum{bucket=\"8\",model=\"a\"} 0.5\n\
+                    windowpane_tick_duration_seconds_sum{bucket=\"8\",model=\"b\"} 4\n\
                     windowpane_trajectories{model=\"a\"} 3\n";
         let scrape = Scrape::read(text, "a").unwrap();
         assert_eq!((scrape.ticks, scrape.rows, scrape.trajectories), (10.0, 320.0, 3.0));
+        assert_eq!(scrape.seconds, 0.75);
         let error = Scrape::read(text, "c").unwrap_err().to_string();
         assert!(error.contains("windowpane_tick_rows_count of `c`"), "{error}");
     }
