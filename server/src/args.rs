@@ -4,12 +4,16 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Serves windowpane model packages over HTTP: images sampled through ONNX Runtime, reproducible to the bit.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "windowpane", version, max_term_width = 100, after_help = AFTER)]
 pub struct Args {
+    /// What to do, if not to serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Folder of model packages: every subfolder with a manifest.json is loaded, or the folder itself if it holds
     /// one. The server starts only if all packages load; otherwise it lists what is wrong and exits with 1.
     #[arg(long, env = "WINDOWPANE_MODELS", default_value = "models", value_name = "DIR")]
@@ -111,6 +115,18 @@ pub struct Args {
     /// What is logged, as a tracing filter: `info`, `debug`, `windowpane_server=debug,ort=info`, …
     #[arg(long, env = "WINDOWPANE_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
+}
+
+/// What to do, if not to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Ask the server that runs with these flags on this machine whether it works: exit code 0, or 1 and a sentence.
+    /// For health checks of containers, where there is no other client.
+    Health {
+        /// Ask whether a request sent now would be served; else, whether the process works.
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 /// Where models run.

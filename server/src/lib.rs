@@ -11,6 +11,7 @@
 
 pub mod args;
 pub mod config;
+pub mod health;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -1,4 +1,4 @@
-//! `windowpane`: arguments, configuration, listen, load, serve, exit code.
+//! `windowpane`: arguments, configuration, listen, load, serve, exit code; or, asked for its health, only the code.
 
 use std::io::Write;
 use std::pin::pin;
@@ -7,7 +7,8 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::net::TcpListener;
 use windowpane_server::app::folder::watch;
-use windowpane_server::args::LogFormat;
+use windowpane_server::args::{Command, LogFormat};
+use windowpane_server::health::{self, Question};
 use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
 
 fn main() {
@@ -29,6 +30,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", lines.join("; "))
     })?;
+    if let Some(Command::Health { ready }) = args.command {
+        let question = if ready { Question::Ready } else { Question::Alive };
+        return Ok(health::ask(config.listen, question)?);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let traces = config.traces.clone();
     let result = runtime.block_on(start(config, args.log_format));

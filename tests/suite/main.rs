@@ -40,6 +40,8 @@ mod schemathesis;
 mod metrics;
 // A real Prometheus, and its linter, on the same.
 mod prometheus;
+// Images, alerts and the dashboard: what docker/ promises.
+mod docker;
 // Spans, as a collector receives them.
 mod traces;
 // The binary as a process: signals, exit codes, refusals to start.

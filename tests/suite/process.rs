@@ -68,6 +68,37 @@ fn sigterm_at_rest_and_ctrl_c_exit_with_0_at_once() {
 }
 
 #[test]
+fn the_binary_asks_after_its_own_health() {
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let url = server.url();
+    let port = url.rsplit(':').next().unwrap().to_owned();
+    let health = |more: &[&str]| {
+        let exit = Process::windowpane(&[&["--port", &port, "health"], more].concat()).end();
+        (exit.code, exit.errors)
+    };
+    assert_eq!(health(&[]), (Some(0), String::new()));
+    assert_eq!(health(&["--ready"]), (Some(0), String::new()));
+    let body = json!({"prompt": "ring", "seed": 1, "steps": 400, "guidance_scale": 1});
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| ask(&url, "POST", IMAGES, Some(&body)).map(|answer| answer.status));
+        until_images(&url, 1);
+        server.signal("TERM");
+        TestServer::shared().until("it is draining", || {
+            ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 503)
+        });
+        // It works, and does not want more.
+        assert_eq!(health(&[]).0, Some(0));
+        let (code, says) = health(&["--ready"]);
+        assert!(code == Some(1) && says.contains("/readyz answers 503"), "{code:?} {says}");
+        assert_eq!(running.join().unwrap(), Ok(200));
+    });
+    assert_eq!(server.end().code, Some(0));
+    let (code, says) = health(&[]);
+    assert!(code == Some(1) && says.starts_with("windowpane: no answer from 127.0.0.1:"), "{code:?} {says}");
+}
+
+#[test]
 fn a_shutdown_that_takes_too_long_is_cut_and_told() {
     let models = shipped("tiny");
     let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &["--shutdown-timeout", "0"]));
