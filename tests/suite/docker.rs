@@ -1,5 +1,5 @@
 //! What docker/ promises: alerts that ring, rules and a dashboard that ask for numbers which exist, images that are what
-//! the Dockerfile says of them.
+//! the Dockerfile says of them; and docs/operating.md, which explains every alert and every number.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -218,5 +218,25 @@ fn the_scripts_refuse_in_sentences() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{script} {args:?}: {said}");
         assert!(said.contains(says), "{script} {args:?}: {said}");
+    }
+}
+
+#[test]
+fn the_operators_page_knows_every_alert_and_every_number() {
+    let (page, alerts, families) = (read("docs/operating.md"), alerts(), families());
+    for alert in &alerts {
+        assert!(page.contains(&format!("| `{alert}` | ")), "it does not say what to do about {alert}");
+    }
+    for word in page.split(|c: char| !c.is_ascii_alphanumeric()) {
+        let is_alert = word.starts_with("Windowpane") && word.len() > "Windowpane".len();
+        assert!(!is_alert || alerts.iter().any(|alert| alert == word), "there is no alert {word}");
+    }
+    let named = metrics_in(&page);
+    for (name, _) in &families {
+        assert!(named.contains(name), "it does not explain {name}");
+    }
+    for name in named {
+        let exists = families.iter().any(|(known, _)| known == family(&name, &families));
+        assert!(exists, "it names {name}, which /metrics does not have");
     }
 }
