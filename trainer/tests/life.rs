@@ -109,7 +109,8 @@ fn a_run_goes_on_as_it_began() {
     train(&config, &images, &options(dir.path(), false), &stop).unwrap();
     let path = dir.path().join("recipe.toml");
     let before = std::fs::read(&path).unwrap();
-    let refused: [(&dyn Fn(&mut Recipe), &str); 12] = [
+    type Change<'a> = &'a dyn Fn(&mut Recipe);
+    let refused: [(Change<'_>, &str); 12] = [
         (&|r| r.train.batch = 8, "recipe.toml: the run began with `train.batch` 4, expected 8"),
         (&|r| r.train.accumulate = 3, "`train.accumulate` 2, expected 3"),
         (&|r| r.train.flip = false, "`train.flip` true, expected false"),
