@@ -1,0 +1,216 @@
+"""What the document cannot tell schemathesis: which models there are, what they take, and which pictures are ours.
+
+Half of the requests that are valid by the document are made to fit the server, so that they get through; the other half
+stay as they were thought of. What is invalid stays as it is.
+"""
+
+import base64
+import collections
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import schemathesis
+from hypothesis import strategies as st
+
+#: The id of requests that are there to be cancelled.
+RUNNING = "running"
+
+#: Time for a request to be under way before somebody cancels it, in seconds.
+MOMENT = 0.1
+
+CLASSES = ["ground", "curtain", "blob", "ring", "Circle"]
+SAMPLERS = ["ddpm", "ddim", "euler", "euler_a", "heun", "dpmpp_2m"]
+ELEMENTS = 32 * 32
+
+seeds = st.integers(0, 2**63 - 3)
+steps = st.integers(1, 4)
+scales = st.floats(0, 8, width=32)
+
+
+def install(url, key):
+    """Registers the hooks. What is returned fills: by operation, by mode, by status, how many answers there were."""
+    pictures = [png(url, key, seed) for seed in range(3)]
+    fits = fitting(pictures)
+    told = collections.defaultdict(lambda: collections.defaultdict(collections.Counter))
+    fitted, lock = set(), threading.Lock()
+
+    @schemathesis.hook
+    def before_load_schema(context, raw_schema):
+        # The document describes what is in an event, as OpenAI's does; schemathesis asks for the event around it.
+        answer = raw_schema["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]
+        told = [answer["text/event-stream"]["schema"], {"$ref": "#/components/schemas/ErrorBody"}]
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": told}}
+        properties = {"event": {"type": "string", "pattern": "^(image_generation[.].+|error)$"}, "data": data}
+        event = {"type": "object", "properties": properties, "required": ["event", "data"]}
+        answer["text/event-stream"]["schema"] = event
+
+    @schemathesis.hook
+    def flatmap_case(context, case):
+        fit = fits.get(case.operation.path)
+        if fit is None or case.meta is None or not case.meta.generation.mode.is_positive:
+            return st.just(case)
+
+        @st.composite
+        def perhaps(draw):
+            if draw(st.booleans()):
+                draw(fit(case))
+                fitted.add(case.id)
+            return case
+
+        return perhaps()
+
+    @schemathesis.hook
+    def before_call(context, case, kwargs):
+        if case.operation.path == "/v1/requests/{id}" and case.path_parameters.get("id") == RUNNING:
+            threading.Thread(target=run_for_long, args=(url, key), daemon=True).start()
+            time.sleep(MOMENT)
+
+    @schemathesis.hook
+    def after_call(context, case, response):
+        operation = case.operation
+        # Methods that the document does not have are tried too; they are no requests of the operation.
+        if case.method.upper() == operation.method.upper():
+            kind = "fitted" if case.id in fitted else "as generated"
+            with lock:
+                told[f"{operation.method.upper()} {operation.path}"][kind][str(response.status_code)] += 1
+
+    return told
+
+
+def fitting(pictures):
+    """By path, what makes a case of it fit: a strategy that changes the case."""
+
+    def named(**choices):
+        """Path parameters that exist."""
+
+        def fit(case):
+            def change(values):
+                case.path_parameters = {**case.path_parameters, **values}
+
+            return st.fixed_dictionaries({name: st.sampled_from(of) for name, of in choices.items()}).map(change)
+
+        return fit
+
+    def sent(requests):
+        """Bodies as JSON, each with the path parameters that go with it."""
+
+        def fit(case):
+            def change(request):
+                body, parameters = request
+                # The length of a head and a compression were those of the body that was there.
+                for name in ("inference-header-content-length", "content-encoding"):
+                    case.headers.pop(name, None)
+                case.media_type, case.body = "application/json", body
+                if parameters:
+                    case.path_parameters = {**case.path_parameters, **parameters}
+
+            return requests.map(change)
+
+        return fit
+
+    models, faces, versions = ["tiny"], ["tiny", "tiny.sampler"], ["1"]
+    parameters = st.sampled_from([{}, {"parameters": {"unload_dependents": False}}, {"parameters": None}])
+    by_path = {
+        "/v1/images/generations": sent(images().map(lambda body: (body, {}))),
+        "/v1/replay": sent(st.sampled_from(pictures).map(lambda file: ({"image": file}, {}))),
+        "/v1/models/{id}": named(id=models),
+        "/v1/requests/{id}": named(id=[RUNNING]),
+        "/v2/repository/models/{name}/load": sent(st.just(({}, {}))),
+        "/v2/repository/models/{name}/unload": sent(parameters.map(lambda body: (body, {}))),
+        "/v2/models/{name}/infer": sent(inferences()),
+        "/v2/models/{name}/versions/{version}/infer": sent(
+            inferences().map(lambda request: (request[0], {**request[1], "version": "1"}))
+        ),
+    }
+    for end in ("", "/config", "/ready", "/stats"):
+        by_path["/v2/models/{name}" + end] = named(name=faces)
+        by_path["/v2/models/{name}/versions/{version}" + end] = named(name=faces, version=versions)
+    return by_path
+
+
+def images():
+    """What models/tiny draws in a moment, in any file, as a stream or not."""
+    always = {"model": st.just("tiny"), "class": st.integers(0, 3) | st.sampled_from(CLASSES), "steps": steps}
+    either = {
+        "prompt": st.sampled_from(["", None]),
+        "n": st.integers(1, 2),
+        "seed": seeds | seeds.map(str),
+        "sampler": st.sampled_from(SAMPLERS),
+        "time_grid": st.sampled_from(["uniform", "quadratic", "karras"]),
+        "guidance_scale": scales,
+        "clip_x0": st.booleans(),
+        "background": st.sampled_from(["auto", "opaque"]),
+        "moderation": st.sampled_from(["auto", "low"]),
+        "quality": st.just("auto"),
+        "response_format": st.just("b64_json"),
+        "reproducible": st.booleans(),
+        "user": st.text(max_size=20),
+    }
+    sizes = st.sampled_from(["auto", "32x32", "64x64"])
+    pictures = st.sampled_from(["png", "webp", "jpeg"])
+    return st.one_of(
+        st.fixed_dictionaries(always, optional=either | {"size": sizes, "output_format": pictures}),
+        st.fixed_dictionaries(
+            always | {"stream": st.just(True)},
+            optional=either | {"size": sizes, "output_format": pictures, "partial_images": st.integers(0, 3)},
+        ),
+        st.fixed_dictionaries(
+            always | {"output_format": st.sampled_from(["npy", "npz", "safetensors"])},
+            optional=either | {"trajectory": st.just(1)},
+        ),
+        st.fixed_dictionaries(always | {"eta": st.floats(0, 1), "sampler": st.just("ddim")}),
+    )
+
+
+@st.composite
+def inferences(draw):
+    """Rows for one of the faces of models/tiny, and its name."""
+    rows = draw(st.integers(1, 3))
+
+    def tensor(name, datatype, elements, *row):
+        values = draw(st.lists(elements, min_size=rows, max_size=rows))
+        data = [value for value in values for _ in range(ELEMENTS if row else 1)]
+        return {"name": name, "datatype": datatype, "shape": [rows, *row], "data": data}
+
+    if draw(st.booleans()):
+        name, outputs = "tiny", ["prediction"]
+        inputs = [
+            tensor("x", "FP32", st.floats(-3, 3, width=32), 1, 32, 32),
+            tensor("t", "FP32", st.floats(0, 999, width=32)),
+        ]
+        optional = [("y", "INT64", st.integers(0, 4))]
+    else:
+        name, outputs = "tiny.sampler", ["images", "samples"]
+        inputs = [tensor("seed", "INT64", seeds), tensor("class", "INT32", st.integers(0, 3))]
+        inputs.append(tensor("steps", "UINT32", steps))
+        optional = [("guidance", "FP32", scales), ("sampler", "BYTES", st.sampled_from(SAMPLERS))]
+    inputs += [tensor(*one) for one in optional if draw(st.booleans())]
+    body = {"inputs": inputs}
+    if draw(st.booleans()):
+        wanted = draw(st.lists(st.sampled_from(outputs), min_size=1, unique=True))
+        body["outputs"] = [{"name": name, "parameters": {"binary_data": draw(st.booleans())}} for name in wanted]
+    return body, {"name": name}
+
+
+def png(url, key, seed):
+    """A picture of the server's own, in base64."""
+    body = {"model": "tiny", "class": seed, "seed": seed, "steps": 2, "sampler": SAMPLERS[seed]}
+    return base64.b64encode(generate(url, key, body, {"accept": "image/png"})).decode()
+
+
+def run_for_long(url, key):
+    """Until it is cancelled, or for some seconds."""
+    try:
+        generate(url, key, {"model": "tiny", "class": 0, "steps": 1000, "guidance_scale": 1}, {"x-request-id": RUNNING})
+    except urllib.error.HTTPError:
+        pass
+
+
+def generate(url, key, body, headers):
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"} | headers
+    request = urllib.request.Request(f"{url}/v1/images/generations", json.dumps(body).encode(), headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+        return answer.read()
