@@ -1,5 +1,5 @@
 //! What the suite stands on: a real server on a free port, its answers, our own binary as a process, model packages to
-//! break, the Python of the foreign clients, a reader of ONNX files, and the load laboratory of `benches/serve.rs`. The
+//! break, the Python of the foreign clients, a reader of ONNX files and of PNGs' notes, and the load laboratory of `benches/serve.rs`. The
 //! tests themselves are in `suite/`.
 //!
 //! Tests are plain functions: the one async runtime of the process is in here. So is the one ONNX Runtime, which the
@@ -10,6 +10,7 @@ pub mod fuzz;
 pub mod load;
 pub mod onnx;
 mod package;
+pub mod png;
 mod process;
 mod prometheus;
 mod python;

@@ -4,6 +4,10 @@
 mod images;
 // Files of numbers, and how an image came about: what NumPy reads, and what a PNG carries.
 mod outputs;
+// An image on its way: streams and previews, trajectories, beginnings that a client hands in.
+mod trajectories;
+// Pictures that are made again, and those that are not what they say.
+mod replay;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use suite::{Answer, Package, TestServer, decode, keys, python};
+use windowpane_diffusion::noise;
 use windowpane_server::Config;
 
 /// The message of an error, in the protocol's form, whose status, code and field are these.
@@ -241,4 +242,63 @@ fn rows_are_the_images_of_requests_of_their_own_whatever_is_beside_them() {
         let size = 32 * 32;
         assert_eq!(decode(&file).into_luma8().into_raw(), pixels[i * size..(i + 1) * size], "{row}");
     }
+}
+
+#[test]
+fn a_row_starts_from_its_own_noise_unless_told_otherwise() {
+    let server = TestServer::shared();
+    let samples = |x: Option<&[f32]>| {
+        let mut body = one(7);
+        body["inputs"] = json!([
+            {"name": "seed", "datatype": "INT64", "shape": [2], "data": [7, 8]},
+            {"name": "class", "datatype": "INT32", "shape": [2], "data": [3, 0]},
+        ]);
+        if let Some(x) = x {
+            let x = json!({"name": "x_T", "datatype": "FP32", "shape": [2, 1, 32, 32], "data": x});
+            body["inputs"].as_array_mut().unwrap().push(x);
+        }
+        body["outputs"] = json!([{"name": "samples"}]);
+        let answer = server.send(infer(server, "tiny.sampler", body.to_string())).ok().json();
+        answer["outputs"][0]["data"].clone()
+    };
+    let own: Vec<f32> =
+        [7, 8].into_iter().flat_map(|seed| noise::normal(seed, noise::INITIAL, 32 * 32)).collect();
+    assert_eq!(samples(Some(&own)), samples(None));
+    let half: Vec<f32> = own.iter().map(|x| 0.5 * x).collect();
+    assert_ne!(samples(Some(&half)), samples(None));
+}
+
+#[test]
+fn a_request_has_the_time_that_it_asks_for() {
+    let server = TestServer::leaked(TestServer::config());
+    let tick = server.app().model(None).unwrap().served.costs.tick(1).as_secs_f64();
+    let long = ((2.0 / tick) as u64).clamp(10, 1000);
+    let ask = move |steps: u64, timeout: Value| {
+        let mut body = one(7);
+        body["inputs"][2]["data"] = json!([steps]);
+        let guidance = json!({"name": "guidance", "shape": [1], "datatype": "FP32", "data": [1]});
+        body["inputs"].as_array_mut().unwrap().push(guidance);
+        body["parameters"] = json!({"timeout": timeout});
+        server.answer(infer(server, "tiny.sampler", body.to_string()))
+    };
+    for wrong in [json!(3_600_000_001_u64), json!(0)] {
+        refused(&server.block_on(ask(2, wrong)), 422, "invalid_value", Some("parameters.timeout"));
+    }
+    for wrong in [json!(-1), json!("1 s"), json!(1.5)] {
+        let answer = server.block_on(ask(2, wrong));
+        assert_eq!((answer.status, &answer.json()["code"]), (422, &json!("invalid_value")));
+    }
+    server.block_on(ask(2, json!(3_600_000_000_u64))).ok();
+    // Whole milliseconds, rounded up: one is far too short for this many steps.
+    let answer = server.block_on(ask(long, json!(1)));
+    refused(&answer, 429, "deadline_unmeetable", None);
+    assert!(answer.headers.get("retry-after").is_none());
+    // One that could be met, until others came who fill its ticks.
+    let limit = long as f64 * tick * 1.25 + 0.5;
+    let late = server.spawn(ask(long, json!((limit * 1e6) as u64)));
+    server.until_images(1);
+    let company = json!({"prompt": "ring", "seed": 1, "n": 10, "steps": long}).to_string();
+    let company: Vec<_> = (0..2).map(|_| server.spawn(server.answer(server.post(company.clone())))).collect();
+    refused(&server.block_on(late).unwrap(), 504, "deadline_passed", None);
+    company.iter().for_each(tokio::task::JoinHandle::abort);
 }

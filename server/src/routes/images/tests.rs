@@ -9,8 +9,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-mod uploads;
-
 use super::*;
 use crate::config::Config;
 use crate::engine::fake::Faults;
@@ -176,6 +174,30 @@ async fn engine_faults_are_ours_and_say_nothing_of_the_inside() {
     assert_eq!(error["code"], "engine_error");
     assert!(!error["message"].as_str().unwrap().contains("asked to fail"));
     assert_eq!(generate(&app, "", sneaker(json!({}))).await.status, StatusCode::OK);
+}
+
+/// The events of a stream: names and data.
+fn events(text: &str) -> Vec<(String, Value)> {
+    let event = |block: &str| {
+        let (name, data) = block.strip_prefix("event: ")?.split_once("\ndata: ")?;
+        Some((name.to_owned(), serde_json::from_str(data).unwrap()))
+    };
+    text.split_terminator("\n\n").filter_map(event).collect()
+}
+
+#[tokio::test]
+async fn an_error_on_the_way_is_the_last_event() {
+    // The first preview comes after three calls, the error at the sixth.
+    let app = app(Config::default(), &Faults { error_at: vec![5], ..Faults::default() });
+    let fields = json!({"stream": true, "partial_images": 2});
+    let answer = generate(&app, "", sneaker(fields)).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let events = events(std::str::from_utf8(&answer.bytes).unwrap());
+    assert_eq!(events[0].0, "image_generation.partial_image");
+    let (name, data) = events.last().unwrap();
+    assert_eq!((events.len(), name.as_str(), &data["error"]["code"]), (2, "error", &json!("engine_error")));
+    assert_eq!(data["error"]["request_id"], answer.headers["x-request-id"].to_str().unwrap());
+    assert!(!String::from_utf8_lossy(&answer.bytes).contains("asked to fail"));
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 #![expect(clippy::needless_pass_by_value, reason = "a body is a `json!` on the spot")]
 
 use std::io::Write as _;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
@@ -21,17 +20,11 @@ async fn post(app: &App, path: &str, body: Value) -> Answer {
     send(app, Request::post(path).body(Body::from(body.to_string())).unwrap()).await
 }
 
-fn input(name: &str, datatype: &str, row: &[usize], data: Value) -> Value {
-    let rows = data.as_array().unwrap().len() / row.iter().product::<usize>();
-    let shape: Vec<_> = std::iter::once(&rows).chain(row).collect();
-    json!({"name": name, "datatype": datatype, "shape": shape, "data": data})
-}
-
-/// Rows of the classless sampler, and of whatever `more` there is.
-fn sampler(seeds: Value, more: &[Value]) -> Value {
-    let inputs: Vec<_> =
-        [input("seed", "INT64", &[], seeds)].into_iter().chain(more.iter().cloned()).collect();
-    json!({"inputs": inputs, "outputs": [{"name": "samples"}]})
+/// Rows of the classless sampler.
+fn sampler(seeds: Value) -> Value {
+    let rows = seeds.as_array().unwrap().len();
+    let seed = json!({"name": "seed", "datatype": "INT64", "shape": [rows], "data": seeds});
+    json!({"inputs": [seed], "outputs": [{"name": "samples"}]})
 }
 
 #[tokio::test]
@@ -50,45 +43,9 @@ async fn a_model_is_the_same_with_its_version_and_without() {
 }
 
 #[tokio::test]
-async fn a_row_starts_from_its_own_noise_unless_told_otherwise() {
-    let app = ready();
-    let samples = |answer: Answer| answer.json()["outputs"][0]["data"].clone();
-    let plain = samples(post(&app, "/v2/models/plain.sampler/infer", sampler(json!([7, 8]), &[])).await);
-    let noise: Vec<f32> = [7, 8]
-        .into_iter()
-        .flat_map(|seed| windowpane_diffusion::noise::normal(seed, windowpane_diffusion::noise::INITIAL, 24))
-        .collect();
-    let told = |x: Vec<f32>| sampler(json!([7, 8]), &[input("x_T", "FP32", &[1, 4, 6], json!(x))]);
-    let same = post(&app, "/v2/models/plain.sampler/infer", told(noise.clone())).await;
-    assert_eq!(samples(same), plain);
-    let other = noise.iter().map(|x| 0.5 * x).collect();
-    let other = post(&app, "/v2/models/plain.sampler/infer", told(other)).await;
-    assert_ne!(samples(other), plain);
-}
-
-#[tokio::test]
-async fn a_request_has_the_time_that_it_asks_for() {
-    let app = app(Config::default(), &Faults { delay: Duration::from_millis(20), ..Faults::default() });
-    let mut body = sampler(json!([1]), &[input("steps", "INT32", &[], json!([100]))]);
-    for (timeout, status, code) in [
-        (json!(1), StatusCode::GATEWAY_TIMEOUT, "deadline_passed"),
-        (json!(3_600_000_001_u64), StatusCode::UNPROCESSABLE_ENTITY, "invalid_value"),
-        (json!(0), StatusCode::UNPROCESSABLE_ENTITY, "invalid_value"),
-        (json!("1 s"), StatusCode::UNPROCESSABLE_ENTITY, "invalid_value"),
-    ] {
-        body["parameters"] = json!({"timeout": timeout});
-        let answer = post(&app, "/v2/models/plain.sampler/infer", body.clone()).await;
-        let told = answer.json()["code"].as_str().unwrap().to_owned();
-        // What cannot be done in time may be refused at once.
-        let refused = timeout == 1 && told == "deadline_unmeetable";
-        assert!(refused || (answer.status == status && told == code), "{timeout}: {told}");
-    }
-}
-
-#[tokio::test]
 async fn a_tick_that_fails_is_an_error_and_nothing_is_told_of_the_inside() {
     let app = app(Config::default(), &Faults { error_at: vec![0], ..Faults::default() });
-    let body = || sampler(json!([1]), &[]);
+    let body = || sampler(json!([1]));
     let answer = post(&app, "/v2/models/plain.sampler/infer", body()).await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(answer.json()["error"], "the model failed on a batch that held this request");
@@ -103,7 +60,7 @@ async fn a_tick_that_fails_is_an_error_and_nothing_is_told_of_the_inside() {
 async fn the_most_rows_are_those_that_the_queue_holds() {
     let app = app(Config { queue_limit: 10, ..Config::default() }, &Faults::default());
     assert_eq!(get(&app, "/v2/models/plain/config").await.json()["max_batch_size"], 10);
-    let body = |n: u64| sampler(json!((0..n).collect::<Vec<_>>()), &[]);
+    let body = |n: u64| sampler(json!((0..n).collect::<Vec<_>>()));
     assert_eq!(post(&app, "/v2/models/plain.sampler/infer", body(10)).await.status, StatusCode::OK);
     let answer = post(&app, "/v2/models/plain.sampler/infer", body(11)).await;
     assert_eq!(answer.json()["error"], "`inputs.seed.shape` is 11 rows, expected 1 to 10 rows");
@@ -114,7 +71,7 @@ async fn an_answer_is_compressed_for_whoever_asks() {
     let app = ready();
     let ask = |coding: &str| {
         let request = Request::post("/v2/models/plain.sampler/infer").header(header::ACCEPT_ENCODING, coding);
-        request.body(Body::from(sampler(json!([7]), &[]).to_string())).unwrap()
+        request.body(Body::from(sampler(json!([7])).to_string())).unwrap()
     };
     let plain = send(&app, ask("identity")).await;
     assert!(!plain.headers.contains_key(header::CONTENT_ENCODING));
@@ -156,7 +113,7 @@ async fn keys_are_asked_for_and_only_an_administrator_loads() {
         (answer.status, serde_json::from_slice::<Value>(&answer.bytes).unwrap_or_default())
     };
     let (infer, unload) = ("/v2/models/plain.sampler/infer", "/v2/repository/models/plain/unload");
-    let (body, none) = (sampler(json!([1]), &[]), json!({}));
+    let (body, none) = (sampler(json!([1])), json!({}));
     assert_eq!(ask(infer, None, &body).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(ask(infer, Some("three"), &body).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(ask(infer, Some("one"), &body).await.0, StatusCode::OK);
