@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use windowpane_server::keys::Keys;
 use windowpane_server::{App, Config};
 
+use crate::onnx::Graph;
 use crate::server::TestServer;
 use crate::shipped;
 
@@ -32,6 +34,11 @@ pub fn keys(all: &[(&str, &str)]) -> Keys {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     fs::write(file.path(), all.iter().map(key).collect::<String>()).expect("it can be written");
     Keys::read(file.path()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The highest bit of little-endian floats of this size.
+fn turn_signs(bytes: &mut [u8], size: usize) {
+    bytes.iter_mut().skip(size - 1).step_by(size).for_each(|byte| *byte ^= 0x80);
 }
 
 // === impl Package ===
@@ -86,6 +93,38 @@ impl Package {
         let mut manifest = serde_json::from_slice(&self.read("manifest.json")).expect("the manifest is JSON");
         change(&mut manifest);
         self.write("manifest.json", manifest.to_string());
+    }
+
+    /// Makes another network of it, whole and with its proof: its last layer's signs are turned round, and so are the
+    /// predictions of its golden. A sign is one bit, so both are exact.
+    pub fn turn_round(&self) {
+        let mut weights = self.read("weights.bin");
+        let graph = Graph::open(&self.file("denoiser.f32.onnx"));
+        for name in ["final_layer.linear.weight", "final_layer.linear.bias"] {
+            let tensor = graph.initializers.iter().find(|tensor| tensor.name == name);
+            let tensor = tensor.unwrap_or_else(|| panic!("no `{name}`"));
+            let number = |key: &str| -> usize {
+                let entry = tensor.external.iter().find(|entry| entry.key == key);
+                entry
+                    .and_then(|entry| entry.value.parse().ok())
+                    .unwrap_or_else(|| panic!("`{name}`: no {key}"))
+            };
+            let bytes = &mut weights[number("offset")..][..number("length")];
+            let elements: i64 = tensor.dims.iter().product();
+            let size = bytes.len() / usize::try_from(elements).expect("a tensor has elements");
+            turn_signs(bytes, size);
+        }
+        let mut golden = self.read("golden.safetensors");
+        let (head, metadata) = SafeTensors::read_metadata(&golden).expect("the golden is safetensors");
+        for (name, tensor) in metadata.tensors() {
+            if name.ends_with(".prediction") {
+                let (from, to) = tensor.data_offsets;
+                // Behind the header and its length.
+                turn_signs(&mut golden[8 + head + from..8 + head + to], 4);
+            }
+        }
+        self.write_pinned("weights.bin", &weights);
+        self.write_pinned("golden.safetensors", &golden);
     }
 
     /// What a server would be told to serve it.

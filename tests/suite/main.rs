@@ -12,6 +12,8 @@ mod replay;
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.
 mod scheduling;
+// Versions swapped, models unloaded and a device shared, all under load.
+mod swap;
 // A storm of clients of every kind, and nothing left of it.
 mod soak;
 // Every field of the OpenAI images API, and the `openai` package as a client.
