@@ -4,8 +4,9 @@
 //! Two questions, two classical answers:
 //!
 //! - **Between callers**: deficit round robin (Shreedhar & Varghese 1995). Each caller in turn may spend a quantum of
-//!   rows; what it could not spend for want of room it keeps. Whoever has work gets an equal share of the rows, and
-//!   what somebody leaves is spread over the rest.
+//!   rows; what it could not spend, since its next image takes more, it keeps. A turn that the end of a tick cuts short
+//!   goes on in the next. So of two callers that always have work none is ever ahead of the other by more than a quantum
+//!   and the largest cost of an image, and what somebody leaves is spread over the rest.
 //! - **Within a caller**: earliest deadline first, where the deadline of a request is its arrival plus [`STRETCH`] times
 //!   its own work, on a clock that counts the rows the caller was served (the deadlines of Bender, Chakrabarti &
 //!   Muthukrishnan 1998 for small stretch). So a short request overtakes a long one; but a request can be overtaken
@@ -14,7 +15,9 @@
 //! Each image takes part in a tick at most once, since its next step needs this one's result. Ticks are filled as long
 //! as anybody fits.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::Caller;
 
@@ -37,12 +40,25 @@ pub struct Candidate {
     pub deadline: u64,
 }
 
+/// Rows that a caller may be served ahead of its turn: the one that is left beside pairs.
+const CREDIT: i64 = 1;
+
 /// The turns.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     callers: BTreeMap<Caller, Account>,
-    /// Who was served last; the round goes on behind it.
-    last: Option<Caller>,
+    /// The latest turn; the round goes on behind it.
+    turn: Option<Turn>,
+    /// Who had the latest gap.
+    filled: Option<Caller>,
+}
+
+/// A caller's turn.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    caller: Caller,
+    /// It was cut short, and goes on.
+    is_open: bool,
 }
 
 /// What is remembered of a caller that has work.
@@ -70,58 +86,67 @@ impl Policy {
         // Whoever has no work left has no claim left either.
         self.callers.retain(|caller, _| queues.contains_key(caller));
         let mut tick = Tick { candidates, room, chosen: Vec::new() };
-        let mut round = self.round(&queues);
-        while tick.room > 0 && !round.is_empty() {
-            round.retain(|&caller| {
-                if tick.room == 0 {
-                    return true;
-                }
-                let account = self.callers.entry(caller).or_default();
-                let queue = queues.get_mut(&caller).expect("a round is made of queues; this is a bug");
-                if account.deficit < QUANTUM as i64 {
-                    account.deficit += QUANTUM as i64;
-                }
-                while let Some(&next) = queue.last() {
-                    let rows = candidates[next].rows;
-                    if rows as i64 > account.deficit || !tick.take(next) {
-                        break;
-                    }
-                    account.serve(rows);
-                    queue.pop();
-                    self.last = Some(caller);
-                }
-                let all_served = queue.is_empty();
-                if all_served {
-                    account.deficit = account.deficit.min(0);
-                }
-                // A pair for which there is no room ends this caller's part; it keeps what it may spend.
-                !all_served && tick.room >= candidates[queue[queue.len() - 1]].rows
-            });
+        while let Some(caller) = self.whose_turn(&queues) {
+            if !self.serve(caller, &mut queues, &mut tick) {
+                break;
+            }
         }
-        self.fill(&mut tick, &queues);
+        self.fill(&queues, &mut tick);
         tick.chosen.sort_unstable_by_key(|&i| candidates[i].id);
         tick.chosen
     }
 
-    /// A single row may be left beside pairs that need two: whoever has an image of one row gets it, on credit.
-    fn fill(&mut self, tick: &mut Tick<'_>, queues: &BTreeMap<Caller, Vec<usize>>) {
-        for (caller, queue) in queues {
-            for &i in queue.iter().rev() {
-                if tick.candidates[i].rows <= tick.room && tick.take(i) {
-                    self.callers.entry(*caller).or_default().serve(tick.candidates[i].rows);
-                }
-            }
+    /// The caller whose turn was cut short, or else the next in the round, whose turn begins.
+    fn whose_turn(&mut self, queues: &Queues) -> Option<Caller> {
+        let open = self.turn.filter(|turn| turn.is_open && queues.contains_key(&turn.caller));
+        if let Some(turn) = open {
+            return Some(turn.caller);
         }
+        let caller = round(queues, self.turn.map(|turn| turn.caller)).next()?.0;
+        self.callers.entry(caller).or_default().deficit += QUANTUM as i64;
+        self.turn = Some(Turn { caller, is_open: true });
+        Some(caller)
     }
 
-    /// The callers with work, beginning behind the one that was served last.
-    fn round(&self, queues: &BTreeMap<Caller, Vec<usize>>) -> Vec<Caller> {
-        let (mut first, mut then): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
-        for &caller in queues.keys() {
-            if self.last.is_some_and(|last| caller <= last) { &mut then } else { &mut first }.push(caller);
+    /// Serves a caller until it has spent what it may, or all its images take part. `false`: there is no room for its
+    /// next image; the turn stays open.
+    fn serve(&mut self, caller: Caller, queues: &mut Queues, tick: &mut Tick<'_>) -> bool {
+        let account = self.callers.entry(caller).or_default();
+        let queue = queues.get_mut(&caller).expect("a turn is somebody's who has work; this is a bug");
+        while let Some(&next) = queue.last() {
+            let rows = tick.candidates[next].rows;
+            if rows as i64 > account.deficit {
+                self.turn = Some(Turn { caller, is_open: false });
+                return true;
+            }
+            if !tick.take(next) {
+                return false;
+            }
+            account.serve(rows);
+            queue.pop();
         }
-        first.append(&mut then);
-        first
+        // Whoever has all he wants has no claim to more.
+        account.deficit = account.deficit.min(0);
+        queues.remove(&caller);
+        self.turn = Some(Turn { caller, is_open: false });
+        true
+    }
+
+    /// A single row may be left beside pairs that need two: it goes to an image of one row, on credit; whose it is, is
+    /// decided by who is owed most, and among equals in turn. What nobody but one caller can use is not held against
+    /// it for longer than a turn.
+    fn fill(&mut self, queues: &Queues, tick: &mut Tick<'_>) {
+        let fits =
+            |queue: &[usize]| queue.iter().rev().copied().find(|&i| tick.candidates[i].rows <= tick.room);
+        let owed = |caller: &Caller| self.callers.get(caller).map_or(0, |account| account.deficit);
+        let able = round(queues, self.filled).filter_map(|(caller, queue)| Some((caller, fits(queue)?)));
+        let Some((caller, next)) = able.min_by_key(|(caller, _)| Reverse(owed(caller))) else { return };
+        if tick.take(next) {
+            let account = self.callers.entry(caller).or_default();
+            account.serve(tick.candidates[next].rows);
+            account.deficit = account.deficit.max(-CREDIT);
+            self.filled = Some(caller);
+        }
     }
 }
 
@@ -157,15 +182,24 @@ impl Tick<'_> {
 }
 
 /// Each caller's candidates, the most urgent last.
-fn queues(candidates: &[Candidate]) -> BTreeMap<Caller, Vec<usize>> {
-    let mut queues: BTreeMap<Caller, Vec<usize>> = BTreeMap::new();
+type Queues = BTreeMap<Caller, Vec<usize>>;
+
+fn queues(candidates: &[Candidate]) -> Queues {
+    let mut queues = Queues::new();
     for (i, candidate) in candidates.iter().enumerate() {
         queues.entry(candidate.caller).or_default().push(i);
     }
     for queue in queues.values_mut() {
-        queue.sort_unstable_by_key(|&i| std::cmp::Reverse((candidates[i].deadline, candidates[i].id)));
+        queue.sort_unstable_by_key(|&i| Reverse((candidates[i].deadline, candidates[i].id)));
     }
     queues
+}
+
+/// The callers with work, beginning behind this one.
+fn round(queues: &Queues, behind: Option<Caller>) -> impl Iterator<Item = (Caller, &[usize])> {
+    let first = behind.map_or(Bound::Unbounded, Bound::Excluded);
+    let rest = behind.map(|last| queues.range(..=last)).into_iter().flatten();
+    queues.range((first, Bound::Unbounded)).chain(rest).map(|(&caller, queue)| (caller, queue.as_slice()))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::spec::SampleSpec;
 use crate::testing::manifest;
 
 mod load;
+mod order;
 
 const CLASSES: [&str; 3] = ["Sneaker", "Boot", "Sandal"];
 
@@ -349,31 +350,6 @@ fn stopping_answers_everybody() {
     });
     assert_eq!(metrics.cancellations.with_label_values(&["shoes", "shutdown"]).get(), 3);
     assert_eq!(model.batcher.images(), 0);
-}
-
-#[test]
-fn what_is_chosen_is_what_the_worker_has() {
-    let (model, _) = model(8, Faults::default());
-    let spec = spec(&model, Sampler::Ddim, 4, 2.0, 0);
-    let config = WorkerConfig {
-        model: "shoes".to_owned(),
-        shape: model.card.shape(),
-        out_channels: 1,
-        max_rows: 8,
-        queue_limit: 100,
-        max_backlog: Duration::from_secs(10),
-        costs: model.served.costs.clone(),
-        padded: false,
-        pinned: None,
-        scheduling: Scheduling::Continuous,
-    };
-    // Nobody has collected what arrived when the tick is chosen.
-    let queue = Queue::new(&config, Arc::default());
-    let _events = queue.submit(request(&model, &spec, &[1, 2]), &Arc::default()).unwrap();
-    let mut live = std::collections::BTreeMap::new();
-    let queue::Choice::Tick { ids, padded: None } = queue.choose(&mut live) else { panic!("it waits") };
-    assert_eq!(ids, live.keys().copied().collect::<Vec<_>>());
-    assert_eq!(ids.len(), 2);
 }
 
 #[test]
