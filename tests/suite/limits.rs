@@ -232,6 +232,23 @@ fn a_body_of_unknown_size_is_read_up_to_the_limit() {
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
 }
 
+/// An answer to what is no request: this status, no body, and nothing after it; the server has hung up, though nobody
+/// asked it to.
+#[track_caller]
+fn hung_up(server: &TestServer, bytes: &[u8], status: &str) {
+    let answer = server.raw(bytes);
+    let sent = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{sent}: {answer:?}"));
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}: {answer:?}");
+    assert!(body.is_empty(), "{sent}: {answer:?}");
+    let head = head.to_lowercase();
+    assert!(head.contains("\r\ncontent-length: 0"), "{sent}: {answer:?}");
+    assert!(head.contains("\r\nconnection: close"), "{sent}: {answer:?}");
+    // Nothing of what was sent comes back, and nothing is said of the server.
+    let names: Vec<&str> = head.lines().skip(1).filter_map(|line| Some(line.split_once(':')?.0)).collect();
+    assert!(names.iter().all(|name| ["content-length", "connection", "date"].contains(name)), "{names:?}");
+}
+
 #[test]
 fn what_is_not_http_is_a_bad_request() {
     let server = TestServer::shared();
@@ -241,13 +258,29 @@ fn what_is_not_http_is_a_bad_request() {
         b"GET /\xff HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
         b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
         b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n",
+        // Two lengths: what one reader takes for the body is the next request to another.
+        b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}    ",
     ] {
-        let answer = server.raw(bytes);
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{}: {answer:?}", String::from_utf8_lossy(bytes));
+        hung_up(server, bytes, "400");
     }
-    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "a".repeat(1 << 20));
-    let answer = server.raw(long.as_bytes());
-    assert!(["HTTP/1.1 414 ", "HTTP/1.1 431 "].iter().any(|status| answer.starts_with(status)), "{answer:?}");
+}
+
+#[test]
+fn a_head_without_end_is_too_large_and_the_server_hangs_up() {
+    let server = TestServer::shared();
+    let long = "a".repeat(1 << 20);
+    hung_up(server, format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-long: {long}\r\n\r\n").as_bytes(), "431");
+    let many = "x-many: 1\r\n".repeat(200);
+    hung_up(server, format!("GET /livez HTTP/1.1\r\nhost: x\r\n{many}\r\n").as_bytes(), "431");
+    // Where it is the path that is too long, a status of its own.
+    let path = &long[..1 << 17];
+    hung_up(server, format!("GET /{path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes(), "414");
+    // After a good request on the same connection too.
+    let answer = server.raw(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/9.9\r\n\r\n");
+    let statuses: Vec<&str> =
+        answer.match_indices("HTTP/1.1 ").map(|(at, _)| &answer[at + 9..at + 12]).collect();
+    assert_eq!(statuses, ["200", "400"], "{answer}");
+    server.get("/livez").ok();
 }
 
 #[test]

@@ -270,19 +270,34 @@ fn a_watched_folder_is_what_is_served() {
     };
     copy("first");
     let models = folder.path().to_str().unwrap();
-    let mut server =
-        Process::windowpane(&["--models", models, "--port", "0", "--max-rows", "4", "--watch", "1"]);
-    let url = server.url();
-    let served = || {
+    let plain = ["--models", models, "--port", "0", "--max-rows", "4"];
+    let mut server = Process::windowpane(&[&plain[..], &["--watch", "1"]].concat());
+    // Another of the same folder, which nobody asked to watch it.
+    let mut still = Process::windowpane(&plain);
+    let (url, still_url) = (server.url(), still.url());
+    let list = |url: &str| {
         let answer = TestServer::shared().elsewhere("GET", &format!("{url}/v1/models"), None).unwrap().ok();
         let data = answer.json()["data"].as_array().unwrap().clone();
-        data.iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        let told = |model: &Value, field: &str| model[field].as_str().unwrap().to_owned();
+        data.iter().map(|model| (told(model, "id"), told(model, "digest"))).collect::<Vec<_>>()
     };
-    assert_eq!(served(), ["first"]);
+    let served = || list(&url).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let at_first = list(&still_url);
+    assert_eq!((served(), list(&url)), (vec!["first".to_owned()], at_first.clone()));
     copy("second");
     TestServer::shared().until("the new package is served", || served() == ["first", "second"]);
-    // A manifest that is being written is no reason to let a model go.
+    // A new version of it.
+    let digest = || list(&url).into_iter().find(|(name, _)| name == "second").map(|(_, digest)| digest);
+    let before = digest();
     let manifest = folder.path().join("second/manifest.json");
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(&manifest).unwrap()).unwrap();
+    value["description"] = json!("changed");
+    let staged = folder.path().join(".manifest.json");
+    fs::write(&staged, value.to_string()).unwrap();
+    fs::rename(&staged, &manifest).unwrap();
+    TestServer::shared()
+        .until("the new version is served", || digest().is_some_and(|now| Some(now) != before));
+    // A manifest that is being written is no reason to let a model go.
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, "{").unwrap();
     std::thread::sleep(Duration::from_millis(2500));
@@ -290,6 +305,15 @@ fn a_watched_folder_is_what_is_served() {
     fs::write(&manifest, text).unwrap();
     fs::remove_dir_all(folder.path().join("first")).unwrap();
     TestServer::shared().until("the removed one is not", || served() == ["second"]);
+    // One came, one changed and one went, and each was noticed there; here all is as it was, and draws.
+    assert_eq!(list(&still_url), at_first);
+    let ring = json!({"model": "first", "prompt": "ring", "steps": 1});
+    TestServer::shared()
+        .elsewhere("POST", &format!("{still_url}/v1/images/generations"), Some(&ring))
+        .unwrap()
+        .ok();
+    still.signal("TERM");
+    assert_eq!(still.end().code, Some(0));
     server.signal("TERM");
     assert_eq!(server.end().code, Some(0));
 }
