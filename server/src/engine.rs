@@ -40,8 +40,9 @@ pub trait Denoiser {
     /// its cache are faster. An engine to which sizes are all one need not.
     fn split_at(&mut self, _rows: usize) {}
 
-    /// After a call that failed: begins anew, with nothing left of whatever went wrong. The network stays the same.
-    /// Errors: it cannot; then it is what it was.
+    /// After a call that failed: begins anew, with nothing left of whatever went wrong. The network stays the same, and an
+    /// engine that could have become another shows that it has not before it is called again. Errors: it cannot; then it
+    /// is what it was.
     fn rebuild(&mut self) -> Result<(), EngineError> {
         Ok(())
     }
@@ -61,6 +62,9 @@ pub enum EngineError {
         /// Values expected.
         expected: usize,
     },
+    /// Built anew, it is another network than it was.
+    #[error("built anew, it is not what it was: {0}")]
+    Unproven(String),
     /// The engine panicked; the words of the panic.
     #[error("the engine panicked: {0}")]
     Panicked(String),

@@ -208,6 +208,17 @@ fn a_failed_tick_costs_its_images_and_nothing_else() {
 }
 
 #[test]
+fn an_engine_that_cannot_be_built_anew_stays_what_it_was() {
+    let faults = Faults { error_at: vec![3], other_when_rebuilt: true, ..Faults::default() };
+    let (model, metrics) = model(32, faults);
+    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
+    assert!(sample(&model, &spec, &[1]).is_err());
+    assert_eq!(sample(&model, &spec, &[1]).unwrap().len(), 1);
+    let rebuilds = |outcome: &str| metrics.rebuilds.with_label_values(&["shoes", outcome]).get();
+    assert_eq!((rebuilds("done"), rebuilds("failed")), (0, 1));
+}
+
+#[test]
 fn a_row_that_is_not_finite_fails_alone() {
     let faults = Faults { nan_for: Some(2), delay: Duration::from_millis(1), ..Faults::default() };
     let (model, metrics) = model(32, faults);

@@ -1,13 +1,13 @@
 //! What a model must pass before it serves, on the thread and the device that will serve it: its golden replayed,
 //! and the measurement of what can be promised about batches.
 
+mod golden;
+
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue};
-use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windowpane_diffusion::manifest::Graph;
 use windowpane_diffusion::noise;
 
 use super::{Denoiser, EngineError, StepBatch};
@@ -15,19 +15,10 @@ use crate::batcher::costs::TickCosts;
 use crate::batcher::device::Seat;
 use crate::model::Card;
 
+pub use golden::{Case, GoldenReport, replay};
+
 /// The header of every generated response that says what was measured of its bits.
 pub const DETERMINISM_HEADER: HeaderName = HeaderName::from_static("x-determinism");
-
-/// The golden replayed through the runtime.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct GoldenReport {
-    /// Largest max|Δ| / max|reference| of all cases.
-    pub relative_error: f64,
-    /// What the manifest allows.
-    pub tolerance: f64,
-    /// Cases replayed.
-    pub cases: usize,
-}
 
 /// Whether a row's bits depend on the rows beside it, measured at load.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
@@ -116,58 +107,6 @@ pub enum CheckError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-/// Runs every case of the graph's golden and compares.
-pub fn replay(
-    engine: &mut dyn Denoiser,
-    seat: &Seat<'_>,
-    card: &Card,
-    graph: &Graph,
-    golden: &[u8],
-) -> Result<GoldenReport, CheckError> {
-    let bad = |case: &str, what: String| CheckError::Golden { case: case.to_owned(), what };
-    let tensors =
-        SafeTensors::deserialize(golden).map_err(|error| bad("golden.safetensors", error.to_string()))?;
-    let [c, h, w] = card.shape();
-    let mut report =
-        GoldenReport { relative_error: 0.0, tolerance: graph.tolerance, cases: graph.golden.len() };
-    for case in &graph.golden {
-        let tensor = |part: &str, dtype: Dtype, row: &[usize]| {
-            let view =
-                tensors.tensor(&format!("{case}.{part}")).map_err(|error| bad(case, error.to_string()))?;
-            match view.shape().split_first() {
-                Some((&n, rest)) if view.dtype() == dtype && rest == row && n > 0 => Ok((n, view.data())),
-                _ => {
-                    let got = format!("`{part}` is {:?} {:?}", view.dtype(), view.shape());
-                    Err(bad(case, format!("{got}, expected {dtype:?} [n, {row:?}]")))
-                }
-            }
-        };
-        let (n, x) = tensor("x", Dtype::F32, &[c, h, w])?;
-        let (n_t, t) = tensor("t", Dtype::F32, &[])?;
-        let (n_y, y) = tensor("y", Dtype::I64, &[])?;
-        let (n_out, reference) =
-            tensor("prediction", Dtype::F32, &[card.manifest.config.out_channels(), h, w])?;
-        if [n_t, n_y, n_out] != [n; 3] {
-            return Err(bad(case, format!("x, t, y and prediction have {n}, {n_t}, {n_y} and {n_out} rows")));
-        }
-        let batch = StepBatch { shape: card.shape(), x: f32s(x), t: f32s(t), y: i64s(y) };
-        let mut prediction = Vec::new();
-        seat.run(|| engine.denoise(&batch, &mut prediction)).0?;
-        let reference = f32s(reference);
-        for (whose, values) in [("the stored prediction", &reference), ("the model's output", &prediction)] {
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(CheckError::NotFinite { case: case.clone(), whose });
-            }
-        }
-        let error = relative(&prediction, &reference);
-        if error.is_nan() || error >= graph.tolerance {
-            return Err(CheckError::Differs { case: case.clone(), error, tolerance: graph.tolerance });
-        }
-        report.relative_error = report.relative_error.max(error);
-    }
-    Ok(report)
 }
 
 /// Runs a few rows alone and then in batches, everywhere in them and in different company, and compares; and times every
@@ -310,14 +249,6 @@ fn relative(values: &[f32], reference: &[f32]) -> f64 {
     let delta = values.iter().zip(reference).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
     let largest = reference.iter().map(|v| f64::from(v.abs())).fold(0.0, f64::max);
     if delta == 0.0 { 0.0 } else { delta / largest }
-}
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
-}
-
-fn i64s(bytes: &[u8]) -> Vec<i64> {
-    bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct Faults {
     pub error_at: Vec<u64>,
     /// From this call on all return an error, until it is rebuilt.
     pub broken_from: Option<u64>,
+    /// Built anew, it is another network, which it notices.
+    pub other_when_rebuilt: bool,
     /// Calls that panic.
     pub panic_at: Vec<u64>,
     /// Rows of this label get NaN.
@@ -134,6 +136,9 @@ impl Denoiser for FakeDenoiser {
     }
 
     fn rebuild(&mut self) -> Result<(), EngineError> {
+        if self.faults.other_when_rebuilt {
+            return Err(EngineError::Unproven("asked to be another".to_owned()));
+        }
         self.faults.broken_from = None;
         Ok(())
     }

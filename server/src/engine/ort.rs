@@ -25,6 +25,7 @@ use ::ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
 use ::ort::value::{Tensor, TensorElementType, TensorRef};
 use windowpane_diffusion::manifest::{Dim, Graph, Manifest, TensorType, WEIGHTS_FILE};
 
+use super::check::Case;
 use super::{Denoiser, EngineError, Provider, StepBatch, package, probe};
 
 /// ONNX Runtime, loaded once for the whole process.
@@ -225,16 +226,18 @@ pub struct OrtDenoiser {
     piece: usize,
     /// Where a prediction of so many rows is put out: a buffer for each number of rows, as long as those are few.
     buffers: BTreeMap<usize, Buffer>,
+    /// What a session that is built anew has to answer rightly before it serves.
+    proof: Option<Arc<Case>>,
 }
 
 /// Options by which a session puts its prediction into a tensor that stays.
 struct Buffer(RunOptions<HasSelectedOutputs>);
 
 /// What a session is made of, as it was verified: a package that somebody replaces meanwhile is another model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Source {
     runtime: &'static Runtime,
-    graph: Vec<u8>,
+    graph: Arc<[u8]>,
     weights: Arc<[u8]>,
     provider: Provider,
 }
@@ -273,12 +276,21 @@ impl OrtDenoiser {
         let read = |file: &str| {
             package::read(folder, manifest, file).map_err(|error| unopened(file, error.to_string()))
         };
-        let source =
-            Source { runtime, graph: read(&graph.file)?, weights: read(WEIGHTS_FILE)?.into(), provider };
+        let source = Source {
+            runtime,
+            graph: read(&graph.file)?.into(),
+            weights: read(WEIGHTS_FILE)?.into(),
+            provider,
+        };
         let session = source.session().map_err(|error| unopened(&graph.file, error.to_string()))?;
         ports_match(&session, graph)?;
         let out_channels = manifest.config.out_channels();
-        Ok(Self { session, source, out_channels, piece: usize::MAX, buffers: BTreeMap::new() })
+        Ok(Self { session, source, out_channels, piece: usize::MAX, buffers: BTreeMap::new(), proof: None })
+    }
+
+    /// From now on a session that is built anew has to answer this case of the golden before it serves.
+    pub fn prove_by(&mut self, case: Option<Case>) {
+        self.proof = case.map(Arc::new);
     }
 }
 
@@ -301,8 +313,18 @@ impl Denoiser for OrtDenoiser {
     }
 
     fn rebuild(&mut self) -> Result<(), EngineError> {
-        self.session = self.source.session().map_err(|error| runtime_error(&error))?;
-        self.buffers.clear();
+        let mut anew = Self {
+            session: self.source.session().map_err(|error| runtime_error(&error))?,
+            source: self.source.clone(),
+            out_channels: self.out_channels,
+            piece: self.piece,
+            buffers: BTreeMap::new(),
+            proof: self.proof.clone(),
+        };
+        if let Some(proof) = &self.proof {
+            proof.replay(&mut anew).map_err(|error| EngineError::Unproven(error.to_string()))?;
+        }
+        *self = anew;
         Ok(())
     }
 }
@@ -401,27 +423,4 @@ fn fits(got: i64, dim: &Dim) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_in_the_name_or_else_the_commit_in_the_build() {
-        let info = "ORT Build Info: git-branch=HEAD, git-commit-id=31f46a0b1c, build type=Release";
-        assert_eq!(version(Path::new("/a/libonnxruntime.so.1.30.0"), info), "1.30.0");
-        assert_eq!(version(Path::new("/a/libonnxruntime.so"), info), "commit 31f46a0b1c");
-        assert_eq!(version(Path::new("/a/libonnxruntime.so"), ""), "unknown");
-    }
-
-    #[test]
-    fn a_file_that_is_no_library_is_an_error_that_names_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("libonnxruntime.so");
-        std::fs::write(&file, b"not a library").unwrap();
-        match Runtime::get(&file, 1) {
-            Err(RuntimeError::Load { library, .. }) => assert_eq!(library, file),
-            // Another test of this process has loaded the real one, which then stays.
-            Err(RuntimeError::Other { asked, .. }) => assert_eq!(asked, file),
-            other => panic!("a text file was loaded: {other:?}"),
-        }
-    }
-}
+mod tests;

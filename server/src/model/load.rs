@@ -16,7 +16,7 @@ use crate::args::Device;
 use crate::batcher::device::{Device as Shared, Seat};
 use crate::batcher::{Batcher, StartError, WorkerConfig};
 use crate::config::Config;
-use crate::engine::check::{self, DeterminismClass};
+use crate::engine::check::{self, Case, DeterminismClass};
 use crate::engine::dylib;
 use crate::engine::ort::{OrtDenoiser, Runtime};
 use crate::engine::package::{Package, find, identity};
@@ -227,7 +227,9 @@ impl Attempt {
         let mut engine = OrtDenoiser::open(runtime, folder, &card.manifest, graph, *provider)?;
         let golden = package::read(folder, &card.manifest, GOLDEN_FILE)
             .map_err(|error| ModelError::Golden(std::io::Error::other(error)))?;
-        let golden = check::replay(&mut engine, seat, card, graph, &golden).map_err(check)?;
+        let cases = Case::all(card, graph, &golden).map_err(check)?;
+        let golden = check::replay(&mut engine, seat, &cases).map_err(check)?;
+        engine.prove_by(cases.into_iter().min_by_key(Case::rows));
         let measured = check::measure(&mut engine, seat, card, max_rows).map_err(check)?;
         let served = Served {
             provider: *provider,

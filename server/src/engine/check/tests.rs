@@ -28,13 +28,8 @@ fn card() -> Card {
 
 fn replay_with(factor: f32, golden: &[u8]) -> Result<GoldenReport, CheckError> {
     let card = card();
-    replay(
-        &mut Linear { factor, per_row: 0.0 },
-        &Device::default().join(),
-        &card,
-        &card.manifest.graphs[0],
-        golden,
-    )
+    let cases = Case::all(&card, &card.manifest.graphs[0], golden)?;
+    replay(&mut Linear { factor, per_row: 0.0 }, &Device::default().join(), &cases)
 }
 
 #[test]
@@ -68,10 +63,7 @@ fn a_broken_golden_file_is_an_error() {
     }
     let mut card = card();
     card.manifest.graphs[0].golden.push("c".to_owned());
-    let mut engine = Linear { factor: 0.5, per_row: 0.0 };
-    let error = replay(&mut engine, &Device::default().join(), &card, &card.manifest.graphs[0], &whole)
-        .unwrap_err()
-        .to_string();
+    let error = Case::all(&card, &card.manifest.graphs[0], &whole).unwrap_err().to_string();
     assert!(error.contains("`c`"), "{error}");
 }
 
