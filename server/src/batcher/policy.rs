@@ -25,7 +25,7 @@ use super::Caller;
 pub const QUANTUM: usize = 2;
 
 /// How much work may pass a request by, in units of its own.
-pub const STRETCH: u64 = 4;
+pub const STRETCH: u64 = 6;
 
 /// A live image, as far as the choice depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
