@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::check::CheckArgs;
+
 /// Serves windowpane model packages over HTTP: images sampled through ONNX Runtime, reproducible to the bit.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "windowpane", version, max_term_width = 100, after_help = AFTER)]
@@ -118,8 +120,11 @@ pub struct Args {
 }
 
 /// What to do, if not to serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
+    /// Verify model packages without serving them: files, graphs, the golden, the bits, the ticks. Flags like `--device`
+    /// and `--max-rows` stand before the word `check`.
+    Check(CheckArgs),
     /// Ask the server that runs with these flags on this machine whether it works: exit code 0, or 1 and a sentence.
     /// For health checks of containers, where there is no other client.
     Health {

@@ -17,6 +17,7 @@ pub mod telemetry;
 
 pub mod app;
 pub mod call;
+pub mod check;
 pub mod keys;
 pub mod model;
 pub mod serve;

@@ -1,4 +1,5 @@
-//! `windowpane`: arguments, configuration, listen, load, serve, exit code; or, asked for its health, only the code.
+//! `windowpane`: arguments, configuration, listen, load, serve, exit code; or what a subcommand asks for, and an exit
+//! code.
 
 use std::io::Write;
 use std::pin::pin;
@@ -9,11 +10,11 @@ use tokio::net::TcpListener;
 use windowpane_server::app::folder::watch;
 use windowpane_server::args::{Command, LogFormat};
 use windowpane_server::health::{self, Question};
-use windowpane_server::{App, Args, Config, serve, shutdown, telemetry};
+use windowpane_server::{App, Args, Config, check, serve, shutdown, telemetry};
 
 fn main() {
     let code = match run(&Args::parse()) {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("windowpane: {error:#}");
             1
@@ -24,15 +25,25 @@ fn main() {
     shutdown::exit(code)
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
+/// The exit code of what was done; an error ends with 1 and a sentence.
+fn run(args: &Args) -> anyhow::Result<u8> {
     telemetry::init(args.log_format, &args.log).context("`--log`")?;
     let config = Config::from_args(args).map_err(|errors| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}", lines.join("; "))
     })?;
-    if let Some(Command::Health { ready }) = args.command {
-        let question = if ready { Question::Ready } else { Question::Alive };
-        return Ok(health::ask(config.listen, question)?);
+    match &args.command {
+        None => {}
+        Some(Command::Health { ready }) => {
+            let question = if *ready { Question::Ready } else { Question::Alive };
+            health::ask(config.listen, question)?;
+            return Ok(0);
+        }
+        Some(Command::Check(what)) => {
+            let whole =
+                check::run(what, &config, &mut std::io::stdout().lock()).context("writing the report")?;
+            return Ok(u8::from(!whole));
+        }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let traces = config.traces.clone();
@@ -42,7 +53,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(traces) = traces {
         traces.flush();
     }
-    result
+    result.map(|()| 0)
 }
 
 /// Listens first, so that probes are answered while models load; a model that does not load ends the server.

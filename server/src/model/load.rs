@@ -69,7 +69,7 @@ impl Loader {
         let folder = folders.next().ok_or_else(|| LoadError::Unknown { name: name.to_owned(), known })?;
         match folders.next() {
             Some(second) => Err(LoadError::Twice { folder: second.clone(), name: name.to_owned() }),
-            None => self.one(folder, self.runtime()?),
+            None => self.folder(folder),
         }
     }
 
@@ -95,6 +95,11 @@ impl Loader {
         let provider = model.served.provider.to_string();
         // It is there unless another version with other labels took its place: nothing to remove then.
         let _ = self.metrics.provider.remove_label_values(&[name, &provider, dtype_name(model.served.dtype)]);
+    }
+
+    /// Loads the package in this folder.
+    pub fn folder(&self, folder: &Path) -> Result<Model, LoadError> {
+        self.one(folder, self.runtime()?)
     }
 
     fn runtime(&self) -> Result<&'static Runtime, LoadError> {
