@@ -24,7 +24,7 @@ pub use answer::{Answer, decode};
 pub use package::{Package, keys, sha256};
 pub use process::{Exit, Process};
 pub use prometheus::{Prometheus, promtool};
-pub use python::python;
+pub use python::{python, python_start};
 pub use random::Random;
 pub use server::TestServer;
 

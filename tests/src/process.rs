@@ -25,7 +25,7 @@ pub struct Process {
 pub struct Exit {
     /// Its exit code; `None` where a signal ended it.
     pub code: Option<i32>,
-    /// What it said on standard error.
+    /// What it said on standard error; empty where that was sent elsewhere.
     pub errors: String,
 }
 
@@ -34,6 +34,11 @@ pub struct Exit {
 impl Process {
     /// Starts it with these arguments and no configuration from this process's environment but where ONNX Runtime is.
     pub fn windowpane(args: &[&str]) -> Self {
+        Self::spawn(args, |_| {})
+    }
+
+    /// The same with something else about it: a variable, another place for its standard error.
+    pub fn spawn(args: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(binary());
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, _) in
@@ -41,18 +46,24 @@ impl Process {
         {
             command.env_remove(name);
         }
+        change(&mut command);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let (send, lines) = mpsc::channel();
-        let out = BufReader::new(child.stdout.take().expect("it is piped"));
-        // Ends with the pipe, or with the receiver.
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        let mut err = child.stderr.take().expect("it is piped");
-        let errors = std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = err.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
+        if let Some(out) = child.stdout.take() {
+            let out = BufReader::new(out);
+            // Ends with the pipe, or with the receiver.
+            std::thread::spawn(move || {
+                out.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+            });
+        }
+        let errors = child.stderr.take().map(|mut err| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let _ = err.read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
         });
-        Self { child, lines, errors: Some(errors) }
+        Self { child, lines, errors }
     }
 
     /// The address it serves at, once it does.

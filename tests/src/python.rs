@@ -1,21 +1,32 @@
 //! The Python that foreign clients run in: the one `cargo xtask test` names, or else the newest that it has made.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
 
 use crate::{REMEDY, root};
 
 /// Runs a script of `tests/clients/` and returns what it printed. Its failure is the test's, with all that it said.
 pub fn python<'a>(script: &str, args: impl IntoIterator<Item = &'a str>) -> String {
+    let mut command = command(script, args);
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(output.status.success(), "{script} failed ({})\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+/// Starts a script of `tests/clients/` and leaves it running, its output piped to the caller.
+pub fn python_start<'a>(script: &str, args: impl IntoIterator<Item = &'a str>) -> Child {
+    let mut command = command(script, args);
+    command.stdout(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn command<'a>(script: &str, args: impl IntoIterator<Item = &'a str>) -> Command {
     let script = root().join("tests/clients").join(script);
     let mut command = Command::new(interpreter());
     // Nobody's packages but the listed ones, no proxy between a client and this machine, no files left behind.
-    command.arg("-I").arg("-B").arg(&script).args(args).env("NO_PROXY", "*").stdin(Stdio::null());
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    assert!(output.status.success(), "{} failed ({})\n{out}{err}", script.display(), output.status);
-    out.into_owned()
+    command.arg("-I").arg("-B").arg(script).args(args).env("NO_PROXY", "*").stdin(Stdio::null());
+    command
 }
 
 fn interpreter() -> PathBuf {

@@ -144,6 +144,16 @@ impl TestServer {
         self.client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string())
     }
 
+    /// The same with a body of any kind.
+    pub fn request_to(
+        &self,
+        url: &str,
+        kind: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::RequestBuilder {
+        self.client.post(url).header(CONTENT_TYPE, kind).body(body)
+    }
+
     /// Asks a server elsewhere, such as another process's.
     pub fn elsewhere(&self, method: &str, url: &str, body: Option<&Value>) -> Result<Answer, String> {
         let method = method.parse().unwrap_or_else(|_| panic!("`{method}` is not a method"));

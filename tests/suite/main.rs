@@ -26,6 +26,8 @@ mod limits;
 mod words;
 // Clients that leave, and clients that are slow.
 mod clients;
+// What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.
+mod faults;
 // What is served: /v1/models, readiness, every shipped package, the README's own command.
 mod models;
 // Damaged packages: each is refused with an error that names the file.

@@ -1,0 +1,360 @@
+//! What goes wrong around a server. Uploads that unpack to more than they are, arrays whose sizes lie, clients that are
+//! killed, a clock that jumps, a disk that is full, SIGTERM while everybody is asking: each is survived, and told where
+//! there is somebody left to tell.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use suite::{Answer, IMAGES, Package, Process, TestServer, keys, python_start, root, shipped};
+use windowpane_server::Config;
+
+/// A process that serves `models/tiny`.
+fn process(more: &[&str], change: impl FnOnce(&mut Command)) -> (Process, String) {
+    let models = shipped("tiny");
+    let args = [&["--models", models.to_str().unwrap(), "--port", "0", "--max-rows", "4"], more].concat();
+    let mut server = Process::spawn(&args, change);
+    let url = server.url();
+    (server, url)
+}
+
+fn ask(url: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, String> {
+    TestServer::shared().elsewhere(method, &format!("{url}{path}"), body)
+}
+
+/// An image that takes no time.
+fn ring() -> Value {
+    json!({"prompt": "ring", "seed": 7, "steps": 1})
+}
+
+/// A PNG that says it is this large and holds `data`, compressed.
+fn png(width: u32, height: u32, data: &[u8]) -> Vec<u8> {
+    let chunk = |kind: &[u8], data: &[u8]| {
+        let body = [kind, data].concat();
+        let mut crc = flate2::Crc::new();
+        crc.update(&body);
+        [&(data.len() as u32).to_be_bytes()[..], &body, &crc.sum().to_be_bytes()].concat()
+    };
+    // Eight bits of grey.
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(data).unwrap();
+    let packed = packed.finish().unwrap();
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header), chunk(b"IDAT", &packed), chunk(b"IEND", b"")]
+        .concat()
+}
+
+/// A .npy of this head, and 64 bytes after it.
+fn npy(shape: &str) -> Vec<u8> {
+    let head = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n");
+    [b"\x93NUMPY\x01\x00", &(head.len() as u16).to_le_bytes()[..], head.as_bytes(), &[0; 64]].concat()
+}
+
+#[test]
+fn uploads_that_unpack_to_more_than_they_are_cost_nothing() {
+    let (server, url) = process(&[], |_| {});
+    ask(&url, "POST", IMAGES, Some(&ring())).unwrap().ok();
+    let before = server.resident_bytes();
+    let zeros = vec![0; 64 << 20];
+    let pictures = [
+        // As large as PNG goes, with nothing in it; the size of a picture of a terabyte; the model's size, and 64 MiB of
+        // pixels behind it.
+        png(u32::MAX >> 1, u32::MAX >> 1, b""),
+        png(1_000_000, 1_000_000, &zeros),
+        png(32, 32, &zeros[..33 * 32 - 5]),
+        png(0, 0, b""),
+    ];
+    for file in &pictures {
+        let body = json!({"prompt": "ring", "steps": 1, "init_image": STANDARD.encode(file)});
+        ask(&url, "POST", IMAGES, Some(&body)).unwrap().refused(422, "invalid_value", Some("init_image"));
+    }
+    for shape in [
+        "(1000000000000,)",
+        "(18446744073709551616, 1)",
+        "(4294967296, 4294967296)",
+        "(1, 1, 32, 32)",
+        "(-1,)",
+    ] {
+        let body = json!({"prompt": "ring", "steps": 1, "x_t": STANDARD.encode(npy(shape))});
+        ask(&url, "POST", IMAGES, Some(&body)).unwrap().refused(422, "invalid_value", Some("x_t"));
+    }
+    let replay =
+        TestServer::shared().request_to(&format!("{url}/v1/replay"), "image/png", pictures[1].clone());
+    let answer = TestServer::shared().send(replay);
+    assert!((400..500).contains(&answer.status), "{answer:?}");
+    // 64 MiB more would be seen; what an allocator keeps is not that much.
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more than before");
+    ask(&url, "POST", IMAGES, Some(&ring())).unwrap().ok();
+}
+
+#[test]
+fn megabytes_of_brackets_are_refused_by_their_size_or_by_their_depth() {
+    let nested = |megabytes: usize| "[".repeat(megabytes << 20);
+    let server = TestServer::shared();
+    server.send(server.post(nested(64))).refused(413, "body_too_large", None);
+    let patient = TestServer::start(Config { body_limit: 80 << 20, ..TestServer::config() });
+    patient.send(patient.post(nested(64))).refused(400, "malformed_body", None);
+    let closed = format!(r#"{{"prompt": {}{}}}"#, "[".repeat(32 << 20), "]".repeat(32 << 20));
+    patient.send(patient.post(closed)).refused(422, "invalid_value", None);
+    patient.generate(&ring()).ok();
+}
+
+#[test]
+fn tensors_whose_sizes_lie_are_refused_in_the_protocols_form() {
+    let server = TestServer::shared();
+    let seed = |shape: Value, data: Value| {
+        json!({
+            "inputs": [{"name": "seed", "shape": shape, "datatype": "INT64", "data": data},
+                       {"name": "class", "shape": [1], "datatype": "BYTES", "data": ["ring"]}],
+        })
+    };
+    let send = |model: &str, body: Vec<u8>, json_length: Option<usize>| {
+        let mut request = server.request("POST", &format!("/v2/models/{model}/infer")).body(body);
+        if let Some(length) = json_length {
+            request = request.header("inference-header-content-length", length);
+        }
+        server.send(request)
+    };
+    let refused = |answer: &Answer, what: &str| {
+        assert!(matches!(answer.status, 400 | 422), "{what}: {answer:?}");
+        let body = answer.json();
+        assert!(body["code"].is_string() && !body["error"].as_str().unwrap().is_empty(), "{what}: {body}");
+    };
+    for shape in [
+        json!([-1]),
+        json!([0]),
+        json!([2]),
+        json!([1, -1]),
+        json!([1_u64 << 62, 4]),
+        json!([u64::MAX, u64::MAX]),
+        json!([1_u64 << 32, 1_u64 << 32]),
+        json!([1.5]),
+        json!(["1"]),
+        json!([[1]]),
+        json!(1),
+        json!(vec![1; 1000]),
+    ] {
+        let body = seed(shape.clone(), json!([7])).to_string();
+        refused(&send("tiny.sampler", body.into_bytes(), None), &format!("shape {shape}"));
+    }
+    let mut twice = seed(json!([1]), json!([7]));
+    let first = twice["inputs"][0].clone();
+    twice["inputs"].as_array_mut().unwrap().push(first);
+    refused(&send("tiny.sampler", twice.to_string().into_bytes(), None), "an input twice");
+    // Binary tensors: more bytes than came, fewer than the shape takes, none, negative, beyond a machine word.
+    for size in [json!(16), json!(4), json!(0), json!(-8), json!(u64::MAX), json!("8"), json!(1e300)] {
+        let mut body = seed(json!([1]), Value::Null);
+        let input = body["inputs"][0].as_object_mut().unwrap();
+        input.remove("data");
+        input.insert("parameters".into(), json!({"binary_data_size": size}));
+        let text = body.to_string();
+        let bytes = [text.as_bytes(), &7_i64.to_le_bytes()].concat();
+        refused(&send("tiny.sampler", bytes, Some(text.len())), &format!("{size} bytes"));
+    }
+    // The denoiser's own inputs, whose sizes multiply.
+    for shape in [json!([1_u64 << 40, 1, 32, 32]), json!([1, 1, 32, 1 << 40]), json!([1, 1, -32, -32])] {
+        let body = json!({"inputs": [
+            {"name": "x", "shape": shape, "datatype": "FP32", "data": [0.0]},
+            {"name": "t", "shape": [1], "datatype": "FP32", "data": [1.0]},
+            {"name": "y", "shape": [1], "datatype": "INT64", "data": [0]},
+        ]});
+        refused(&send("tiny", body.to_string().into_bytes(), None), &format!("x {shape}"));
+    }
+    server.generate(&ring()).ok();
+}
+
+#[test]
+fn names_that_climb_out_of_the_folder_lead_nowhere() {
+    let package = Package::tiny();
+    package.copy("hidden");
+    let models = package.models().join("tiny");
+    let config = Config { keys: keys(&[("operator", "admin")]), models, max_rows: 2, ..TestServer::config() };
+    let server = TestServer::start(config);
+    for name in
+        ["..%2fhidden", "..%2F..%2Fetc", "%2e%2e%2fhidden", "..%5chidden", "tiny%00", "%2fetc%2fpasswd", "."]
+    {
+        for action in ["load", "unload"] {
+            for prefix in ["/v1/models", "/v2/repository/models"] {
+                let request = server.request("POST", &format!("{prefix}/{name}/{action}"));
+                let answer = server.send(request.bearer_auth("operator's secret"));
+                assert_eq!(answer.status, 404, "{prefix}/{name}/{action}: {answer:?}");
+                assert!(!answer.text().contains("/etc/passwd`:"), "{answer:?}");
+            }
+        }
+        let mut body = ring();
+        body["model"] = json!(name.replace("%2f", "/").replace("%2F", "/").replace("%00", "\0"));
+        let request = server.post(body.to_string()).bearer_auth("operator's secret");
+        server.send(request).refused(404, "model_not_found", Some("model"));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_comes_into_a_package_is_refused_and_the_old_version_serves_on() {
+    let package = Package::tiny();
+    let config = Config { keys: keys(&[("operator", "admin")]), ..package.config() };
+    let server = TestServer::start(config);
+    let outside = package.models().join("outside.bin");
+    fs::rename(package.file("weights.bin"), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, package.file("weights.bin")).unwrap();
+    let load = server.request("POST", "/v1/models/tiny/load").bearer_auth("operator's secret");
+    let answer = server.send(load);
+    answer.refused(500, "load_failed", None);
+    assert!(!answer.text().contains("outside"), "{}", answer.text());
+    server.send(server.post(ring().to_string()).bearer_auth("operator's secret")).ok();
+}
+
+#[test]
+fn a_client_that_is_killed_within_a_stream_frees_its_rows() {
+    let (_server, url) = process(&[], |_| {});
+    let body =
+        json!({"prompt": "ring", "steps": 1000, "n": 3, "stream": true, "partial_images": 3}).to_string();
+    let mut client = python_start("stream_client.py", [format!("{url}{IMAGES}").as_str(), &body]);
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "200");
+    let images = |n: usize| {
+        let sample = format!("windowpane_trajectories{{model=\"tiny\"}} {n}");
+        let metrics = ask(&url, "GET", "/metrics", None).unwrap().ok();
+        metrics.text().lines().any(|line| line == sample)
+    };
+    TestServer::shared().until("its images are under way", || images(3));
+    // SIGKILL: the machine closes its sockets, and nobody says goodbye.
+    client.kill().unwrap();
+    client.wait().unwrap();
+    TestServer::shared().until("its rows are free", || images(0));
+    let metrics = ask(&url, "GET", "/metrics", None).unwrap().ok();
+    let told = "windowpane_cancellations_total{cause=\"disconnect\",model=\"tiny\"} 3";
+    assert!(metrics.text().lines().any(|line| line == told), "{}", metrics.text());
+    ask(&url, "POST", IMAGES, Some(&ring())).unwrap().ok();
+}
+
+#[test]
+fn sigterm_under_load_loses_no_answer_that_was_begun() {
+    let (mut server, url) = process(&[], |_| {});
+    let (told, answered) = (AtomicBool::new(false), AtomicBool::new(false));
+    let outcomes: Vec<&str> = std::thread::scope(|scope| {
+        let client = |seed: usize| {
+            let (url, told, answered) = (&url, &told, &answered);
+            move || {
+                let body = json!({"prompt": "ring", "seed": seed, "steps": 3});
+                loop {
+                    // Read before it is asked: whatever was sent while all was well has to be answered well.
+                    let leaving = told.load(Relaxed);
+                    match ask(url, "POST", IMAGES, Some(&body)) {
+                        Ok(answer) if answer.status == 200 => {
+                            assert!(!answer.file(0).is_empty());
+                            answered.store(true, Relaxed);
+                        }
+                        Ok(answer) => {
+                            answer.refused(503, "shutting_down", None);
+                            return "refused";
+                        }
+                        // Nobody listens any more, or the idle connection was closed in the moment of its use.
+                        Err(_) if leaving || told.load(Relaxed) => return "gone",
+                        Err(error) => panic!("no answer from a server that was not told to stop: {error}"),
+                    }
+                }
+            }
+        };
+        let clients: Vec<_> = (0..12).map(|seed| scope.spawn(client(seed))).collect();
+        TestServer::shared().until("somebody is answered", || answered.load(Relaxed));
+        told.store(true, Relaxed);
+        server.signal("TERM");
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    assert!(!exit.errors.contains("panick"), "{}", exit.errors);
+    assert!(outcomes.contains(&"refused"), "{outcomes:?}");
+}
+
+#[test]
+fn a_full_disk_for_the_log_stops_no_answer() {
+    for form in ["text", "json"] {
+        // The kernel's own full disk: every write to it fails with ENOSPC. In JSON the address goes to the log alone, so
+        // the port is chosen beforehand.
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let models = shipped("tiny");
+        let args =
+            ["--models", models.to_str().unwrap(), "--port", &port, "--max-rows", "4", "--log-format", form];
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let mut server = Process::spawn(&args, |command| {
+            command.stderr(full()).stdout(full());
+        });
+        let url = format!("http://127.0.0.1:{port}");
+        TestServer::shared().until("it is ready", || {
+            ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 200)
+        });
+        ask(&url, "POST", IMAGES, Some(&ring())).unwrap().ok();
+        ask(&url, "POST", IMAGES, Some(&json!({"surprise": 1}))).unwrap().refused(
+            422,
+            "unknown_field",
+            Some("surprise"),
+        );
+        server.signal("TERM");
+        assert_eq!(server.end().code, Some(0), "{form}");
+    }
+}
+
+/// `tests/clients/clock.c` as a library to preload.
+fn clock(folder: &Path) -> std::path::PathBuf {
+    let library = folder.join("clock.so");
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(root().join("tests/clients/clock.c"))
+        .arg("-ldl");
+    let status = compiler.status().unwrap_or_else(|error| panic!("{compiler:?}: {error}"));
+    assert!(status.success(), "{compiler:?}: {status}");
+    library
+}
+
+#[test]
+fn a_clock_that_jumps_ends_nothing_early_and_keeps_nothing_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let (library, file) = (clock(folder.path()), folder.path().join("step"));
+    let step = |seconds: i64| fs::write(&file, seconds.to_string()).unwrap();
+    step(0);
+    let (mut server, url) = process(&[], |command| {
+        command.env("LD_PRELOAD", &library).env("CLOCK_STEP", &file);
+    });
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let body = json!({"prompt": "ring", "seed": 7, "steps": 40});
+    let slow = |url: &str| {
+        let request = TestServer::shared().elsewhere_request(&format!("{url}{IMAGES}"), &body);
+        TestServer::shared().send(request.header("x-request-timeout-ms", "50000")).ok()
+    };
+    let calm = slow(&url);
+    for jump in [86_400, -86_400, 3_000_000_000, -1_000_000_000] {
+        let answer = std::thread::scope(|scope| {
+            let running = scope.spawn(|| slow(&url));
+            std::thread::sleep(Duration::from_millis(50));
+            step(jump);
+            running.join().unwrap()
+        });
+        // Its deadline did not come, and its bytes are those of a calm day.
+        assert_eq!(answer.file(0), calm.file(0), "{jump}");
+        let created = answer.json()["created"].as_i64().unwrap();
+        assert!((created - now() - jump).abs() < 60, "the clock did not jump by {jump}: {created}");
+        ask(&url, "GET", "/livez", None).unwrap().ok();
+        let metrics = ask(&url, "GET", "/metrics", None).unwrap().ok();
+        let seconds = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+        let sums = metrics.text().lines().filter(|line| line.contains("_seconds_sum"));
+        for line in sums {
+            assert!((0.0..600.0).contains(&seconds(line).unwrap()), "{line}");
+        }
+    }
+    server.signal("TERM");
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    assert!(!exit.errors.contains("panick"), "{}", exit.errors);
+}
