@@ -1,5 +1,11 @@
-//! What was typed: flags and their `WINDOWPANE_*` variables. Nothing here looks at the world; `config.rs` decides
-//! what it means. The help text states the trade of each choice.
+//! What was typed: every flag, which is a `WINDOWPANE_*` variable and a key of the file of `--config` as well. This is
+//! the single place where one is declared; `args/` reads them from all three places and writes the table of
+//! docs/configuration.md. Nothing here looks at the world; `config.rs` decides what it means. The help text states the
+//! trade of each choice.
+
+mod file;
+pub mod sources;
+mod table;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,6 +14,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::check::CheckArgs;
 
+pub use sources::{Found, Places};
+pub use table::table;
+
 /// Serves windowpane model packages over HTTP: images sampled through ONNX Runtime, reproducible to the bit.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "windowpane", version, max_term_width = 100, after_help = AFTER)]
@@ -15,6 +24,15 @@ pub struct Args {
     /// What to do, if not to serve.
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// Where each value stands, for whoever has to change it.
+    #[arg(skip)]
+    pub places: Places,
+
+    /// TOML file with a key for each flag, named as the flag without its dashes: `max-rows = 16`. A variable of the
+    /// environment wins over the file, and a flag over both. An unknown key is an error.
+    #[arg(long, env = "WINDOWPANE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Folder of model packages: every subfolder with a manifest.json is loaded, or the folder itself if it holds
     /// one. The server starts only if all packages load; otherwise it lists what is wrong and exits with 1.

@@ -10,6 +10,7 @@ use crate::batcher::Scheduling;
 use crate::keys::{Keys, KeysError};
 use crate::spec::MAX_IMAGES;
 use crate::telemetry::otlp::{Traces, TracesError};
+use crate::telemetry::{self, ParseError};
 
 /// The server's configuration. [`Config::default`] is the configuration of an empty command line on a free port,
 /// which is what tests start from.
@@ -54,22 +55,25 @@ pub struct Config {
 /// The arguments do not make a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A flag holds a value that is not accepted.
-    #[error("`--{flag}` is {got}, expected {expected}")]
+    /// A value is not accepted.
+    #[error("{place} is {got}, expected {expected}")]
     Value {
-        /// The flag, without dashes.
-        flag: &'static str,
+        /// Where it stands: a flag, a variable, or a file and its key.
+        place: String,
         /// What was given.
         got: u64,
         /// What is accepted.
         expected: String,
     },
     /// The file of keys is not one.
-    #[error("`--keys`: {0}")]
-    Keys(#[from] KeysError),
+    #[error("{0}: {1}")]
+    Keys(String, KeysError),
     /// The collector's address is not one.
-    #[error("`--otlp-endpoint`: {0} an address such as http://localhost:4318")]
-    Traces(#[from] TracesError),
+    #[error("{0}: {1} an address such as http://localhost:4318")]
+    Traces(String, TracesError),
+    /// The log's filter is not one.
+    #[error("{0}: {1}")]
+    Log(String, ParseError),
 }
 
 // === impl Config ===
@@ -78,9 +82,14 @@ impl Config {
     /// Validates the arguments. All problems are reported, not the first.
     pub fn from_args(args: &Args) -> Result<Self, Vec<ConfigError>> {
         let mut errors = Vec::new();
+        let place = |flag| args.places.of(flag);
         let mut within = |flag, got: u64, low: u64, high: u64| {
             if !(low..=high).contains(&got) {
-                errors.push(ConfigError::Value { flag, got, expected: format!("{low} to {high}") });
+                errors.push(ConfigError::Value {
+                    place: place(flag),
+                    got,
+                    expected: format!("{low} to {high}"),
+                });
             }
         };
         within("threads", args.threads as u64, 0, 1024);
@@ -94,9 +103,14 @@ impl Config {
         within("body-limit", args.body_limit as u64, 1024, 1 << 30);
         within("shutdown-timeout", args.shutdown_timeout, 0, 3600);
         let keys = args.keys.as_deref().map_or_else(|| Ok(Keys::default()), Keys::read);
-        let keys = keys.map_err(|error| errors.push(error.into())).unwrap_or_default();
+        let keys =
+            keys.map_err(|error| errors.push(ConfigError::Keys(place("keys"), error))).unwrap_or_default();
         let traces = args.otlp_endpoint.as_deref().map(Traces::to).transpose();
-        let traces = traces.map_err(|error| errors.push(error.into())).unwrap_or_default();
+        let traces = traces.map_err(|error| errors.push(ConfigError::Traces(place("otlp-endpoint"), error)));
+        let traces = traces.unwrap_or_default();
+        if let Err(error) = telemetry::filter(&args.log) {
+            errors.push(ConfigError::Log(place("log"), error));
+        }
         if !errors.is_empty() {
             return Err(errors);
         }

@@ -5,33 +5,64 @@ use std::io::Write;
 use std::pin::pin;
 
 use anyhow::Context;
-use clap::Parser;
 use tokio::net::TcpListener;
 use windowpane_server::app::folder::watch;
-use windowpane_server::args::{Command, LogFormat};
+use windowpane_server::args::{Command, Found, LogFormat};
 use windowpane_server::health::{self, Question};
-use windowpane_server::{App, Args, Config, check, serve, shutdown, telemetry};
+use windowpane_server::{App, Config, check, serve, shutdown, telemetry};
+
+/// Exit code of a configuration that cannot be read, as of a command line that is none.
+const UNREADABLE: u8 = 2;
 
 fn main() {
-    let code = match run(&Args::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("windowpane: {error:#}");
-            1
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let found = match Found::read(std::env::args_os().collect(), &variables.collect()) {
+        Ok(found) => found,
+        Err(error) => error.exit(),
+    };
+    let code = match configure(&found) {
+        Err((problems, code)) => {
+            eprintln!("windowpane: {problems}");
+            code
         }
+        Ok(config) => match run(config, &found) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("windowpane: {error:#}");
+                1
+            }
+        },
     };
     // What was said reaches its reader; both outputs are ours alone by now.
     let _ = std::io::stdout().flush();
     shutdown::exit(code)
 }
 
+/// The configuration; or everything that is wrong with it, and the exit code.
+fn configure(found: &Found) -> Result<Config, (String, u8)> {
+    let (config, errors) = match Config::from_args(&found.args) {
+        Ok(config) => (Some(config), Vec::new()),
+        Err(errors) => (None, errors),
+    };
+    let code = if found.problems.is_empty() { 1 } else { UNREADABLE };
+    let problems: Vec<String> =
+        found.problems.iter().cloned().chain(errors.iter().map(ToString::to_string)).collect();
+    match (config, problems.as_slice()) {
+        (Some(config), []) => Ok(config),
+        (_, [only]) => Err((only.clone(), code)),
+        (_, all) => {
+            Err((format!("the configuration has {} problems:\n  {}", all.len(), all.join("\n  ")), code))
+        }
+    }
+}
+
 /// The exit code of what was done; an error ends with 1 and a sentence.
-fn run(args: &Args) -> anyhow::Result<u8> {
+fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
+    let args = &found.args;
     telemetry::init(args.log_format, &args.log).context("`--log`")?;
-    let config = Config::from_args(args).map_err(|errors| {
-        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("; "))
-    })?;
+    for oddity in &found.oddities {
+        tracing::warn!("{oddity}");
+    }
     match &args.command {
         None => {}
         Some(Command::Health { ready }) => {

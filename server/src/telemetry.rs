@@ -6,16 +6,21 @@ pub mod otlp;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+pub use tracing_subscriber::filter::ParseError;
 
 use crate::args::LogFormat;
 
-/// Installs the subscriber for the whole process. `filter` is a tracing filter; ONNX Runtime's own lines show from
-/// warnings up unless the filter names `ort`. Errors: a filter that is not one.
-pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
+/// What a filter lets through. ONNX Runtime's own lines show from warnings up unless the filter names `ort`. Errors: a
+/// filter that is not one.
+pub fn filter(filter: &str) -> Result<EnvFilter, ParseError> {
     let filter = if filter.contains("ort=") { filter.to_owned() } else { format!("{filter},ort=warn") };
+    EnvFilter::try_new(filter)
+}
+
+/// Installs the subscriber for the whole process. Errors: a [`filter`] that is not one.
+pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_env_filter(self::filter(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // A subscriber that is already there, in a test or an embedding program, is left alone.

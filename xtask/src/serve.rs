@@ -43,7 +43,8 @@ fn need(device: Option<&str>, has_cuda: bool) -> Need {
 /// The server's default folder is `models` in the current folder; from elsewhere in the repository, it is
 /// said where that is.
 fn default_models(args: &[OsString], here: &Path, root: &Path) -> Vec<OsString> {
-    if here == root || here.join("models").is_dir() || value_of("--models", args).is_some() {
+    let told = |flag| value_of(flag, args).is_some();
+    if here == root || here.join("models").is_dir() || told("--models") || told("--config") {
         return Vec::new();
     }
     vec!["--models".into(), root.join("models").into()]
