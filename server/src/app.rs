@@ -3,12 +3,12 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use windowpane_server::{App, Config, serve};
+//! use windowpane_server::{App, Config, Listeners, serve};
 //!
 //! let config = Config { models: "models/tiny".into(), ..Config::default() };
-//! let listener = tokio::net::TcpListener::bind(config.listen).await?; // port 0: a free one
+//! let listeners = Listeners::bind(&config).await?; // port 0: a free one
 //! let app = App::open(config)?; // blocks while models load
-//! serve(listener, app, std::future::pending()).await?;
+//! serve(listeners, app, std::future::pending()).await?;
 //! # Ok(()) }
 //! ```
 

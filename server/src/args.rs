@@ -4,16 +4,18 @@
 //! trade of each choice.
 
 mod file;
+mod listen;
 pub mod sources;
 mod table;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::check::CheckArgs;
 
+pub use listen::{Listen, ListenError};
 pub use sources::{Found, Places};
 pub use table::table;
 
@@ -47,6 +49,30 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one and says which.
     #[arg(long, env = "WINDOWPANE_PORT", default_value_t = 8080)]
     pub port: u16,
+
+    /// Where to listen, in place of `--host` and `--port`: an address with its port, or `unix:PATH` for a Unix socket,
+    /// which only this machine can reach and whose file's mode says who may. A file that a server left behind is
+    /// replaced if nobody listens there.
+    #[arg(long, env = "WINDOWPANE_LISTEN", value_name = "WHERE")]
+    pub listen: Option<Listen>,
+
+    /// Mode of the Unix socket's file, in octal: who may write to it may ask.
+    #[arg(long, env = "WINDOWPANE_SOCKET_MODE", default_value = "660", value_name = "MODE", value_parser = listen::mode, hide_short_help = true)]
+    pub socket_mode: u32,
+
+    /// File of certificates in PEM form, the server's own first: HTTPS instead of HTTP. It is read again when it changes; a
+    /// new one that does not read is told in the log, and the old one stays.
+    #[arg(long, env = "WINDOWPANE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// File of the certificate's private key, in PEM form and without a passphrase.
+    #[arg(long, env = "WINDOWPANE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Serve /metrics, and /livez, /readyz and /startupz as well, on this address, over plain HTTP; /metrics is then no
+    /// longer where the API is. For a network that only operators reach.
+    #[arg(long, env = "WINDOWPANE_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 
     /// Where models run. `cuda` refuses to start without a working CUDA provider; `auto` takes CUDA where it works
     /// and the CPU otherwise, and says so in the log, in /v1/models and in the metrics.
@@ -118,6 +144,55 @@ pub struct Args {
     /// Largest request body in bytes.
     #[arg(long, env = "WINDOWPANE_BODY_LIMIT", default_value_t = 1 << 20, value_name = "BYTES")]
     pub body_limit: usize,
+
+    /// Connections at a time. Whoever comes when there are as many is hung up on at once, and counted in
+    /// `windowpane_connections_total{outcome="refused"}`.
+    #[arg(long, env = "WINDOWPANE_MAX_CONNECTIONS", default_value_t = 4096, value_name = "N")]
+    pub max_connections: usize,
+
+    /// Seconds that a client has for the head of a request, for a TLS handshake, and for doing nothing at all.
+    #[arg(
+        long,
+        env = "WINDOWPANE_HEADER_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub header_timeout: u64,
+
+    /// Seconds that a client has for the body of a request.
+    #[arg(
+        long,
+        env = "WINDOWPANE_BODY_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub body_timeout: u64,
+
+    /// Seconds for which a client may take nothing of an answer that is there for it.
+    #[arg(
+        long,
+        env = "WINDOWPANE_WRITE_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub write_timeout: u64,
+
+    /// Largest head of a request in bytes; it has at most 100 lines. Beyond either it is told 431.
+    #[arg(long, env = "WINDOWPANE_HEADER_LIMIT", default_value_t = 1 << 16, value_name = "BYTES", hide_short_help = true)]
+    pub header_limit: usize,
+
+    /// Requests at a time on one connection of HTTP/2.
+    #[arg(
+        long,
+        env = "WINDOWPANE_MAX_STREAMS",
+        default_value_t = 128,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    pub max_streams: u32,
 
     /// Seconds that running images are given to finish after SIGTERM or Ctrl-C.
     #[arg(long, env = "WINDOWPANE_SHUTDOWN_TIMEOUT", default_value_t = 30, value_name = "SECONDS")]

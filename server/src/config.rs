@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::args::{Args, Device, SchedulingName};
+use crate::args::{Args, Device, Listen, SchedulingName};
 use crate::batcher::Scheduling;
 use crate::keys::{Keys, KeysError};
+use crate::serve::{Tls, TlsError};
 use crate::spec::MAX_IMAGES;
 use crate::telemetry::otlp::{Traces, TracesError};
 use crate::telemetry::{self, ParseError};
@@ -19,7 +20,13 @@ pub struct Config {
     /// Folder of model packages.
     pub models: PathBuf,
     /// Where to listen.
-    pub listen: SocketAddr,
+    pub listen: Listen,
+    /// The mode of the file that a Unix socket is.
+    pub socket_mode: u32,
+    /// The certificate, where HTTPS is spoken.
+    pub tls: Option<Tls>,
+    /// Where the metrics are, if not with the rest.
+    pub metrics_listen: Option<SocketAddr>,
     /// Where models run.
     pub device: Device,
     /// The ONNX Runtime library, where the user named one.
@@ -50,6 +57,14 @@ pub struct Config {
     pub header_timeout: Duration,
     /// Time a client has for the body of a request.
     pub body_timeout: Duration,
+    /// Time for which a client may take nothing of its answer.
+    pub write_timeout: Duration,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Largest head of a request in bytes.
+    pub header_limit: usize,
+    /// Requests at a time on one connection of HTTP/2.
+    pub max_streams: u32,
 }
 
 /// The arguments do not make a configuration.
@@ -68,6 +83,12 @@ pub enum ConfigError {
     /// The file of keys is not one.
     #[error("{0}: {1}")]
     Keys(String, KeysError),
+    /// The certificate is not one.
+    #[error("{0}: {1}")]
+    Tls(String, TlsError),
+    /// One of two that need each other.
+    #[error("{0} is given without `--{1}`")]
+    Alone(String, &'static str),
     /// The collector's address is not one.
     #[error("{0}: {1} an address such as http://localhost:4318")]
     Traces(String, TracesError),
@@ -102,12 +123,37 @@ impl Config {
         within("watchdog", args.watchdog, 1, 3600);
         within("body-limit", args.body_limit as u64, 1024, 1 << 30);
         within("shutdown-timeout", args.shutdown_timeout, 0, 3600);
+        within("max-connections", args.max_connections as u64, 1, 1_000_000);
+        within("header-timeout", args.header_timeout, 1, 3600);
+        within("body-timeout", args.body_timeout, 1, 3600);
+        within("write-timeout", args.write_timeout, 1, 3600);
+        within("header-limit", args.header_limit as u64, 8192, 1 << 20);
+        within("max-streams", args.max_streams.into(), 1, 10_000);
         let keys = args.keys.as_deref().map_or_else(|| Ok(Keys::default()), Keys::read);
         let keys =
             keys.map_err(|error| errors.push(ConfigError::Keys(place("keys"), error))).unwrap_or_default();
         let traces = args.otlp_endpoint.as_deref().map(Traces::to).transpose();
         let traces = traces.map_err(|error| errors.push(ConfigError::Traces(place("otlp-endpoint"), error)));
         let traces = traces.unwrap_or_default();
+        let tls = match (&args.tls_cert, &args.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                let tls = Tls::read(certificate, key);
+                let blamed = |error: &TlsError| match error {
+                    TlsError::Certificate { .. } | TlsError::Pair { .. } => "tls-cert",
+                    TlsError::Key { .. } => "tls-key",
+                };
+                tls.map_err(|error| errors.push(ConfigError::Tls(place(blamed(&error)), error))).ok()
+            }
+            (Some(_), None) => {
+                errors.push(ConfigError::Alone(place("tls-cert"), "tls-key"));
+                None
+            }
+            (None, Some(_)) => {
+                errors.push(ConfigError::Alone(place("tls-key"), "tls-cert"));
+                None
+            }
+        };
         if let Err(error) = telemetry::filter(&args.log) {
             errors.push(ConfigError::Log(place("log"), error));
         }
@@ -123,7 +169,10 @@ impl Config {
         };
         Ok(Self {
             models: args.models.clone(),
-            listen: SocketAddr::new(args.host, args.port),
+            listen: args.listen.clone().unwrap_or(Listen::Tcp(SocketAddr::new(args.host, args.port))),
+            socket_mode: args.socket_mode,
+            tls,
+            metrics_listen: args.metrics_listen,
             device: args.device,
             ort_dylib: args.ort_dylib.clone(),
             threads: if args.threads == 0 { cores() } else { args.threads },
@@ -137,7 +186,12 @@ impl Config {
             watchdog: Duration::from_secs(args.watchdog),
             body_limit: args.body_limit,
             shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
-            ..Self::default()
+            header_timeout: Duration::from_secs(args.header_timeout),
+            body_timeout: Duration::from_secs(args.body_timeout),
+            write_timeout: Duration::from_secs(args.write_timeout),
+            max_connections: args.max_connections,
+            header_limit: args.header_limit,
+            max_streams: args.max_streams,
         })
     }
 }
@@ -146,7 +200,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             models: PathBuf::from("models"),
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            listen: Listen::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)),
+            socket_mode: 0o660,
+            tls: None,
+            metrics_listen: None,
             device: Device::Cpu,
             ort_dylib: None,
             threads: cores(),
@@ -163,6 +220,10 @@ impl Default for Config {
             // Long enough for a person on a bad line, short enough that a slow-header attack frees its sockets.
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            max_connections: 4096,
+            header_limit: 1 << 16,
+            max_streams: 128,
         }
     }
 }

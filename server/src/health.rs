@@ -3,7 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use crate::args::Listen;
+use crate::config::Config;
 
 /// Time that a healthy server has to connect, to read and to answer, each.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -27,18 +31,21 @@ pub enum HealthError {
     #[error("no answer from {address}: {source}")]
     Silent {
         /// Where it was asked.
-        address: SocketAddr,
+        address: Listen,
         /// Why.
         source: std::io::Error,
     },
     /// What answers is no server of ours.
     #[error("what answers at {0} does not speak HTTP")]
-    Foreign(SocketAddr),
+    Foreign(Listen),
+    /// It speaks HTTPS alone, and this is no client of that.
+    #[error("{0} speaks HTTPS; `--metrics-listen` gives /livez and /readyz a listener that can be asked")]
+    Secret(Listen),
     /// It says no.
     #[error("{address}{path} answers {status}")]
     No {
         /// Where it was asked.
-        address: SocketAddr,
+        address: Listen,
         /// What it was asked.
         path: &'static str,
         /// The status code.
@@ -46,26 +53,50 @@ pub enum HealthError {
     },
 }
 
-/// Asks the server that listens at `listen`; an address that means all of the machine's is asked by the loopback.
-pub fn ask(listen: SocketAddr, question: Question) -> Result<(), HealthError> {
-    let address = reachable(listen);
+/// Asks the server that runs with this configuration. Where metrics have a listener of their own, the question goes there;
+/// an address that means all of the machine's is asked by the loopback.
+pub fn ask(config: &Config, question: Question) -> Result<(), HealthError> {
+    match (&config.metrics_listen, &config.listen) {
+        (Some(address), _) => at(&Listen::Tcp(reachable(*address)), question),
+        (None, Listen::Unix(path)) => at(&Listen::Unix(path.clone()), question),
+        (None, listen) if config.tls.is_some() => Err(HealthError::Secret(listen.clone())),
+        (None, Listen::Tcp(address)) => at(&Listen::Tcp(reachable(*address)), question),
+    }
+}
+
+fn at(listen: &Listen, question: Question) -> Result<(), HealthError> {
+    let address = || listen.clone();
     let path = match question {
         Question::Alive => "/livez",
         Question::Ready => "/readyz",
     };
-    let answer = get(address, path).map_err(|source| HealthError::Silent { address, source })?;
+    let answer = get(listen, path).map_err(|source| HealthError::Silent { address: address(), source })?;
     match status(&answer) {
         Some(200) => Ok(()),
-        Some(status) => Err(HealthError::No { address, path, status }),
-        None => Err(HealthError::Foreign(address)),
+        Some(status) => Err(HealthError::No { address: address(), path, status }),
+        None => Err(HealthError::Foreign(address())),
     }
 }
 
-fn get(address: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let head = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+fn get(listen: &Listen, path: &str) -> std::io::Result<Vec<u8>> {
+    match listen {
+        Listen::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            exchange(stream, &address.to_string(), path)
+        }
+        Listen::Unix(file) => {
+            let stream = UnixStream::connect(file)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            exchange(stream, "localhost", path)
+        }
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, host: &str, path: &str) -> std::io::Result<Vec<u8>> {
+    let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MOST).read_to_end(&mut answer)?;
@@ -96,7 +127,7 @@ mod tests {
     use super::*;
 
     /// Somebody who answers one connection with these bytes.
-    fn answering(bytes: &'static [u8]) -> SocketAddr {
+    fn answering(bytes: &'static [u8]) -> Listen {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -106,18 +137,18 @@ mod tests {
             assert!(head[..length].starts_with(b"GET /readyz HTTP/1.1\r\n"));
             stream.write_all(bytes).unwrap();
         });
-        address
+        Listen::Tcp(address)
     }
 
     #[test]
     fn only_a_200_is_healthy() {
-        ask(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), Question::Ready).unwrap();
+        at(&answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), Question::Ready).unwrap();
         for (bytes, words) in [
             (&b"HTTP/1.1 503 Service Unavailable\r\n\r\n"[..], "/readyz answers 503"),
             (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
             (b"", "does not speak HTTP"),
         ] {
-            let error = ask(answering(bytes), Question::Ready).unwrap_err().to_string();
+            let error = at(&answering(bytes), Question::Ready).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }
@@ -125,8 +156,27 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error_that_says_where() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = ask(address, Question::Alive).unwrap_err().to_string();
+        let config = Config { listen: Listen::Tcp(address), ..Config::default() };
+        let error = ask(&config, Question::Alive).unwrap_err().to_string();
         assert!(error.starts_with(&format!("no answer from {address}: ")), "{error}");
+    }
+
+    #[test]
+    fn a_socket_and_the_metrics_own_listener_are_asked_where_there_are_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&file).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(b"HTTP/1.1 503 No\r\n\r\n").unwrap();
+        });
+        let mut config = Config { listen: Listen::Unix(file.clone()), ..Config::default() };
+        let error = ask(&config, Question::Ready).unwrap_err().to_string();
+        assert_eq!(error, format!("unix:{}/readyz answers 503", file.display()));
+        let Listen::Tcp(metrics) = answering(b"HTTP/1.1 200 OK\r\n\r\n") else { panic!("it is an address") };
+        config.metrics_listen = Some(metrics);
+        ask(&config, Question::Ready).unwrap();
     }
 
     #[test]

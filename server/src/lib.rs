@@ -20,6 +20,7 @@ pub mod call;
 pub mod check;
 pub mod keys;
 pub mod model;
+pub mod reload;
 pub mod serve;
 
 pub mod error;
@@ -45,4 +46,4 @@ pub(crate) mod testing;
 pub use app::App;
 pub use args::Args;
 pub use config::Config;
-pub use serve::serve;
+pub use serve::{Listeners, serve};

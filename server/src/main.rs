@@ -5,11 +5,11 @@ use std::io::Write;
 use std::pin::pin;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use windowpane_server::app::folder::watch;
-use windowpane_server::args::{Command, Found, LogFormat};
+use windowpane_server::args::{Command, Found, Listen, LogFormat};
 use windowpane_server::health::{self, Question};
-use windowpane_server::{App, Config, check, serve, shutdown, telemetry};
+use windowpane_server::serve::{Listener, raise_open_files};
+use windowpane_server::{App, Config, Listeners, check, serve, shutdown, telemetry};
 
 /// Exit code of a configuration that cannot be read, as of a command line that is none.
 const UNREADABLE: u8 = 2;
@@ -67,7 +67,7 @@ fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
         None => {}
         Some(Command::Health { ready }) => {
             let question = if *ready { Question::Ready } else { Question::Alive };
-            health::ask(config.listen, question)?;
+            health::ask(&config, question)?;
             return Ok(0);
         }
         Some(Command::Check(what)) => {
@@ -89,9 +89,27 @@ fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
 
 /// Listens first, so that probes are answered while models load; a model that does not load ends the server.
 async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
-    let url = format!("http://{}", listener.local_addr()?);
+    let most = raise_open_files(config.max_connections);
+    if most < config.max_connections {
+        tracing::warn!(
+            most,
+            wanted = config.max_connections,
+            "the system's limit on open files bounds connections"
+        );
+    }
+    let config = Config { max_connections: most, ..config };
+    let listeners = Listeners::bind(&config).await?;
+    let scheme = if config.tls.is_some() { "https://" } else { "http://" };
+    let url = match listeners.main.listen()? {
+        Listen::Tcp(address) => format!("{scheme}{address}"),
+        socket @ Listen::Unix(_) => socket.to_string(),
+    };
+    // Through a socket there is a path and no address.
+    let base = if url.starts_with(scheme) { url.as_str() } else { "" };
+    let metrics = listeners.metrics.as_ref().and_then(Listener::address);
+    let metrics = metrics.map_or_else(|| base.to_owned(), |address| format!("http://{address}"));
+    let more =
+        format!("API at {base}/docs, models at {base}/v1/models, metrics at {metrics}/metrics; Ctrl-C stops");
     let app = App::new(config);
 
     let loading = app.clone();
@@ -104,7 +122,7 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
             outcome = loaded => outcome,
         };
         match outcome.context("loading the models").and_then(|loaded| Ok(loaded?)) {
-            Ok(()) => welcome(&app, &url, log_format),
+            Ok(()) => welcome(&app, &url, &more, log_format),
             Err(error) => return failure = Some(error),
         }
         match app.config().watch {
@@ -115,12 +133,12 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
             },
         }
     };
-    serve(listener, app.clone(), until).await?;
+    serve(listeners, app.clone(), until).await?;
     failure.map_or(Ok(()), Err)
 }
 
 /// Says where the server is and what it serves.
-fn welcome(app: &App, url: &str, log_format: LogFormat) {
+fn welcome(app: &App, url: &str, more: &str, log_format: LogFormat) {
     tracing::info!(url, models = app.models().len(), "serving");
     if log_format == LogFormat::Json {
         return;
@@ -135,8 +153,7 @@ fn welcome(app: &App, url: &str, log_format: LogFormat) {
         let (name, provider) = (model.name(), model.served.provider);
         text += &format!("  {name}: {}x{} pixels, {classes}, on {provider}\n", config.width, config.height);
     }
-    text +=
-        &format!("  API at {url}/docs, models at {url}/v1/models, metrics at {url}/metrics; Ctrl-C stops\n");
+    text += &format!("  {more}\n");
     // A reader that has gone does not need to know.
     let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -56,6 +56,12 @@ metrics! {
     request: HistogramVec = "windowpane_request_duration_seconds" ["route"] in SECONDS;
     /// Requests being answered now.
     requests_in_flight: IntGauge = "windowpane_requests_in_flight" [];
+    /// Connections that are open, on the API's listener and on that of the metrics.
+    connections: IntGauge = "windowpane_connections" [];
+    /// Connections, by outcome: accepted, or refused because there were as many as there may be.
+    connections_total: IntCounterVec = "windowpane_connections_total" ["outcome"];
+    /// Files read anew because they changed, by what they hold (keys, certificate) and outcome: done, failed.
+    reloads: IntCounterVec = "windowpane_reloads_total" ["what", "outcome"];
     /// Requests refused or failed, by cause: the error code that the client was told.
     rejections: IntCounterVec = "windowpane_rejections_total" ["cause"];
     /// 1 if the process works; 0 if a worker has died or is stuck, as /livez tells it.

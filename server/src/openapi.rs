@@ -6,7 +6,7 @@ mod examples;
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 
-use crate::router;
+use crate::router::{self, MetricsAre};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -39,7 +39,7 @@ pub(crate) fn complete(document: &mut OpenApi) {
 
 /// The whole document, as /openapi.json serves it.
 pub fn document() -> OpenApi {
-    router::routes().into_openapi()
+    router::routes(MetricsAre::Here).into_openapi()
 }
 
 #[cfg(test)]

@@ -10,8 +10,15 @@ use crate::app::App;
 use crate::routes::{fallback, health, images, metrics, models, replay, requests, v2};
 use crate::{middleware, openapi};
 
+/// Whether the metrics are among the routes, or elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MetricsAre {
+    Here,
+    Elsewhere,
+}
+
 /// All routes with their documentation.
-pub(crate) fn routes() -> OpenApiRouter<App> {
+pub(crate) fn routes(metrics: MetricsAre) -> OpenApiRouter<App> {
     let mut router = OpenApiRouter::with_openapi(openapi::preamble())
         // Clients.
         .routes(routes!(images::generate))
@@ -30,12 +37,24 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .nest("/v2/models/{name}", of_a_model())
         .nest("/v2/models/{name}/versions/{version}", v2::versioned(of_a_model()))
         // Operators.
+        .merge(of_operators());
+    if metrics == MetricsAre::Here {
+        router = router.merge(of_metrics());
+    }
+    openapi::complete(router.get_openapi_mut());
+    router
+}
+
+/// What supervisors ask.
+fn of_operators() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(routes!(health::startupz))
-        .routes(routes!(metrics::metrics));
-    openapi::complete(router.get_openapi_mut());
-    router
+}
+
+fn of_metrics() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(metrics::metrics))
 }
 
 /// What can be asked of a model of the Open Inference Protocol, below its path.
@@ -48,11 +67,22 @@ fn of_a_model() -> OpenApiRouter<App> {
         .routes(routes!(v2::infer::infer))
 }
 
-/// The service: routes, the document at /openapi.json, its pages at /docs, and the layers around them.
+/// The service: routes, the document at /openapi.json, its pages at /docs, and the layers around them. Where the metrics
+/// have a listener of their own, they are not here.
 pub fn router(app: &App) -> Router {
-    let (router, document) = routes().split_for_parts();
+    let elsewhere = app.config().metrics_listen.is_some();
+    let metrics = if elsewhere { MetricsAre::Elsewhere } else { MetricsAre::Here };
+    let (router, document) = routes(metrics).split_for_parts();
+    finish(router.merge(SwaggerUi::new("/docs").url("/openapi.json", document)), app)
+}
+
+/// What is served on the metrics' own listener: they, and what supervisors ask.
+pub fn metrics_router(app: &App) -> Router {
+    finish(of_operators().merge(of_metrics()).split_for_parts().0, app)
+}
+
+fn finish(router: Router<App>, app: &App) -> Router {
     let router = router
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
         .fallback(fallback::not_found)
         .method_not_allowed_fallback(fallback::method_not_allowed)
         .with_state(app.clone());

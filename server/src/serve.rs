@@ -1,21 +1,37 @@
-//! The accept loop: connections in, HTTP/1.1 out, and the order of leaving.
+//! The accept loop: connections in, HTTP out, and the order of leaving.
 //!
-//! Our own loop rather than axum's, for two things that one lacks: a client has a bounded time for the head of its
-//! request (an idle connection is a head that does not come), and leaving has a deadline. Connection limits, HTTP/2
-//! and TLS are to come here.
+//! Our own loop rather than axum's, for what that one lacks: a client has a bounded time for the head of its request and
+//! for taking the answer, there is a bound on the number of connections, TLS, Unix sockets, and leaving has a deadline.
+//! What is beyond the bound is hung up on at once rather than left waiting: a client, a load balancer above all, that is
+//! refused asks elsewhere, while one that waits in a queue of the kernel sees a server that has died.
+
+mod connection;
+mod http2;
+mod limits;
+mod listener;
+mod paced;
+mod protocol;
+mod tls;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use axum::Router;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::app::App;
-use crate::router::router;
+use crate::reload;
+use crate::router::{metrics_router, router};
+use connection::{Leave, Served};
+use limits::Limits;
+use listener::Stream;
+
+pub use limits::raise_open_files;
+pub use listener::{Listener, Listeners};
+pub use tls::{Tls, TlsError};
 
 /// Time that answers already made have to reach their clients, after the last image.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -23,27 +39,49 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// Time to wait after a failed accept: the usual cause is too many open files, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Connections to the metrics' own listener: a few scrapers and probes.
+const METRICS_CONNECTIONS: usize = 64;
+
+/// A listener with what is served there. Clones are one and the same.
+#[derive(Debug, Clone)]
+struct Door {
+    app: App,
+    tls: Option<Tls>,
+    served: Served,
+    room: Arc<Semaphore>,
+}
+
 /// Serves until `shutdown` resolves, and then leaves in order: no longer ready, new generations refused, running ones
 /// finished up to `config.shutdown_timeout`, the rest answered with 503, connections closed.
-pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-    let service = TowerToHyperService::new(router(&app));
-    let connections = GracefulShutdown::new();
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(app.config().header_timeout);
-    let accept = async || match listener.accept().await {
-        Ok((stream, _)) => connect(&http, stream, service.clone(), &connections),
-        Err(error) => {
-            tracing::warn!(%error, "a connection was not accepted");
-            sleep(ACCEPT_PAUSE).await;
-        }
-    };
+pub async fn serve(
+    listeners: impl Into<Listeners>,
+    app: App,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let Listeners { main, metrics } = listeners.into();
+    let (leave, told) = watch::channel(false);
+    let config = app.config();
+    let door =
+        Door::new(&app, router(&app), config.max_connections, told.clone()).with_tls(config.tls.clone());
+    // They end with this function, and not before: a server that leaves is watched, too.
+    let mut beside = JoinSet::new();
+    if let Some(listener) = metrics {
+        let door = Door::new(&app, metrics_router(&app), METRICS_CONNECTIONS, told.clone());
+        beside.spawn(door.keep(listener));
+    }
+    if let Some(tls) = config.tls.clone() {
+        let files = tls.files();
+        let read = move || tls.read_again().map_err(|error| error.to_string());
+        beside.spawn(reload::on_change(files, "certificate", app.metrics().clone(), read));
+    }
+    drop(told);
 
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            () = accept() => {}
+            () = door.accept(&main) => {}
         }
     }
 
@@ -59,32 +97,72 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output
                 tracing::warn!(images, "the deadline has passed; unfinished images are abandoned");
                 break;
             }
-            () = accept() => {}
+            () = door.accept(&main) => {}
         }
     }
     app.stop();
-    if timeout(FLUSH, connections.shutdown()).await.is_err() {
+    leave.send_replace(true);
+    // The doors hold receivers as connections do.
+    drop((door, main));
+    beside.shutdown().await;
+    if timeout(FLUSH, leave.closed()).await.is_err() {
         tracing::warn!("some clients did not take their answers in time");
     }
     Ok(())
 }
 
-/// Serves one connection on a task of its own.
-fn connect(
-    http: &http1::Builder,
-    stream: TcpStream,
-    service: TowerToHyperService<axum::Router>,
-    connections: &GracefulShutdown,
-) {
-    // An answer is written whole: waiting for more bytes only delays it.
-    let _ = stream.set_nodelay(true);
-    let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
-    tokio::spawn(async move {
-        // A client that breaks off, or is too slow with its head, is no fault of ours.
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection ended early");
+// === impl Door ===
+
+impl Door {
+    fn new(app: &App, router: Router, connections: usize, leave: Leave) -> Self {
+        let served = Served { router, limits: Limits::of(app.config()), leave };
+        // Shown from the beginning, at zero.
+        for outcome in ["accepted", "refused"] {
+            app.metrics().connections_total.with_label_values(&[outcome]);
         }
-    });
+        Self { app: app.clone(), tls: None, served, room: Arc::new(Semaphore::new(connections)) }
+    }
+
+    fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Takes connections for ever.
+    async fn keep(self, listener: Listener) {
+        loop {
+            self.accept(&listener).await;
+        }
+    }
+
+    /// Takes the next connection, and serves it on a task of its own or hangs up.
+    async fn accept(&self, listener: &Listener) {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                return sleep(ACCEPT_PAUSE).await;
+            }
+        };
+        let metrics = self.app.metrics().clone();
+        let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
+            return metrics.connections_total.with_label_values(&["refused"]).inc();
+        };
+        metrics.connections_total.with_label_values(&["accepted"]).inc();
+        metrics.connections.inc();
+        let (served, tls) = (self.served.clone(), self.tls.as_ref().map(Tls::now));
+        tokio::spawn(async move {
+            let ended = match stream {
+                Stream::Tcp(stream) => served.connection(stream, tls).await,
+                Stream::Unix(stream) => served.connection(stream, tls).await,
+            };
+            // A client that breaks off, or is too slow, is no fault of ours.
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            }
+            metrics.connections.dec();
+            drop(place);
+        });
+    }
 }
 
 #[cfg(test)]

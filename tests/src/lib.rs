@@ -17,6 +17,7 @@ mod python;
 mod random;
 mod server;
 pub mod soak;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 

@@ -37,7 +37,12 @@ impl Process {
         Self::spawn(args, |_| {})
     }
 
-    /// The same with something else about it: a variable, another place for its standard error.
+    /// The same, with these variables.
+    pub fn with_variables(args: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::spawn(args, |command| _ = command.envs(variables.iter().copied()))
+    }
+
+    /// The same with something else about it: another place for its standard error.
     pub fn spawn(args: &[&str], change: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(binary());
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -83,6 +88,17 @@ impl Process {
             }
         }
         None
+    }
+
+    /// Where its metrics are, once it has said where it serves.
+    pub fn metrics_url(&mut self) -> String {
+        let start = Instant::now();
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+            if let Some((_, rest)) = line.split_once("metrics at ") {
+                return rest.split(';').next().unwrap_or(rest).to_owned();
+            }
+        }
+        panic!("it did not say where its metrics are")
     }
 
     /// Its resident memory.

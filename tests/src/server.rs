@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use windowpane_server::{App, Config, serve};
+use windowpane_server::serve::Listener;
+use windowpane_server::{App, Config, Listeners, serve};
 
 use crate::answer::Answer;
 use crate::{IMAGES, REMEDY, shipped};
@@ -33,6 +33,7 @@ fn runtime() -> &'static Runtime {
 pub struct TestServer {
     app: App,
     address: SocketAddr,
+    metrics: Option<SocketAddr>,
     client: reqwest::Client,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
@@ -71,17 +72,18 @@ impl TestServer {
     /// A server whose models are still to be loaded, by [`App::load`].
     pub fn loading(config: Config) -> Self {
         let app = App::new(config);
-        let listener = runtime().block_on(TcpListener::bind(app.config().listen)).expect("a free port");
-        let address = listener.local_addr().expect("a listener has an address");
+        let listeners = runtime().block_on(Listeners::bind(app.config())).expect("a free port");
+        let address = listeners.main.address().expect("it listens on the network");
+        let metrics = listeners.metrics.as_ref().and_then(Listener::address);
         let (stop, stopped) = oneshot::channel();
         // A dropped sender stops it too.
         let until = async move { _ = stopped.await };
-        let serving = runtime().spawn(serve(listener, app.clone(), until));
+        let serving = runtime().spawn(serve(listeners, app.clone(), until));
         // The machine's proxy is not for a server on this machine; and an idle connection is given up before the server
         // does so, after `header_timeout`, perhaps just when it is used again.
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).pool_idle_timeout(IDLE);
         let client = client.build().expect("a client");
-        Self { app, address, client, stop, serving }
+        Self { app, address, metrics, client, stop, serving }
     }
 
     /// The application behind it.
@@ -92,6 +94,11 @@ impl TestServer {
     /// `http://address`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// `http://address` of the metrics, where they have a listener of their own.
+    pub fn metrics_url(&self) -> Option<String> {
+        self.metrics.map(|address| format!("http://{address}"))
     }
 
     /// Runs a future on the runtime of server and clients.

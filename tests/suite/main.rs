@@ -28,6 +28,10 @@ mod words;
 mod clients;
 // What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.
 mod faults;
+// What a connection may cost: time, memory, streams, and how many there may be.
+mod connections;
+// HTTPS and its certificates, HTTP/2, Unix sockets, the metrics' own listener.
+mod sockets;
 // What is served: /v1/models, readiness, every shipped package, the README's own command.
 mod models;
 // Damaged packages: each is refused with an error that names the file.

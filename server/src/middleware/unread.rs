@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::Frame;
@@ -39,7 +39,7 @@ impl HttpBody for Watched {
 
 /// The layer.
 pub async fn layer(request: Request, next: Next) -> Response {
-    if request.body().is_end_stream() {
+    if request.body().is_end_stream() || request.version() >= Version::HTTP_2 {
         return next.run(request).await;
     }
     let whole = Arc::new(AtomicBool::new(false));

@@ -24,11 +24,11 @@ struct Server {
 impl Server {
     async fn start(config: Config, delay: Duration) -> Self {
         let app = testing::app(config, &Faults { delay, ..Faults::default() });
-        let listener = TcpListener::bind(app.config().listen).await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listeners = Listeners::bind(app.config()).await.unwrap();
+        let address = listeners.main.address().unwrap();
         let (stop, stopped) = oneshot::channel();
         let shutdown = async move { _ = stopped.await };
-        let done = tokio::spawn(serve(listener, app.clone(), shutdown));
+        let done = tokio::spawn(serve(listeners, app.clone(), shutdown));
         Self { app, address, stop, done }
     }
 

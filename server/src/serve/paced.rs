@@ -1,0 +1,111 @@
+//! A connection whose peer has to take what it is sent: a write that makes no progress for `--write-timeout` ends it.
+//! A client that stops reading would otherwise keep its answer, and its place, for as long as it likes.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A stream with a bound on how long a write may wait.
+#[derive(Debug)]
+pub(super) struct Paced<S> {
+    stream: S,
+    limit: Duration,
+    /// The end of the wait, while there is one.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+// === impl Paced ===
+
+impl<S> Paced<S> {
+    pub(super) fn new(stream: S, limit: Duration) -> Self {
+        Self { stream, limit, deadline: None }
+    }
+
+    /// The outcome of a write, which may not be pending for ever.
+    fn bounded<T>(&mut self, context: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
+            self.deadline = None;
+            return outcome;
+        }
+        let limit = self.limit;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+        if deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bounded(context, outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bounded(context, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing waits here: below is a socket, whose flush is done at once.
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.bounded(context, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_that_stops_ends_it_and_a_slow_one_does_not() {
+        let limit = Duration::from_secs(1);
+        let (mut reader, writer) = tokio::io::duplex(8);
+        let mut writer = Paced::new(writer, limit);
+        let slow = async {
+            let mut byte = [0; 1];
+            for _ in 0..32 {
+                tokio::time::sleep(limit / 16).await;
+                reader.read_exact(&mut byte).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(writer.write_all(&[0; 40]), slow);
+        written.unwrap();
+        let start = Instant::now();
+        let error = writer.write_all(&[0; 40]).await.unwrap_err();
+        assert!(error.kind() == io::ErrorKind::TimedOut && start.elapsed() >= limit, "{error}");
+    }
+}
