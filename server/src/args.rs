@@ -74,6 +74,11 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 
+    /// Origins whose pages may call this server from a browser, such as https://app.example.com, or `*` for all; several
+    /// by commas or by giving the flag again. Without it none may (CORS). A key is asked for all the same.
+    #[arg(long, env = "WINDOWPANE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+
     /// Where models run. `cuda` refuses to start without a working CUDA provider; `auto` takes CUDA where it works
     /// and the CPU otherwise, and says so in the log, in /v1/models and in the metrics.
     #[arg(long, env = "WINDOWPANE_DEVICE", value_enum, default_value_t = Device::Cpu)]

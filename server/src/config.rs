@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::args::{Args, Device, Listen, SchedulingName};
 use crate::batcher::Scheduling;
 use crate::keys::{Keys, KeysError};
+use crate::middleware::cors::{Cors, CorsError};
 use crate::serve::{Tls, TlsError};
 use crate::spec::MAX_IMAGES;
 use crate::telemetry::otlp::{Traces, TracesError};
@@ -27,6 +28,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Where the metrics are, if not with the rest.
     pub metrics_listen: Option<SocketAddr>,
+    /// Origins whose pages may call the server from a browser.
+    pub cors: Option<Cors>,
     /// Where models run.
     pub device: Device,
     /// The ONNX Runtime library, where the user named one.
@@ -89,6 +92,9 @@ pub enum ConfigError {
     /// One of two that need each other.
     #[error("{0} is given without `--{1}`")]
     Alone(String, &'static str),
+    /// An origin is not one.
+    #[error("{0}: {1}")]
+    Cors(String, CorsError),
     /// The collector's address is not one.
     #[error("{0}: {1} an address such as http://localhost:4318")]
     Traces(String, TracesError),
@@ -135,6 +141,8 @@ impl Config {
         let traces = args.otlp_endpoint.as_deref().map(Traces::to).transpose();
         let traces = traces.map_err(|error| errors.push(ConfigError::Traces(place("otlp-endpoint"), error)));
         let traces = traces.unwrap_or_default();
+        let cors = Cors::of(&args.cors_origin);
+        let cors = cors.map_err(|error| errors.push(ConfigError::Cors(place("cors-origin"), error))).ok();
         let tls = match (&args.tls_cert, &args.tls_key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
@@ -173,6 +181,7 @@ impl Config {
             socket_mode: args.socket_mode,
             tls,
             metrics_listen: args.metrics_listen,
+            cors: cors.flatten(),
             device: args.device,
             ort_dylib: args.ort_dylib.clone(),
             threads: if args.threads == 0 { cores() } else { args.threads },
@@ -204,6 +213,7 @@ impl Default for Config {
             socket_mode: 0o660,
             tls: None,
             metrics_listen: None,
+            cors: None,
             device: Device::Cpu,
             ort_dylib: None,
             threads: cores(),

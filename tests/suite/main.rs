@@ -32,6 +32,8 @@ mod faults;
 mod connections;
 // HTTPS and its certificates, HTTP/2, Unix sockets, the metrics' own listener.
 mod sockets;
+// Flags, variables and a file; everything that is wrong, at once.
+mod config;
 // What is served: /v1/models, readiness, every shipped package, the README's own command.
 mod models;
 // Damaged packages: each is refused with an error that names the file.

@@ -1,0 +1,134 @@
+//! Cross-origin requests (the Fetch standard's CORS protocol): which pages a browser lets call this server. None, unless
+//! `--cors-origin` names their origins: a server on a person's own machine is otherwise any web page's to use.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, Method, Uri};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+
+/// Time for which a browser need not ask again.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// Origins whose pages may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cors {
+    /// All.
+    Any,
+    /// These.
+    These(Vec<HeaderValue>),
+}
+
+/// It is no origin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not an origin: expected `*`, or a scheme and a host such as https://app.example.com, without a path"
+)]
+pub struct CorsError(String);
+
+// === impl Cors ===
+
+impl Cors {
+    /// The origins of this list; none, if it is empty.
+    pub fn of(list: &[String]) -> Result<Option<Self>, CorsError> {
+        if list.iter().any(|origin| origin == "*") {
+            return Ok(Some(Self::Any));
+        }
+        let origins: Vec<_> = list.iter().map(|text| origin(text)).collect::<Result<_, _>>()?;
+        Ok((!origins.is_empty()).then_some(Self::These(origins)))
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> CorsLayer {
+        let origins = match self {
+            Self::Any => AllowOrigin::any(),
+            Self::These(origins) => AllowOrigin::list(origins.clone()),
+        };
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            // What was asked for: a list of `*` would leave out `authorization`.
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(Any)
+            .max_age(MAX_AGE)
+    }
+}
+
+/// An origin as browsers write it: in lower case, a port only where it is not the scheme's own, and nothing after it.
+fn origin(text: &str) -> Result<HeaderValue, CorsError> {
+    let error = || CorsError(text.to_owned());
+    let uri: Uri = text.parse().map_err(|_| error())?;
+    let whole = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        && uri.path() == "/"
+        && uri.query().is_none()
+        && !text.ends_with('/');
+    if !whole {
+        return Err(error());
+    }
+    HeaderValue::from_str(&text.to_ascii_lowercase()).map_err(|_| error())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, StatusCode};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::fake::Faults;
+    use crate::testing::{app, send};
+
+    fn of(list: &[&str]) -> Result<Option<Cors>, CorsError> {
+        Cors::of(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_origin_has_a_scheme_a_host_and_no_more() {
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&["http://a", "*"]), Ok(Some(Cors::Any)));
+        let these = vec![HeaderValue::from_static("http://localhost:3000")];
+        assert_eq!(of(&["http://LOCALHOST:3000"]), Ok(Some(Cors::These(these))));
+        for bad in [
+            "",
+            "a",
+            "a.example.com",
+            "https://a/",
+            "https://a/b",
+            "https://a?b",
+            "ftp://a",
+            "http://u@a",
+            "null",
+        ] {
+            assert!(of(&[bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_named_origins_are_allowed_and_errors_are_theirs_to_read() {
+        let cors = of(&["https://a.example"]).unwrap();
+        let open = app(Config { cors, ..Config::default() }, &Faults::default());
+        let closed = app(Config::default(), &Faults::default());
+        let ask = |method: &str, origin: &str| {
+            let request = Request::builder().method(method).uri("/v1/images/generations");
+            let request = request.header("origin", origin).header("access-control-request-method", "POST");
+            let request = request.header("access-control-request-headers", "authorization,content-type");
+            request.body(Body::empty()).unwrap()
+        };
+        let allowed = |answer: &crate::testing::Answer| {
+            answer.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap().to_owned())
+        };
+        let answer = send(&open, ask("OPTIONS", "https://a.example")).await;
+        assert_eq!((answer.status, allowed(&answer).as_deref()), (StatusCode::OK, Some("https://a.example")));
+        assert_eq!(answer.headers["access-control-allow-headers"], "authorization,content-type");
+        // An error, too.
+        let answer = send(&open, ask("POST", "https://a.example")).await;
+        assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(allowed(&answer).as_deref(), Some("https://a.example"));
+        assert_eq!(answer.headers["access-control-expose-headers"], "*");
+        for (app, origin) in [(&open, "https://b.example"), (&closed, "https://a.example")] {
+            for method in ["OPTIONS", "POST"] {
+                assert_eq!(allowed(&send(app, ask(method, origin)).await), None, "{method} {origin}");
+            }
+        }
+    }
+}
