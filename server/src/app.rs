@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
-use crate::keys::Keys;
+use crate::keys::{Keys, KeysError};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::load::{LoadError, Loader};
@@ -38,6 +38,8 @@ pub struct App(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    /// Those of the configuration, until their file changes.
+    keys: RwLock<Arc<Keys>>,
     metrics: Metrics,
     statistics: Statistics,
     traces: Option<Traces>,
@@ -80,6 +82,7 @@ impl App {
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
             traces: config.traces.clone(),
+            keys: RwLock::new(Arc::new(config.keys.clone())),
             config,
             metrics,
             statistics: Statistics::default(),
@@ -163,9 +166,16 @@ impl App {
         &self.0.loader
     }
 
-    /// The API keys.
-    pub fn keys(&self) -> &Keys {
-        &self.0.config.keys
+    /// The API keys, as they are now.
+    pub fn keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the file of keys again. Errors change nothing.
+    pub(crate) fn read_keys(&self) -> Result<(), KeysError> {
+        let new = self.keys().read_again()?;
+        *self.0.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
     }
 
     /// Runs work that keeps a core busy, such as encoding a picture, off the async threads, and no more of it at a time

@@ -13,7 +13,6 @@ use crate::app::requests::Registered;
 use crate::app::{App, Job, shutting_down};
 use crate::batcher::{Event, Request, Sample, SampleError, SubmitError, Ticket};
 use crate::error::{ApiError, Cause};
-use crate::extract::Generator;
 use crate::keys::Identity;
 use crate::middleware::request_id::RequestId;
 use crate::model::Model;
@@ -51,7 +50,7 @@ impl FromRequestParts<App> for Call {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let Generator(identity) = Generator::from_request_parts(parts, app).await?;
+        let identity = Identity::from_request_parts(parts, app).await?;
         let id = parts.extensions.get::<RequestId>().cloned();
         let id = id.ok_or_else(|| ApiError::internal("a request without an id"))?;
         let timeout = match parts.headers.get(TIMEOUT_HEADER) {

@@ -13,8 +13,6 @@ mod upload;
 pub use accept::{Accept, Form};
 pub(crate) use body::{too_large, too_slow};
 pub use compression::Compression;
-pub use identity::{Admin, Generator};
-pub(crate) use identity::{forbidden, unauthenticated};
 pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;
 pub(crate) use path::nobody;

@@ -1,4 +1,5 @@
-//! Who may ask for what: the API keys of `--keys`, read once. The file is TOML, a table for each key:
+//! Who asks: the API keys of `--keys`, read again when the file changes. What each may do is in `access.rs`. The file is
+//! TOML, a table for each key:
 //!
 //! ```toml
 //! [[key]]
@@ -7,15 +8,17 @@
 //! sha256 = "9f86d081884c7d65…"  # of the key: printf %s KEY | sha256sum
 //! ```
 //!
-//! Only digests are kept, here and in the file. They are compared whole: the time of a comparison tells nothing about
-//! the key, since nobody can choose a digest's bytes.
+//! Only digests are kept, here and in the file. A key is compared with all of them, and with each in constant time: how
+//! long it takes tells nothing.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use crate::batcher::Caller;
+use crate::reload::Files;
 
 /// What a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -31,11 +34,24 @@ pub enum Role {
 
 /// The keys, or none: then everybody may do everything but what is an administrator's.
 #[derive(Debug, Clone, Default)]
-pub struct Keys(Option<Vec<Key>>);
+pub struct Keys(Option<Known>);
+
+/// The keys of a file.
+#[derive(Debug, Clone)]
+struct Known {
+    path: PathBuf,
+    files: Files,
+    keys: Vec<Key>,
+    /// The number of the next key that was not there before. Numbers are not given again: whoever has one may be
+    /// waiting for an answer.
+    next: u32,
+}
 
 #[derive(Debug, Clone)]
 struct Key {
     name: String,
+    /// Among those who call; 0 is everybody without a key.
+    number: u32,
     role: Role,
     digest: [u8; 32],
 }
@@ -89,26 +105,23 @@ struct Entry {
 impl Keys {
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, KeysError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| KeysError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|what| KeysError::Content { path: path.to_owned(), what })
+        // Before it is read: a change between the two is seen.
+        let files = Files::look([path.to_owned()]);
+        let mut known = Known { path: path.to_owned(), files, keys: Vec::new(), next: 1 };
+        known.keys = known.number(load(path)?);
+        Ok(Self(Some(known)))
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
-        let File { key: entries } = toml::from_str(text).map_err(|error| error.to_string())?;
-        let mut keys: Vec<Key> = Vec::new();
-        for Entry { name, role, sha256 } in entries {
-            let digest = digest(&sha256)
-                .ok_or_else(|| format!("key `{name}`: `sha256` is not 64 hexadecimal digits"))?;
-            if let Some(other) = keys.iter().find(|key| key.name == name || key.digest == digest) {
-                return Err(format!("key `{name}` has the name or the digest of key `{}`", other.name));
-            }
-            keys.push(Key { name, role, digest });
-        }
-        if keys.is_empty() {
-            return Err("no key: with an empty file nobody could ask for anything".to_owned());
-        }
-        Ok(Self(Some(keys)))
+    /// Reads the file again. A key that was there before is the same caller as before.
+    pub fn read_again(&self) -> Result<Self, KeysError> {
+        let Some(mut known) = self.0.clone() else { return Ok(Self(None)) };
+        known.keys = known.number(load(&known.path)?);
+        Ok(Self(Some(known)))
+    }
+
+    /// The file, as it was when it was first read.
+    pub(crate) fn files(&self) -> Option<Files> {
+        self.0.as_ref().map(|known| known.files.clone())
     }
 
     /// Whether keys are asked for.
@@ -118,15 +131,61 @@ impl Keys {
 
     /// Whose `secret` it is. Without a file of keys everybody is one caller; `None` for an unknown key.
     pub fn identify(&self, secret: Option<&str>) -> Option<Identity> {
-        let Some(keys) = &self.0 else {
+        let Some(Known { keys, .. }) = &self.0 else {
             return Some(Identity { caller: Caller::ANONYMOUS, role: Role::Analyse });
         };
         let digest: [u8; 32] = Sha256::digest(secret?.as_bytes()).into();
-        let found = keys.iter().enumerate().find(|(_, key)| key.digest == digest);
-        // 0 is everybody without a key.
-        let number = |i: usize| u32::try_from(i + 1).unwrap_or(u32::MAX);
-        found.map(|(i, key)| Identity { caller: Caller(number(i)), role: key.role })
+        let mut found = None;
+        for key in keys {
+            if bool::from(key.digest.ct_eq(&digest)) {
+                found = Some(Identity { caller: Caller(key.number), role: key.role });
+            }
+        }
+        found
     }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// The keys with their numbers: the old one, or one that nobody has had.
+    fn number(&mut self, keys: Vec<Key>) -> Vec<Key> {
+        let mut number = |key: &Key| {
+            let before = self.keys.iter().find(|old| old.digest == key.digest);
+            before.map_or_else(
+                || {
+                    self.next = self.next.saturating_add(1);
+                    self.next - 1
+                },
+                |old| old.number,
+            )
+        };
+        keys.into_iter().map(|key| Key { number: number(&key), ..key }).collect()
+    }
+}
+
+fn load(path: &Path) -> Result<Vec<Key>, KeysError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| KeysError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|what| KeysError::Content { path: path.to_owned(), what })
+}
+
+/// The keys of a file, not yet numbered.
+fn parse(text: &str) -> Result<Vec<Key>, String> {
+    let File { key: entries } = toml::from_str(text).map_err(|error| error.to_string())?;
+    let mut keys: Vec<Key> = Vec::new();
+    for Entry { name, role, sha256 } in entries {
+        let digest =
+            digest(&sha256).ok_or_else(|| format!("key `{name}`: `sha256` is not 64 hexadecimal digits"))?;
+        if let Some(other) = keys.iter().find(|key| key.name == name || key.digest == digest) {
+            return Err(format!("key `{name}` has the name or the digest of key `{}`", other.name));
+        }
+        keys.push(Key { name, number: 0, role, digest });
+    }
+    if keys.is_empty() {
+        return Err("no key: with an empty file nobody could ask for anything".to_owned());
+    }
+    Ok(keys)
 }
 
 fn digest(hex: &str) -> Option<[u8; 32]> {
@@ -155,13 +214,35 @@ pub(crate) mod tests {
 
     #[test]
     fn a_key_is_its_caller_with_its_role() {
-        let keys = Keys::parse(&file(&[("a", "generate", "one"), ("b", "admin", "two")])).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        std::fs::write(&path, file(&[("a", "generate", "one"), ("b", "admin", "two")])).unwrap();
+        let keys = Keys::read(&path).unwrap();
         let identity = |secret| keys.identify(secret).map(|identity| (identity.caller.0, identity.role));
         assert_eq!(identity(Some("one")), Some((1, Role::Generate)));
         assert_eq!(identity(Some("two")), Some((2, Role::Admin)));
         assert_eq!(identity(Some("")), None);
         assert_eq!(identity(None), None);
         assert!(Role::Generate < Role::Analyse && Role::Analyse < Role::Admin);
+    }
+
+    #[test]
+    fn a_caller_stays_who_it_is_when_the_file_changes_and_nobody_becomes_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        let write = |keys: &[_]| std::fs::write(&path, file(keys)).unwrap();
+        let caller = |keys: &Keys, secret| keys.identify(Some(secret)).map(|identity| identity.caller.0);
+        write(&[("a", "generate", "one"), ("b", "generate", "two")]);
+        let first = Keys::read(&path).unwrap();
+        write(&[("c", "admin", "three"), ("b", "admin", "two")]);
+        let second = first.read_again().unwrap();
+        assert_eq!(["one", "two", "three"].map(|secret| caller(&second, secret)), [None, Some(2), Some(3)]);
+        assert_eq!(second.identify(Some("two")).unwrap().role, Role::Admin);
+        write(&[("d", "generate", "four")]);
+        let third = second.read_again().unwrap();
+        assert_eq!(caller(&third, "four"), Some(4));
+        std::fs::write(&path, "no keys").unwrap();
+        assert!(third.read_again().is_err());
     }
 
     #[test]
@@ -184,7 +265,7 @@ pub(crate) mod tests {
             (twice.as_str(), "key `a` has the name"),
             (same.as_str(), "key `b` has the name or the digest of key `a`"),
         ] {
-            let error = Keys::parse(text).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }

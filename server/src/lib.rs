@@ -15,6 +15,7 @@ pub mod health;
 pub mod shutdown;
 pub mod telemetry;
 
+pub mod access;
 pub mod app;
 pub mod call;
 pub mod check;

@@ -1,5 +1,6 @@
 //! The layers around every route, outermost last, with the reason for each position.
 
+pub mod access;
 pub mod cors;
 pub mod request_id;
 pub mod rescue;
@@ -15,7 +16,9 @@ use crate::app::App;
 /// Wraps the finished router.
 pub fn apply(router: Router, app: &App) -> Router {
     let router = router
-        // Innermost: a panic in a handler becomes an error like any other, and the layers above see it as one.
+        // Innermost: who may not do something gets no further, and the layers above treat the refusal like any error.
+        .layer(from_fn_with_state(app.clone(), access::layer))
+        // Below the rest: a panic in a handler becomes an error like any other, and the layers above see it as one.
         .layer(CatchPanicLayer::custom(rescue::panicked))
         // Above the panic layer: a handler that panics may leave its body unread too.
         .layer(from_fn(unread::layer))

@@ -1,5 +1,6 @@
 //! The OpenAPI document: title, groups, and what `router.rs` collects from the handlers.
 
+mod access;
 mod errors;
 mod examples;
 
@@ -34,6 +35,8 @@ pub(crate) fn preamble() -> OpenApi {
 
 /// Completes a document that has all routes.
 pub(crate) fn complete(document: &mut OpenApi) {
+    // Before the examples, which are found for whatever is described.
+    access::describe(document);
     examples::describe(document);
 }
 

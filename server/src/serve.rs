@@ -74,6 +74,11 @@ pub async fn serve(
         let read = move || tls.read_again().map_err(|error| error.to_string());
         beside.spawn(reload::on_change(files, "certificate", app.metrics().clone(), read));
     }
+    if let Some(files) = config.keys.files() {
+        let keyed = app.clone();
+        let read = move || keyed.read_keys().map_err(|error| error.to_string());
+        beside.spawn(reload::on_change(files, "keys", app.metrics().clone(), read));
+    }
     drop(told);
 
     tokio::pin!(shutdown);

@@ -32,6 +32,8 @@ mod faults;
 mod connections;
 // HTTPS and its certificates, HTTP/2, Unix sockets, the metrics' own listener.
 mod sockets;
+// Every route, without a key and with every role; keys that change under way.
+mod access;
 // Flags, variables and a file; everything that is wrong, at once.
 mod config;
 // What is served: /v1/models, readiness, every shipped package, the README's own command.

@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::{Generator, RequestIdPath, nobody};
-use crate::keys::Role;
+use crate::extract::{RequestIdPath, nobody};
+use crate::keys::{Identity, Role};
 
 /// What was cancelled.
 #[derive(Debug, Serialize, ToSchema)]
@@ -40,7 +40,7 @@ pub struct Cancelled {
 )]
 pub async fn cancel(
     State(app): State<App>,
-    Generator(identity): Generator,
+    identity: Identity,
     RequestIdPath(id): RequestIdPath,
 ) -> Result<Json<Cancelled>, ApiError> {
     let caller = (identity.role < Role::Admin).then_some(identity.caller);

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::find;
 use crate::app::{App, Phase};
 use crate::error::{ApiError, Cause, V2ErrorBody};
-use crate::extract::{Admin, ModelId, OptionalJson};
+use crate::extract::{ModelId, OptionalJson};
 use crate::v2::{Face, VERSION};
 
 /// Which models to list.
@@ -152,7 +152,6 @@ pub async fn index(
 )]
 pub async fn load(
     State(app): State<App>,
-    Admin(_): Admin,
     ModelId(name): ModelId,
     OptionalJson(request): OptionalJson<LoadRequest>,
 ) -> Result<(), ApiError> {
@@ -195,7 +194,6 @@ pub async fn load(
 )]
 pub async fn unload(
     State(app): State<App>,
-    Admin(_): Admin,
     ModelId(name): ModelId,
     OptionalJson(UnloadRequest { .. }): OptionalJson<UnloadRequest>,
 ) -> Result<(), ApiError> {
