@@ -22,13 +22,13 @@ fn main() {
     };
     let code = match configure(&found) {
         Err((problems, code)) => {
-            eprintln!("windowpane: {problems}");
+            tell(&problems);
             code
         }
         Ok(config) => match run(config, &found) {
             Ok(code) => code,
             Err(error) => {
-                eprintln!("windowpane: {error:#}");
+                tell(&format!("{error:#}"));
                 1
             }
         },
@@ -36,6 +36,12 @@ fn main() {
     // What was said reaches its reader; both outputs are ours alone by now.
     let _ = std::io::stdout().flush();
     shutdown::exit(code)
+}
+
+/// A last word. Where nobody can read it, because the disk or the pipe of standard error is full or gone, the exit code
+/// tells.
+fn tell(problem: &str) {
+    let _ = writeln!(std::io::stderr(), "windowpane: {problem}");
 }
 
 /// The configuration; or everything that is wrong with it, and the exit code.

@@ -154,6 +154,9 @@ impl Metrics {
         }
         for outcome in ["done", "failed"] {
             metrics.loads.with_label_values(&[outcome]);
+            for what in ["keys", "certificate"] {
+                metrics.reloads.with_label_values(&[what, outcome]);
+            }
         }
         metrics
     }

@@ -3,7 +3,7 @@
 
 pub mod otlp;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
 pub use tracing_subscriber::filter::ParseError;
@@ -17,12 +17,28 @@ pub fn filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(filter)
 }
 
+/// Standard error, where a line that cannot be written is lost: the disk may be full, or the reader gone, and neither is
+/// a reason not to serve.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Installs the subscriber for the whole process. Errors: a [`filter`] that is not one.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(self::filter(filter)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_writer(|| Stderr)
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal());
     // A subscriber that is already there, in a test or an embedding program, is left alone.
     let _ = match format {
         LogFormat::Text => subscriber.with_target(false).try_init(),

@@ -84,7 +84,37 @@ fn head_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use serde::Deserialize;
+
     use super::*;
+    use crate::Config;
+    use crate::engine::fake::Faults;
+    use crate::testing::app;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Fields {
+        ready: bool,
+    }
+
+    #[tokio::test]
+    async fn no_body_is_nothing_or_null_and_not_what_looks_empty() {
+        let app = app(Config::default(), &Faults::default());
+        let read = async |body: &'static [u8]| {
+            let request = Request::post("/").body(Body::from(body)).unwrap();
+            let fields = OptionalJson::<Fields>::from_request(request, &app).await;
+            fields.map(|OptionalJson(Fields { ready })| ready).map_err(|error| error.cause.status())
+        };
+        for body in [&b""[..], b"null", b" null\r\n\t", b"{}"] {
+            assert_eq!(read(body).await, Ok(false), "{body:?}");
+        }
+        assert_eq!(read(br#"{"ready": true}"#).await, Ok(true));
+        for body in [&b"\x0c"[..], b" ", b"\x0cnull", b"null null", b"nul"] {
+            assert_eq!(read(body).await, Err(StatusCode::BAD_REQUEST), "{body:?}");
+        }
+    }
 
     #[test]
     fn the_length_of_the_head_is_a_number_of_bytes() {

@@ -1,13 +1,20 @@
 //! A connection whose peer has to take what it is sent: a write that makes no progress for `--write-timeout` ends it.
 //! A client that stops reading would otherwise keep its answer, and its place, for as long as it likes.
+//!
+//! And one that is closed in order (RFC 9112, section 9.6): what the peer still sends is read and thrown away for a
+//! moment. Otherwise the kernel resets the connection, and a client that was told why its body is refused may lose the
+//! answer while it still writes.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// How long a connection that was closed still takes what its peer sends.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream with a bound on how long a write may wait.
 #[derive(Debug)]
@@ -16,13 +23,15 @@ pub(super) struct Paced<S> {
     limit: Duration,
     /// The end of the wait, while there is one.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// The end of the lingering, once nothing more is written.
+    lingers: Option<Pin<Box<Sleep>>>,
 }
 
 // === impl Paced ===
 
 impl<S> Paced<S> {
     pub(super) fn new(stream: S, limit: Duration) -> Self {
-        Self { stream, limit, deadline: None }
+        Self { stream, limit, deadline: None, lingers: None }
     }
 
     /// The outcome of a write, which may not be pending for ever.
@@ -50,7 +59,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -79,8 +88,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.bounded(context, outcome)
+        if self.lingers.is_none() {
+            let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
+            ready!(self.bounded(context, outcome))?;
+            self.lingers = Some(Box::pin(sleep_until(Instant::now() + LINGER)));
+        }
+        self.linger(context)
+    }
+}
+
+impl<S: AsyncRead + Unpin> Paced<S> {
+    /// Reads until the peer has closed its side too, or has had its moment. What goes wrong no longer matters.
+    fn linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = [0; 8192];
+        loop {
+            if self.lingers.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }
 
@@ -107,5 +137,24 @@ mod tests {
         let start = Instant::now();
         let error = writer.write_all(&[0; 40]).await.unwrap_err();
         assert!(error.kind() == io::ErrorKind::TimedOut && start.elapsed() >= limit, "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_the_end_is_taken_for_a_moment() {
+        let (mut peer, stream) = tokio::io::duplex(8);
+        let mut stream = Paced::new(stream, Duration::from_secs(60));
+        // A peer that writes on, and then closes: nothing of it is refused.
+        let (closed, written) = tokio::join!(stream.shutdown(), async {
+            let written = peer.write_all(&[0; 100]).await;
+            drop(peer);
+            written
+        });
+        closed.unwrap();
+        written.unwrap();
+        // One that does not close has its moment.
+        let (_peer, stream) = tokio::io::duplex(8);
+        let start = Instant::now();
+        Paced::new(stream, Duration::from_secs(60)).shutdown().await.unwrap();
+        assert!((LINGER..LINGER * 5).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 }

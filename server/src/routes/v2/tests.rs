@@ -129,21 +129,6 @@ async fn keys_are_asked_for_and_only_an_administrator_loads() {
 }
 
 #[tokio::test]
-async fn no_body_is_nothing_or_null_and_not_what_looks_empty() {
-    let app = ready();
-    let ask = async |body: &'static [u8]| {
-        let request = Request::post("/v2/repository/index").body(Body::from(body)).unwrap();
-        send(&app, request).await.status
-    };
-    for body in [&b""[..], b"null", b" null\r\n\t", b"{}"] {
-        assert_eq!(ask(body).await, StatusCode::OK, "{body:?}");
-    }
-    for body in [&b"\x0c"[..], b" ", b"\x0cnull", b"null null", b"nul"] {
-        assert_eq!(ask(body).await, StatusCode::BAD_REQUEST, "{body:?}");
-    }
-}
-
-#[tokio::test]
 async fn without_keys_nobody_loads() {
     for verb in ["load", "unload"] {
         let answer = post(&ready(), &format!("/v2/repository/models/plain/{verb}"), json!({})).await;
