@@ -159,7 +159,7 @@ fn tensors_whose_sizes_lie_are_refused_in_the_protocols_form() {
         refused(&send("tiny.sampler", bytes, Some(text.len())), &format!("{size} bytes"));
     }
     // The denoiser's own inputs, whose sizes multiply.
-    for shape in [json!([1_u64 << 40, 1, 32, 32]), json!([1, 1, 32, 1 << 40]), json!([1, 1, -32, -32])] {
+    for shape in [json!([1_u64 << 40, 1, 32, 32]), json!([1, 1, 32, 1_u64 << 40]), json!([1, 1, -32, -32])] {
         let body = json!({"inputs": [
             {"name": "x", "shape": shape, "datatype": "FP32", "data": [0.0]},
             {"name": "t", "shape": [1], "datatype": "FP32", "data": [1.0]},
@@ -178,15 +178,16 @@ fn names_that_climb_out_of_the_folder_lead_nowhere() {
     let config = Config { keys: keys(&[("operator", "admin")]), models, max_rows: 2, ..TestServer::config() };
     let server = TestServer::start(config);
     for name in
-        ["..%2fhidden", "..%2F..%2Fetc", "%2e%2e%2fhidden", "..%5chidden", "tiny%00", "%2fetc%2fpasswd", "."]
+        ["..%2fhidden", "..%2F..%2Fetc", "%2e%2e%2fhidden", "..%5chidden", "tiny%00", "%2fetc%2fpasswd"]
     {
         for action in ["load", "unload"] {
-            for prefix in ["/v1/models", "/v2/repository/models"] {
-                let request = server.request("POST", &format!("{prefix}/{name}/{action}"));
-                let answer = server.send(request.bearer_auth("operator's secret"));
-                assert_eq!(answer.status, 404, "{prefix}/{name}/{action}: {answer:?}");
-                assert!(!answer.text().contains("/etc/passwd`:"), "{answer:?}");
-            }
+            let request = server.request("POST", &format!("/v2/repository/models/{name}/{action}"));
+            let answer = server.send(request.bearer_auth("operator's secret"));
+            assert_eq!(
+                (answer.status, &answer.json()["code"]),
+                (404, &json!("model_not_found")),
+                "{name}: {answer:?}"
+            );
         }
         let mut body = ring();
         body["model"] = json!(name.replace("%2f", "/").replace("%2F", "/").replace("%00", "\0"));
@@ -204,9 +205,9 @@ fn a_link_that_comes_into_a_package_is_refused_and_the_old_version_serves_on() {
     let outside = package.models().join("outside.bin");
     fs::rename(package.file("weights.bin"), &outside).unwrap();
     std::os::unix::fs::symlink(&outside, package.file("weights.bin")).unwrap();
-    let load = server.request("POST", "/v1/models/tiny/load").bearer_auth("operator's secret");
+    let load = server.request("POST", "/v2/repository/models/tiny/load").bearer_auth("operator's secret");
     let answer = server.send(load);
-    answer.refused(500, "load_failed", None);
+    assert_eq!((answer.status, &answer.json()["code"]), (500, &json!("load_failed")), "{answer:?}");
     assert!(!answer.text().contains("outside"), "{}", answer.text());
     server.send(server.post(ring().to_string()).bearer_auth("operator's secret")).ok();
 }

@@ -272,9 +272,9 @@ fn a_head_without_end_is_too_large_and_the_server_hangs_up() {
     hung_up(server, format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-long: {long}\r\n\r\n").as_bytes(), "431");
     let many = "x-many: 1\r\n".repeat(200);
     hung_up(server, format!("GET /livez HTTP/1.1\r\nhost: x\r\n{many}\r\n").as_bytes(), "431");
-    // Where it is the path that is too long, a status of its own.
+    // The path is part of the head.
     let path = &long[..1 << 17];
-    hung_up(server, format!("GET /{path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes(), "414");
+    hung_up(server, format!("GET /{path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes(), "431");
     // After a good request on the same connection too.
     let answer = server.raw(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/9.9\r\n\r\n");
     let statuses: Vec<&str> =

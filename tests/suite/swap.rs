@@ -154,8 +154,13 @@ fn a_model_that_is_unloaded_midway_finishes_what_it_has() {
 
 /// What a model had of its device: seconds in ticks, and ticks.
 fn had(app: &App, model: &str) -> (f64, u64) {
-    let ticks = app.metrics().tick.with_label_values(&[model]);
-    (ticks.get_sample_sum(), ticks.get_sample_count())
+    let metrics = app.metrics();
+    let model = app.models().into_iter().find(|other| other.name() == model).expect("it is served");
+    let of = |(rows, _): (usize, Duration)| {
+        let ticks = metrics.tick.with_label_values(&[model.name(), &rows.to_string()]);
+        (ticks.get_sample_sum(), ticks.get_sample_count())
+    };
+    model.served.costs.buckets().map(of).fold((0.0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
 #[test]
