@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 
-    /// Origins whose pages may call this server from a browser, such as https://app.example.com, or `*` for all; several
+    /// Origins whose pages may call this server from a browser, such as `https://app.example.com`, or `*` for all; several
     /// by commas or by giving the flag again. Without it none may (CORS). A key is asked for all the same.
     #[arg(long, env = "WINDOWPANE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
