@@ -32,7 +32,7 @@ fn schemathesis_finds_nothing() {
     let summary = said.lines().find(|line| line.contains(" generated, ")).unwrap_or_else(|| panic!("{said}"));
     let of = |what: &str| -> usize {
         let parts = summary.split(',').filter_map(|part| part.trim().strip_suffix(what));
-        parts.map(|count| count.parse().expect("a count")).sum()
+        parts.map(|count| count.parse::<usize>().expect("a count")).sum()
     };
     assert_eq!(of(" generated"), of(" passed"), "{said}");
 
