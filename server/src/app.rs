@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit, watch};
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
@@ -53,9 +53,21 @@ struct Inner {
     requests: Requests,
     /// Encodings that may run at a time: one for each core, since they take what the networks need.
     encoders: Semaphore,
+    /// Memory for bodies that are being read, in blocks.
+    bodies: Semaphore,
     draining: AtomicBool,
     /// Generations being answered.
     jobs: watch::Sender<usize>,
+}
+
+/// Bytes that bodies may hold together while they are being read; the limit of one, where that is more.
+const MOST_BODIES: usize = 256 << 20;
+
+/// Bodies are counted in blocks of so many bytes.
+const BLOCK: usize = 1024;
+
+fn blocks(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(BLOCK)).unwrap_or(u32::MAX)
 }
 
 /// Where in its life the server is.
@@ -79,6 +91,7 @@ impl App {
     /// An application whose models are still to be loaded: it can serve at once, and says that it is not ready.
     pub fn new(config: Config) -> Self {
         let metrics = Metrics::new();
+        let bodies = blocks(MOST_BODIES.max(config.body_limit)) as usize;
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
             traces: config.traces.clone(),
@@ -91,6 +104,7 @@ impl App {
             put_away: std::sync::Mutex::default(),
             retired: std::sync::Mutex::default(),
             requests: Requests::default(),
+            bodies: Semaphore::new(bodies),
             encoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
@@ -117,8 +131,12 @@ impl App {
         let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
         let table = table.get_or_insert_default();
         for model in models {
-            let replaced = table.insert(model.name().to_owned(), Arc::new(model));
-            replaced.iter().for_each(|model| self.retire(model));
+            let model = Arc::new(model);
+            let replaced = table.insert(model.name().to_owned(), Arc::clone(&model));
+            if let Some(old) = &replaced {
+                self.0.loader.replaced(old, &model);
+                self.retire(old);
+            }
         }
     }
 
@@ -140,14 +158,20 @@ impl App {
 
     /// Serves the model no longer, until somebody asks for it again; requests under way are finished.
     pub async fn unload_model(&self, name: &str) -> Result<(), ApiError> {
+        let one_at_a_time = self.0.changing.lock().await;
+        // Read now, when no new version is on its way: it is this one that shall not come back.
         let digest = self.model(Some(name))?.card.digest.clone();
         self.put_away().insert(digest);
-        self.drop_model(name).await
+        self.remove(name, one_at_a_time)
     }
 
     /// Serves the model no longer, because its package is gone.
     pub(crate) async fn drop_model(&self, name: &str) -> Result<(), ApiError> {
-        let _one_at_a_time = self.0.changing.lock().await;
+        let one_at_a_time = self.0.changing.lock().await;
+        self.remove(name, one_at_a_time)
+    }
+
+    fn remove(&self, name: &str, _one_at_a_time: MutexGuard<'_, ()>) -> Result<(), ApiError> {
         let model = self.model(Some(name))?;
         let mut table = self.0.models.write().unwrap_or_else(PoisonError::into_inner);
         let removed = table.as_mut().and_then(|table| table.remove(name));
@@ -188,6 +212,12 @@ impl App {
         let _permit = self.0.encoders.acquire().await;
         let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
         tokio::task::spawn_blocking(work).await.map_err(ended)
+    }
+
+    /// Room in memory for a body of so many bytes that is about to be read, for as long as it is held.
+    pub(crate) async fn room_for_body(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        // Never closed, and never too small: a body is at most the limit.
+        self.0.bodies.acquire_many(blocks(bytes)).await.ok()
     }
 
     /// The requests under way.

@@ -273,6 +273,15 @@ Try it:
 The API is described at /docs, models and classes are at /v1/models,
 metrics at /metrics.";
 
+// === impl Args ===
+
+impl Args {
+    /// Where the server listens: `--listen`, or else `--host` and `--port`.
+    pub fn listen(&self) -> Listen {
+        self.listen.clone().unwrap_or(Listen::Tcp(SocketAddr::new(self.host, self.port)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -156,6 +156,12 @@ pub enum SubmitError {
         /// Seconds after which there will be room for it.
         retry_after: u64,
     },
+    /// Too many images are waiting or running.
+    #[error("too many images are waiting")]
+    Crowded {
+        /// Seconds after which half of them will be done.
+        retry_after: u64,
+    },
     /// It cannot be done by its deadline.
     #[error("it would take {needs:?}")]
     TooLate {
@@ -212,7 +218,7 @@ impl Batcher {
                 Ok(opened) => opened,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            let queue = Arc::new(Queue::new(&config, Arc::clone(&device)));
+            let queue = Arc::new(Queue::new(&config, Arc::clone(&device), seat.id()));
             let elements = config.shape.iter().product();
             if opened.send(Ok((Arc::clone(&queue), elements, report))).is_ok() {
                 let _end = Ended(Arc::clone(&queue));

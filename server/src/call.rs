@@ -157,6 +157,11 @@ pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiErro
             let message = format!("too much is waiting; there will be room in {retry_after} s");
             ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
         }
+        SubmitError::Crowded { retry_after } => {
+            let message =
+                format!("too many images are waiting; half of them will be done in {retry_after} s");
+            ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
+        }
         SubmitError::TooLate { needs, alone, retry_after } => {
             let timeout = timeout.unwrap_or_default();
             let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;

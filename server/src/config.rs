@@ -177,7 +177,7 @@ impl Config {
         };
         Ok(Self {
             models: args.models.clone(),
-            listen: args.listen.clone().unwrap_or(Listen::Tcp(SocketAddr::new(args.host, args.port))),
+            listen: args.listen(),
             socket_mode: args.socket_mode,
             tls,
             metrics_listen: args.metrics_listen,

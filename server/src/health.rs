@@ -6,14 +6,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::args::Listen;
-use crate::config::Config;
+use crate::args::{Args, Listen};
 
 /// Time that a healthy server has to connect, to read and to answer, each.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The most that is read of an answer. Ours has a few hundred bytes.
 const ANSWER_MOST: u64 = 1 << 16;
+
+/// Where a server answers: all that has to be known of its configuration. The rest may be wrong by now, a file of keys that
+/// is being written for example, and the server be well all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Door {
+    /// The address of everything.
+    pub listen: Listen,
+    /// The metrics' own, if they have one.
+    pub metrics: Option<SocketAddr>,
+    /// Whether HTTPS alone is spoken at the first.
+    pub is_secret: bool,
+}
+
+impl From<&Args> for Door {
+    fn from(args: &Args) -> Self {
+        Self { listen: args.listen(), metrics: args.metrics_listen, is_secret: args.tls_cert.is_some() }
+    }
+}
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +70,13 @@ pub enum HealthError {
     },
 }
 
-/// Asks the server that runs with this configuration. Where metrics have a listener of their own, the question goes there;
+/// Asks the server behind this door. Where metrics have a listener of their own, the question goes there;
 /// an address that means all of the machine's is asked by the loopback.
-pub fn ask(config: &Config, question: Question) -> Result<(), HealthError> {
-    match (&config.metrics_listen, &config.listen) {
+pub fn ask(door: &Door, question: Question) -> Result<(), HealthError> {
+    match (&door.metrics, &door.listen) {
         (Some(address), _) => at(&Listen::Tcp(reachable(*address)), question),
         (None, Listen::Unix(path)) => at(&Listen::Unix(path.clone()), question),
-        (None, listen) if config.tls.is_some() => Err(HealthError::Secret(listen.clone())),
+        (None, listen) if door.is_secret => Err(HealthError::Secret(listen.clone())),
         (None, Listen::Tcp(address)) => at(&Listen::Tcp(reachable(*address)), question),
     }
 }
@@ -156,8 +173,8 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error_that_says_where() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let config = Config { listen: Listen::Tcp(address), ..Config::default() };
-        let error = ask(&config, Question::Alive).unwrap_err().to_string();
+        let door = Door { listen: Listen::Tcp(address), metrics: None, is_secret: false };
+        let error = ask(&door, Question::Alive).unwrap_err().to_string();
         assert!(error.starts_with(&format!("no answer from {address}: ")), "{error}");
     }
 
@@ -171,12 +188,12 @@ mod tests {
             let _ = stream.read(&mut [0; 1024]).unwrap();
             stream.write_all(b"HTTP/1.1 503 No\r\n\r\n").unwrap();
         });
-        let mut config = Config { listen: Listen::Unix(file.clone()), ..Config::default() };
-        let error = ask(&config, Question::Ready).unwrap_err().to_string();
+        let mut door = Door { listen: Listen::Unix(file.clone()), metrics: None, is_secret: false };
+        let error = ask(&door, Question::Ready).unwrap_err().to_string();
         assert_eq!(error, format!("unix:{}/readyz answers 503", file.display()));
         let Listen::Tcp(metrics) = answering(b"HTTP/1.1 200 OK\r\n\r\n") else { panic!("it is an address") };
-        config.metrics_listen = Some(metrics);
-        ask(&config, Question::Ready).unwrap();
+        door.metrics = Some(metrics);
+        ask(&door, Question::Ready).unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::pin::pin;
 use anyhow::Context;
 use windowpane_server::app::folder::watch;
 use windowpane_server::args::{Command, Found, Listen, LogFormat};
-use windowpane_server::health::{self, Question};
+use windowpane_server::health::{self, Door, Question};
 use windowpane_server::serve::{Listener, raise_open_files};
 use windowpane_server::{App, Config, Listeners, check, serve, shutdown, telemetry};
 
@@ -20,6 +20,13 @@ fn main() {
         Ok(found) => found,
         Err(error) => error.exit(),
     };
+    if let Some(Command::Health { ready }) = &found.args.command {
+        let question = if *ready { Question::Ready } else { Question::Alive };
+        // Nothing but where the server is: what else is wrong by now is no concern of its health.
+        let answer = health::ask(&Door::from(&found.args), question);
+        answer.as_ref().err().iter().for_each(|error| tell(&error.to_string()));
+        shutdown::exit(u8::from(answer.is_err()))
+    }
     let code = match configure(&found) {
         Err((problems, code)) => {
             tell(&problems);
@@ -70,12 +77,7 @@ fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
         tracing::warn!("{oddity}");
     }
     match &args.command {
-        None => {}
-        Some(Command::Health { ready }) => {
-            let question = if *ready { Question::Ready } else { Question::Alive };
-            health::ask(&config, question)?;
-            return Ok(0);
-        }
+        None | Some(Command::Health { .. }) => {}
         Some(Command::Check(what)) => {
             let whole =
                 check::run(what, &config, &mut std::io::stdout().lock()).context("writing the report")?;

@@ -59,12 +59,16 @@ pub async fn on_change(
     loop {
         tokio::time::sleep(LOOK).await;
         let read = read.clone();
+        let mut looked = files.clone();
         let look = move || {
-            let outcome = files.changed().then(read);
-            (files, outcome)
+            let outcome = looked.changed().then(read);
+            (looked, outcome)
         };
         // A file system that hangs holds up nothing but this.
-        let Ok((looked, outcome)) = tokio::task::spawn_blocking(look).await else { return };
+        let again = files.clone();
+        let (looked, outcome) = tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or_else(|error| (again, Some(Err(format!("reading it ended early: {error}")))));
         files = looked;
         match outcome {
             None => {}

@@ -2,15 +2,15 @@
 //! their old versions, removed ones are let go. Looked at in intervals: a package is a folder that appears whole, and a
 //! few small files read every few seconds cost nothing, on any file system.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::model::load::LoadError;
 
 /// Looks at the folder every `interval`, for ever.
 pub async fn watch(app: App, interval: Duration) {
-    let mut watch = Watch { app, failed: BTreeSet::new() };
+    let mut watch = Watch { app, interval, failed: BTreeMap::new() };
     loop {
         tokio::time::sleep(interval).await;
         watch.look().await;
@@ -19,10 +19,23 @@ pub async fn watch(app: App, interval: Duration) {
 
 struct Watch {
     app: App,
-    /// Digests of packages that did not load: tried again, since the rest of a package may still be on its way, but
-    /// said once.
-    failed: BTreeSet<String>,
+    interval: Duration,
+    /// Packages that did not load, by digest: said once, and tried again, since the rest of a package may still be on its way;
+    /// but more and more seldom, since each try takes a processor for as long as it takes to load.
+    failed: BTreeMap<String, Failure>,
 }
+
+/// A package that did not load.
+#[derive(Debug, Clone, Copy)]
+struct Failure {
+    /// When it is tried again.
+    next: Instant,
+    /// How long it is left alone after that.
+    pause: Duration,
+}
+
+/// The longest that a package which does not load is left alone.
+const MOST_PAUSE: Duration = Duration::from_secs(300);
 
 // === impl Watch ===
 
@@ -43,8 +56,10 @@ impl Watch {
         };
         let served: BTreeMap<String, String> =
             self.app.models().iter().map(|m| (m.name().to_owned(), m.card.digest.clone())).collect();
+        self.failed.retain(|digest, _| here.values().any(|other| other == digest));
         for (name, digest) in &here {
-            if served.get(name) != Some(digest) && !self.app.put_away().contains(digest) {
+            let is_due = self.failed.get(digest).is_none_or(|failure| Instant::now() >= failure.next);
+            if served.get(name) != Some(digest) && is_due && !self.app.put_away().contains(digest) {
                 self.load(name, digest).await;
             }
         }
@@ -66,7 +81,12 @@ impl Watch {
                 tracing::info!(model = name, digest = model.card.digest, "serving the new package");
             }
             Err(error) => {
-                if self.failed.insert(digest.to_owned()) {
+                let before = self.failed.get(digest).copied();
+                let pause = before.map_or(self.interval, |failure| failure.pause);
+                let next = Instant::now() + pause;
+                let pause = (2 * pause).min(MOST_PAUSE.max(self.interval));
+                self.failed.insert(digest.to_owned(), Failure { next, pause });
+                if before.is_none() {
                     let detail = error.detail.unwrap_or(error.message);
                     tracing::error!(model = name, detail, "the new package does not load; trying on");
                 }

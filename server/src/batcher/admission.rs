@@ -15,6 +15,10 @@ use super::Caller;
 /// Promises of one caller that are kept; beyond them times are still told, but not kept free.
 const MOST_PROMISES: usize = 4096;
 
+/// Promises to one fingerprint. Many may ask for the same, and one may ask without waiting: it is not to put off everybody
+/// else for ever. Beyond them the latest of their times is told again.
+const MOST_ALIKE: usize = 64;
+
 /// The farthest time that is promised.
 const FARTHEST: Duration = Duration::from_secs(600);
 
@@ -98,7 +102,8 @@ impl Ledger {
         let (outstanding, promised) = (account.outstanding, account.promised());
         let admitted = outstanding == 0
             || if let Some(then) = kept {
-                (outstanding + ask.work) as f64 <= share.max(then) as f64 * SLACK
+                // Work of more than a share counts as one: it would never find so much room, and it has waited its time.
+                (outstanding + ask.work.min(share)) as f64 <= share.max(then) as f64 * SLACK
             } else {
                 (outstanding + promised).saturating_add(ask.work) <= share
                     || (outstanding + ask.work) as f64 <= share as f64 * BUSY_ENOUGH
@@ -106,6 +111,11 @@ impl Ledger {
         if admitted {
             account.outstanding += ask.work;
             return Ok(());
+        }
+        if kept.is_none()
+            && let Some(due) = account.latest_of_many(ask.fingerprint)
+        {
+            return Err(whole_seconds(due.saturating_sub(now)));
         }
         // Until the limit holds, the caller's share of the engine has to do this much of what is ahead. A promise that
         // could not be kept has nobody ahead of it but what runs.
@@ -169,6 +179,12 @@ impl Account {
         earliest.map(|i| self.promises.remove(i).share)
     }
 
+    /// When the latest promise to this fingerprint is due, if it has as many as one may have.
+    fn latest_of_many(&self, fingerprint: u64) -> Option<Duration> {
+        let due = || self.promises.iter().filter(|p| p.fingerprint == fingerprint).map(|p| p.due);
+        if due().count() < MOST_ALIKE { None } else { due().max() }
+    }
+
     fn promised(&self) -> u64 {
         self.promises.iter().map(|promise| promise.work).sum()
     }
@@ -230,6 +246,30 @@ mod tests {
             ledger.give_back(Caller(0), 100);
             assert_eq!(ledger.ask(ask(0, 7, 100), terms(second as f64)), Ok(()));
         }
+    }
+
+    #[test]
+    fn who_asks_without_waiting_puts_nobody_off_for_ever() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        let mut told = 0;
+        for i in 0..10_000 {
+            told = ledger.ask(ask(0, 7, 100), terms(f64::from(i) * 1e-4)).unwrap_err();
+        }
+        // 64 promises of a second, and a quarter more.
+        assert!((75..=81).contains(&told), "{told}");
+        let polite = ledger.ask(ask(0, 8, 100), terms(1.0)).unwrap_err();
+        assert!(polite <= 83, "{polite}");
+    }
+
+    #[test]
+    fn work_beyond_the_limit_comes_in_when_it_was_told() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
+        let seconds = ledger.ask(ask(0, 2, 4000), terms(0.0)).unwrap_err();
+        // All the while there are newcomers, and as much comes in as is done.
+        ledger.give_back(Caller(0), 500);
+        assert_eq!(ledger.ask(ask(0, 2, 4000), terms(seconds as f64)), Ok(()));
     }
 
     #[test]

@@ -60,9 +60,12 @@ impl Device {
         Seat { device: self, id }
     }
 
-    /// Models that have work now, at least 1: the factor by which they slow each other down.
-    pub fn sharers(&self) -> f64 {
-        self.lock().members.values().filter(|member| member.active).count().max(1) as f64
+    /// Models among which the device is shared while this member works, itself among them: the factor by which they slow it
+    /// down.
+    pub fn sharers(&self, member: u64) -> f64 {
+        let state = self.lock();
+        let others = state.members.iter().filter(|(id, other)| **id != member && other.active);
+        (1 + others.count()) as f64
     }
 
     /// For how long it has been in one piece of work; none between two.
@@ -97,6 +100,11 @@ impl State {
 // === impl Seat ===
 
 impl Seat<'_> {
+    /// Its number among the device's members.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// The worker has nothing to do until it [uses](Self::run) the device again.
     pub fn rest(&self) {
         let mut state = self.device.lock();
@@ -204,13 +212,14 @@ mod tests {
         for _ in 0..5 {
             busy.run(|| thread::sleep(Duration::from_millis(2)));
         }
-        assert_eq!(device.sharers(), 1.0);
+        // Whoever is idle will share it once it works, and whoever works is not slowed down by who is idle.
+        assert_eq!((device.sharers(busy.id()), device.sharers(idle.id())), (1.0, 2.0));
         idle.run(|| ());
-        assert_eq!(device.sharers(), 2.0);
+        assert_eq!((device.sharers(busy.id()), device.sharers(idle.id())), (2.0, 2.0));
         let members = device.lock().members.clone();
         assert!(members[&1].used + Duration::from_millis(4) >= members[&0].used, "{members:?}");
         drop(busy);
-        assert_eq!(device.sharers(), 1.0);
+        assert_eq!(device.sharers(idle.id()), 1.0);
         idle.rest();
         idle.run(|| ());
     }

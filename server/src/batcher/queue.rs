@@ -26,6 +26,8 @@ pub struct Queue {
     wake: Condvar,
     began: Instant,
     device: Arc<Device>,
+    /// The worker's number there.
+    member: u64,
     rules: Rules,
 }
 
@@ -112,8 +114,8 @@ pub struct Standing {
 // === impl Queue ===
 
 impl Queue {
-    /// An empty queue.
-    pub fn new(config: &WorkerConfig, device: Arc<Device>) -> Self {
+    /// An empty queue, of the worker that is this member of the device.
+    pub fn new(config: &WorkerConfig, device: Arc<Device>, member: u64) -> Self {
         let room = match config.scheduling {
             Scheduling::Continuous => config.costs.target(config.max_rows),
             Scheduling::Request { .. } | Scheduling::Serial => config.max_rows,
@@ -138,6 +140,7 @@ impl Queue {
             wake: Condvar::new(),
             began: Instant::now(),
             device,
+            member,
             rules: Rules {
                 max_images: config.queue_limit,
                 max_backlog: config.max_backlog,
@@ -174,10 +177,10 @@ impl Queue {
                 retry_after: whole_seconds(eta.saturating_sub(left)),
             });
         }
-        let row = state.costs.row(size.room) * self.device.sharers();
+        let row = state.costs.row(size.room) * self.device.sharers(self.member);
         if units.len() > state.places(caller, self.rules.max_images) {
             let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
-            return Err(SubmitError::Overloaded { retry_after: whole_seconds(half) });
+            return Err(SubmitError::Crowded { retry_after: whole_seconds(half) });
         }
         let limit = (self.rules.max_backlog.as_secs_f64() / row) as u64;
         let ask = Ask { caller, fingerprint, work: demand.work };
@@ -219,7 +222,7 @@ impl Queue {
             backlog: state
                 .costs
                 .work(state.ledger.outstanding(), self.rules.tick_size(state.is_pinned()).room)
-                .mul_f64(self.device.sharers()),
+                .mul_f64(self.device.sharers(self.member)),
         }
     }
 
@@ -359,7 +362,7 @@ impl Queue {
             work: (left * candidate.rows) as u64,
             goes_first: candidate.deadline <= due,
         });
-        demand.eta(ahead, &state.costs, size).mul_f64(self.device.sharers())
+        demand.eta(ahead, &state.costs, size).mul_f64(self.device.sharers(self.member))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -388,12 +391,16 @@ impl State {
         self.entries.values().any(|entry| entry.pinned)
     }
 
-    /// Images that `caller` may still bring: of `limit` its share among those who have some, less its own.
+    /// Images that `caller` may still bring: of `limit` its share among those who have some, less its own. Who has none may
+    /// bring what is allowed at all, as long as that makes no more than twice the limit: a share that is smaller than a request
+    /// would refuse it for ever.
     fn places(&self, caller: Caller, limit: usize) -> usize {
         let callers: BTreeSet<Caller> = self.entries.values().map(|entry| entry.candidate.caller).collect();
         let others = callers.iter().filter(|&&other| other != caller).count();
         let own = self.entries.values().filter(|entry| entry.candidate.caller == caller).count();
-        (limit / (others + 1)).saturating_sub(own)
+        let share = (limit / (others + 1)).saturating_sub(own);
+        let all = self.entries.len();
+        if own == 0 { share.max((2 * limit).saturating_sub(all).min(limit)) } else { share }
     }
 
     /// Its place among its caller's.

@@ -27,12 +27,15 @@ pub(super) struct Worker {
     prediction: Vec<f32>,
     /// When the last call of the network ended, while there is work.
     last_call: Option<Instant>,
-    /// When the engine last began anew.
-    rebuilt: Option<Instant>,
+    /// Until when the engine does not begin anew again, and for how long the next time.
+    rest: Option<(Instant, Duration)>,
 }
 
-/// Time between two beginnings of an engine.
+/// Time from one beginning of an engine to the next, at least; twice as long each time, while no tick succeeds between.
 const BETWEEN_REBUILDS: Duration = Duration::from_secs(1);
+
+/// The longest.
+const MOST_BETWEEN: Duration = Duration::from_secs(60);
 
 /// A job that takes part in ticks.
 struct Live {
@@ -53,7 +56,7 @@ impl Worker {
         metrics.announce(&config.model, config.costs.buckets().map(|(rows, _)| rows));
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
-        Self { engine, config, queue, metrics, live, batch, prediction, last_call: None, rebuilt: None }
+        Self { engine, config, queue, metrics, live, batch, prediction, last_call: None, rest: None }
     }
 
     /// Runs until it is told to stop, or until the handle is gone and the last job is done.
@@ -117,9 +120,13 @@ impl Worker {
         let failed = outcome.is_err();
         let ends: Vec<Result<Progress, EngineError>> = match outcome {
             Ok(()) => {
+                self.rest = self.rest.map(|(until, _)| (until, BETWEEN_REBUILDS));
                 let units = part.iter_mut().map(|live| &mut live.job.unit);
                 let ends = sampler::apply(units, &mut self.prediction, row).into_iter().map(Ok).collect();
                 part.iter().for_each(|live| live.job.report());
+                // What failed has no place among the costs, nor among the steps that were taken.
+                self.queue.ticked(ids, self.batch.rows(), elapsed);
+                self.record(rows, ids.len(), elapsed, gap);
                 ends
             }
             Err(error) => {
@@ -127,8 +134,6 @@ impl Worker {
                 vec![Err(error); ids.len()]
             }
         };
-        self.queue.ticked(ids, self.batch.rows(), elapsed);
-        self.record(rows, ids.len(), elapsed, gap);
         let (room, all) = (self.queue.room(), ids.len() == self.live.len());
         let pinned = self.config.pinned.filter(|_| padded == self.config.pinned);
         if let Some(cause) = (Fill { room, rows, all, pinned }).why_small() {
@@ -157,10 +162,9 @@ impl Worker {
     /// Has the engine begin anew, after a tick that failed: what made it fail may have left it broken. Not more than once
     /// in a while: where every tick fails, sessions are no help.
     fn begin_anew(&mut self, seat: &Seat<'_>) {
-        if self.rebuilt.is_some_and(|last| last.elapsed() < BETWEEN_REBUILDS) {
+        if self.rest.is_some_and(|(until, _)| Instant::now() < until) {
             return;
         }
-        self.rebuilt = Some(Instant::now());
         let model = self.config.model.as_str();
         let rebuilt = seat.run(|| catch_unwind(AssertUnwindSafe(|| self.engine.rebuild()))).0;
         let outcome = match rebuilt {
@@ -180,6 +184,9 @@ impl Worker {
             }
         };
         self.metrics.rebuilds.with_label_values(&[model, outcome]).inc();
+        // From its end: a session may take seconds to build, which the models beside it wait for.
+        let pause = self.rest.map_or(BETWEEN_REBUILDS, |(_, pause)| pause);
+        self.rest = Some((Instant::now() + pause, (2 * pause).min(MOST_BETWEEN)));
         // No gap of the host's.
         self.last_call = None;
     }

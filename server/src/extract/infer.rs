@@ -51,7 +51,7 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalJson<T> {
 /// The body, as it was before it was compressed.
 async fn whole(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let (compression, limit) = (Compression::of_body(request.headers())?, app.config().body_limit);
-    let body = body::collect(request, app.config()).await?;
+    let body = body::collect(request, app).await?;
     let Some(compression) = compression else { return Ok(body) };
     tokio::task::spawn_blocking(move || compression.expand(&body, limit).map(Bytes::from))
         .await

@@ -22,7 +22,7 @@ impl<T: DeserializeOwned> FromRequest<App> for ApiJson<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         require_json(request.headers(), JSON)?;
-        let body = body::collect(request, app.config()).await?;
+        let body = body::collect(request, app).await?;
         parse(&body).map(Self)
     }
 }

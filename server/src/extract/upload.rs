@@ -33,7 +33,7 @@ impl FromRequest<App> for PngUpload {
         if !is_png {
             json::require_json(request.headers(), "`image/png` or `application/json`")?;
         }
-        let body = body::collect(request, app.config()).await?;
+        let body = body::collect(request, app).await?;
         if is_png {
             return Ok(Self(body));
         }

@@ -65,7 +65,9 @@ fn origin(text: &str) -> Result<HeaderValue, CorsError> {
     if !whole {
         return Err(error());
     }
-    HeaderValue::from_str(&text.to_ascii_lowercase()).map_err(|_| error())
+    let text = text.to_ascii_lowercase();
+    let usual = if text.starts_with("https:") { ":443" } else { ":80" };
+    HeaderValue::from_str(text.strip_suffix(usual).unwrap_or(&text)).map_err(|_| error())
 }
 
 #[cfg(test)]

@@ -90,11 +90,22 @@ impl Loader {
 
     /// Takes a model that serves no longer out of the metrics.
     pub fn forget(&self, model: &Model) {
-        let name = model.name();
-        self.metrics.model_ready.with_label_values(&[name]).set(0);
+        self.metrics.model_ready.with_label_values(&[model.name()]).set(0);
+        self.forget_provider(model);
+    }
+
+    /// Another version serves in its place. What it ran on is not what is run on now, unless that is the same.
+    pub fn replaced(&self, old: &Model, new: &Model) {
+        if (old.served.provider, old.served.dtype) != (new.served.provider, new.served.dtype) {
+            self.forget_provider(old);
+        }
+    }
+
+    fn forget_provider(&self, model: &Model) {
         let provider = model.served.provider.to_string();
-        // It is there unless another version with other labels took its place: nothing to remove then.
-        let _ = self.metrics.provider.remove_label_values(&[name, &provider, dtype_name(model.served.dtype)]);
+        let labels = [model.name(), &provider, dtype_name(model.served.dtype)];
+        // Nothing to remove where it is not there.
+        let _ = self.metrics.provider.remove_label_values(&labels);
     }
 
     /// Loads the package in this folder.

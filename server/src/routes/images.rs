@@ -69,7 +69,7 @@ pub use stream::ImageEvent;
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body's type is not JSON.", body = ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it.", body = ErrorBody),
-        (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room, which is kept for whoever comes back with the same request.", body = ErrorBody,
+        (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room. Where the work that waits is too much, the room is kept for whoever comes back with the same request.", body = ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
         (status = 503, description = "Loading or shutting down.", body = ErrorBody),

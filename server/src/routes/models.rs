@@ -18,6 +18,7 @@ use crate::engine::Provider;
 use crate::engine::check::{Determinism, GoldenReport};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Form, ModelId};
+use crate::keys::Identity;
 use crate::model::Model;
 use crate::model::load::dtype_name;
 use crate::sampler::{Trajectory, Unit};
@@ -208,7 +209,7 @@ pub struct LineageObject {
 // === impl ModelObject ===
 
 impl ModelObject {
-    fn new(model: &Model) -> Self {
+    fn new(model: &Model, caller: Caller) -> Self {
         let (card, served) = (&model.card, &model.served);
         let (manifest, defaults, lineage) =
             (&card.manifest, &card.manifest.defaults, card.manifest.lineage.clone());
@@ -267,7 +268,7 @@ impl ModelObject {
                 trainer: lineage.trainer,
                 metrics: lineage.metrics,
             },
-            queue: QueueObject::new(model),
+            queue: QueueObject::new(model, caller),
             strengths: None,
             card: None,
         }
@@ -285,7 +286,7 @@ impl Bucket {
 // === impl QueueObject ===
 
 impl QueueObject {
-    fn new(model: &Model) -> Self {
+    fn new(model: &Model, caller: Caller) -> Self {
         let standing = model.batcher.standing();
         let defaults = SampleSpec::defaults(&model.card);
         let unit = Unit::Sample(Trajectory::new(Arc::new(defaults), 0, model.batcher.elements()));
@@ -293,7 +294,7 @@ impl QueueObject {
             images: standing.images,
             waiting: standing.waiting,
             backlog_seconds: standing.backlog.as_secs_f64(),
-            eta_seconds: model.batcher.expect(Caller::ANONYMOUS, &[unit]).as_secs_f64(),
+            eta_seconds: model.batcher.expect(caller, &[unit]).as_secs_f64(),
         }
     }
 }
@@ -305,10 +306,10 @@ impl QueueObject {
     tag = "models",
     responses((status = 200, description = "The models.", body = ModelList))
 )]
-pub async fn list(State(app): State<App>) -> Json<ModelList> {
+pub async fn list(State(app): State<App>, identity: Identity) -> Json<ModelList> {
     Json(ModelList {
         object: "list",
-        data: app.models().iter().map(|model| ModelObject::new(model)).collect(),
+        data: app.models().iter().map(|model| ModelObject::new(model, identity.caller)).collect(),
     })
 }
 
@@ -324,8 +325,12 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
         (status = 503, description = "The models are still loading.", body = ErrorBody),
     )
 )]
-pub async fn get(State(app): State<App>, ModelId(id): ModelId) -> Result<Json<ModelObject>, ApiError> {
+pub async fn get(
+    State(app): State<App>,
+    identity: Identity,
+    ModelId(id): ModelId,
+) -> Result<Json<ModelObject>, ApiError> {
     let model = app.model(Some(&id))?;
     let (card, strengths) = (model.card.text.clone(), Some(StrengthObject::all(&model.card)));
-    Ok(Json(ModelObject { card, strengths, ..ModelObject::new(&model) }))
+    Ok(Json(ModelObject { card, strengths, ..ModelObject::new(&model, identity.caller) }))
 }

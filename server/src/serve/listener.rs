@@ -5,7 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::args::Listen;
@@ -14,6 +16,12 @@ use crate::config::Config;
 /// Connections that the kernel may have made and nobody has taken yet. More than the usual burst of a load balancer
 /// that opens its pool.
 const BACKLOG: u32 = 1024;
+
+/// A peer that says nothing is asked after 30 s whether it is still there, and after three questions it is gone.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// Every socket that the server listens on.
 #[derive(Debug)]
@@ -107,6 +115,8 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 // An answer is written whole: waiting for more bytes only delays it.
                 let _ = stream.set_nodelay(true);
+                // A peer that is gone without a word is found out, and its images abandoned. HTTP/2 has pings beside it.
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 Ok(Stream::Tcp(stream))
             }
             Kind::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),

@@ -31,8 +31,13 @@ fn the_number_of_images_is_bounded_too() {
     let model = Model::fake(manifest("shoes", &CLASSES), faults, &config, &Metrics::new()).unwrap();
     let spec = spec(&model, Sampler::Ddim, 5, 1.0, 0);
     let running = submit(&model, &spec, &[1, 2]).unwrap();
-    assert!(matches!(submit(&model, &spec, &[3, 4]), Err(SubmitError::Overloaded { .. })));
+    assert!(matches!(submit(&model, &spec, &[3, 4]), Err(SubmitError::Crowded { .. })));
+    // Somebody else's share of three is one: a request of three is not refused for ever.
+    let request = |seeds: &[u64]| Request { caller: Caller(1), ..request(&model, &spec, seeds) };
+    let other = model.batcher.submit(request(&[3, 4, 5])).unwrap();
+    assert!(matches!(model.batcher.submit(request(&[6])), Err(SubmitError::Crowded { .. })));
     block_on(running.finish()).unwrap();
+    block_on(other.finish()).unwrap();
     assert_eq!(sample(&model, &spec, &[3, 4, 5]).unwrap().len(), 3);
 }
 

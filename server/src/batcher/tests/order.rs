@@ -20,7 +20,7 @@ fn queue_of(model: &Model, max_rows: usize) -> Queue {
         pinned: None,
         scheduling: Scheduling::Continuous,
     };
-    Queue::new(&config, Arc::default())
+    Queue::new(&config, Arc::default(), 0)
 }
 
 #[test]

@@ -77,7 +77,7 @@ struct InferHeaders {
         (status = 413, description = "The body is too large, before or after it was expanded.", body = V2ErrorBody),
         (status = 415, description = "The body's type or compression is not taken.", body = V2ErrorBody),
         (status = 422, description = "A field or a tensor is not accepted; `param` names it.", body = V2ErrorBody),
-        (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room, which is kept for whoever comes back with the same request.", body = V2ErrorBody,
+        (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room. Where the work that waits is too much, the room is kept for whoever comes back with the same request.", body = V2ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = V2ErrorBody),
         (status = 503, description = "Loading or shutting down.", body = V2ErrorBody),
