@@ -7,12 +7,15 @@
 pub mod config;
 pub mod error;
 pub mod guidance;
+pub mod harmonicity;
+pub mod locality;
 pub mod manifest;
 pub mod noise;
 pub mod patch;
 pub mod prediction;
 pub mod schedule;
 pub mod solver;
+pub mod spectrum;
 pub mod window;
 
 pub use config::{ModelConfig, Placement};

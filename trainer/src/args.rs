@@ -39,7 +39,9 @@ pub enum Command {
     Eval(Eval),
     /// Write a run as a model package that the server can load.
     Export(Export),
-    /// Write one-operation attention graphs, to measure tiles against masks with.
+    /// Write a package anew from its own weights: graphs, golden and card as this version of the trainer makes them.
+    Refresh(Refresh),
+    /// Write one-operation attention graphs, to measure tiles against masks with, or networks to measure derivatives with.
     ExportOps(ExportOps),
 }
 
@@ -167,11 +169,24 @@ pub struct Export {
     pub raw: bool,
 }
 
+/// `refresh`.
+#[derive(Debug, ClapArgs)]
+pub struct Refresh {
+    /// The package's folder. It is replaced, as one.
+    pub package: PathBuf,
+    /// Leave it as it is, and write into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
 /// `export-ops`.
 #[derive(Debug, ClapArgs)]
 pub struct ExportOps {
     /// The folder to write into.
     pub out: PathBuf,
+    /// Instead two packages with random weights, to measure products with the Jacobian.
+    #[arg(long)]
+    pub networks: bool,
 }
 
 /// The path of a picture to write.

@@ -75,6 +75,30 @@ impl WindowedAttention {
         }
     }
 
+    /// The same as [`forward`](Self::forward) by libtorch's plain arithmetic, which can be differentiated twice, and what
+    /// every query sees of every key. Only of a dense plan.
+    ///
+    /// # Shapes
+    /// As there; the probabilities are `[n, heads, tokens, tokens]`.
+    pub fn watched(&self, q_nhtd: &Tensor, k_nhtd: &Tensor, v_nhtd: &Tensor) -> (Tensor, Tensor) {
+        let bias = match self {
+            Self::Global => None,
+            Self::Masked { bias_qk } => Some(bias_qk),
+            Self::Tiled { .. } => unreachable!("only dense attention is watched: this is a bug"),
+        };
+        Tensor::internal_scaled_dot_product_attention_math(
+            q_nhtd,
+            k_nhtd,
+            v_nhtd,
+            bias,
+            0.0,
+            false,
+            None::<&Tensor>,
+            None,
+            false,
+        )
+    }
+
     /// `softmax(q kᵀ / sqrt(head_dim) + window) v`.
     ///
     /// # Shapes

@@ -207,7 +207,31 @@ pub fn export(args: &args::Export) -> Result<()> {
         out: args.out.clone().unwrap_or_else(|| Path::new("models").join(&recipe.name)),
         force: args.force,
     };
-    let manifest = export::export(&request)?;
+    write_package(&request)
+}
+
+/// `refresh`
+pub fn refresh(args: &args::Refresh) -> Result<()> {
+    let package = export::reopen::reopen(&args.package)?;
+    let manifest = &package.manifest;
+    write_package(&ExportRequest {
+        name: manifest.name.clone(),
+        description: manifest.description.clone(),
+        purpose: package.purpose,
+        licence: manifest.licence.clone(),
+        meta: &package.meta,
+        flat: &package.flat,
+        defaults: manifest.defaults,
+        lineage: manifest.lineage.clone(),
+        table: package.table,
+        extra: package.extra,
+        force: args.out.is_none(),
+        out: args.out.clone().unwrap_or_else(|| args.package.clone()),
+    })
+}
+
+fn write_package(request: &ExportRequest<'_>) -> Result<()> {
+    let manifest = export::export(request)?;
     let bytes: u64 = manifest.files.values().map(|f| f.size).sum();
     println!("{}: {:.1} MB in {} files", request.out.display(), bytes as f64 / 1e6, manifest.files.len() + 1);
     Ok(())
@@ -215,8 +239,12 @@ pub fn export(args: &args::Export) -> Result<()> {
 
 /// `export-ops`
 pub fn export_ops(args: &args::ExportOps) -> Result<()> {
-    let written = export::single::write_all(&args.out)?;
-    println!("{written} graphs: {}", args.out.display());
+    let written = if args.networks {
+        export::networks::write_networks(&args.out)?.len()
+    } else {
+        export::single::write_all(&args.out)?
+    };
+    println!("{written} {}: {}", if args.networks { "packages" } else { "graphs" }, args.out.display());
     Ok(())
 }
 

@@ -134,6 +134,8 @@ pub struct ExportTable {
     pub weights: StoredWeights,
     /// Also write the f16 graph for CUDA.
     pub cuda: bool,
+    /// Also write the graphs that show the network's insides: attention, and products with its Jacobian.
+    pub insides: bool,
 }
 
 /// How weights lie in the package.
@@ -172,7 +174,7 @@ fn thousand() -> u64 {
 
 impl Default for ExportTable {
     fn default() -> Self {
-        Self { weights: StoredWeights::F16, cuda: true }
+        Self { weights: StoredWeights::F16, cuda: true, insides: true }
     }
 }
 

@@ -26,19 +26,26 @@ use crate::memory;
 use crate::model::position_table;
 use crate::params::Layout;
 
+pub mod adjoint;
 pub mod attention;
 mod card;
+mod derivative;
 pub mod dit;
 pub mod error;
 pub mod eval;
 pub mod golden;
 pub mod graph;
+pub mod insides;
 pub mod lower;
+pub mod networks;
 pub mod onnx;
 pub mod ops;
 pub mod plan;
+pub mod reopen;
+mod scatter;
 pub mod shape;
 pub mod single;
+pub mod tangent;
 pub mod weights;
 
 pub use error::ExportError;
@@ -70,7 +77,7 @@ pub struct ExportRequest<'a> {
     pub defaults: SampleDefaults,
     /// Where the weights came from.
     pub lineage: Lineage,
-    /// How weights are stored, and whether there is a graph for CUDA.
+    /// How weights are stored, and which graphs there are.
     pub table: ExportTable,
     /// Further files by name, such as `samples.png`.
     pub extra: Vec<(String, Vec<u8>)>,
@@ -128,37 +135,44 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest> {
     let config = &request.meta.config;
     let weights = stored_weights(config, request.flat, request.table.weights)?;
     let plans = plan::plans(config);
-    let cases = golden::cases(config, request.meta.schedule.steps, &rounded(config, &weights)?)?;
-    let names: Vec<String> = cases.iter().map(|case| case.name.clone()).collect();
+    let show = request.table.insides;
+    let cases = golden::cases(config, request.meta.schedule.steps, &rounded(config, &weights)?, show)?;
 
     let mut graphs = Vec::new();
-    let mut add = |device, dtype: Dtype, tolerance| -> Result<()> {
-        let graph = dit::denoiser(config, &plans, dtype)?;
-        let file = format!("denoiser.{dtype}.onnx");
+    let mut add = |role, device, graph: graph::Graph, dtype: Dtype, cases: &[golden::Case]| -> Result<()> {
+        let file = format!("{}.{dtype}.onnx", role_name(role));
         let doc = format!("{}: {} (computes in {dtype})", request.name, request.description);
         write(dir, &file, &lower::lower(&graph, &weights, &request.name, &doc)?.encode_to_vec())?;
         graphs.push(manifest::Graph {
-            role: Role::Denoiser,
+            role,
             device,
             dtype: if dtype == Dtype::F16 { manifest::Dtype::F16 } else { manifest::Dtype::F32 },
             file,
             plan: plans.clone(),
-            tolerance,
-            golden: names.clone(),
-            inputs: graph.inputs().map(spec).collect(),
-            outputs: graph.outputs().iter().map(|&id| spec(graph.value(id))).collect(),
+            tolerance: if dtype == Dtype::F16 { TOLERANCE_F16 } else { TOLERANCE_F32 },
+            golden: cases.iter().map(|case| case.name.clone()).collect(),
+            inputs: graph.inputs().map(|value| spec(&graph, value)).collect(),
+            outputs: graph.outputs().iter().map(|&id| spec(&graph, graph.value(id))).collect(),
         });
         Ok(())
     };
-    add(GraphDevice::Any, Dtype::F32, TOLERANCE_F32)?;
+    let denoiser = |dtype| dit::denoiser(config, &plans, dtype);
+    add(Role::Denoiser, GraphDevice::Any, denoiser(Dtype::F32)?, Dtype::F32, &cases.denoiser)?;
     if request.table.cuda {
-        add(GraphDevice::Cuda, Dtype::F16, TOLERANCE_F16)?;
+        add(Role::Denoiser, GraphDevice::Cuda, denoiser(Dtype::F16)?, Dtype::F16, &cases.denoiser)?;
+    }
+    if show {
+        let (any, f32) = (GraphDevice::Any, Dtype::F32);
+        add(Role::Attention, any, insides::attention(config, &plans)?, f32, &cases.attention)?;
+        add(Role::Jvp, any, insides::jvp(config, &plans)?, f32, &cases.jvp)?;
+        add(Role::Vjp, any, insides::vjp(config, &plans)?, f32, &cases.vjp)?;
     }
 
     let path = dir.join(manifest::WEIGHTS_FILE);
     let mut file = BufWriter::new(File::create(&path).map_err(Error::io(&path))?);
     weights.write(&mut file).and_then(|()| file.flush()).map_err(Error::io(&path))?;
-    golden::write(&dir.join(manifest::GOLDEN_FILE), &cases)?;
+    let cases = [&cases.denoiser, &cases.attention, &cases.jvp, &cases.vjp].into_iter().flatten();
+    golden::write(&dir.join(manifest::GOLDEN_FILE), cases)?;
     for (name, bytes) in &request.extra {
         write(dir, name, bytes)?;
     }
@@ -193,11 +207,21 @@ fn rounded(config: &ModelConfig, weights: &WeightFile) -> Result<Tensor> {
     Ok(Tensor::from_slice(&parts.concat()))
 }
 
+/// A role in a file's name.
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Denoiser => "denoiser",
+        Role::Attention => "attention",
+        Role::Jvp => "jvp",
+        Role::Vjp => "vjp",
+    }
+}
+
 /// An input or output as the manifest tells it.
-fn spec(value: &graph::Value) -> TensorSpec {
+fn spec(graph: &graph::Graph, value: &graph::Value) -> TensorSpec {
     let dim = |dim: &shape::Dim| match dim {
         shape::Dim::Fixed(n) => manifest::Dim::Fixed(*n),
-        shape::Dim::Batch(_) => manifest::Dim::Named(dim.to_string()),
+        shape::Dim::Batch(_) => manifest::Dim::Named(graph.symbol(*dim)),
     };
     TensorSpec {
         name: value.name.clone(),
@@ -234,6 +258,7 @@ mod tests {
     use windowpane_diffusion::solver::{Sampler, TimeGrid};
     use windowpane_diffusion::{Plan, ScheduleConfig, Tile, Window};
 
+    use super::reopen::reopen;
     use super::*;
     use crate::checkpoint::tests::small_meta;
 
@@ -274,7 +299,7 @@ mod tests {
                 trainer: "test".into(),
                 metrics: BTreeMap::from([("loss".into(), 0.5)]),
             },
-            table: ExportTable { weights: StoredWeights::F16, cuda: true },
+            table: ExportTable { weights: StoredWeights::F16, cuda: true, insides: true },
             extra: vec![("samples.png".into(), vec![1, 2, 3])],
             out,
             force: false,
@@ -294,9 +319,9 @@ mod tests {
         on_disk.remove(MANIFEST_FILE).unwrap();
         assert_eq!(on_disk, manifest.files);
         let names: Vec<_> = manifest.files.keys().map(String::as_str).collect();
-        let graphs = ["denoiser.f16.onnx", "denoiser.f32.onnx"];
-        let expected =
-            [&["CARD.md"][..], &graphs, &["golden.safetensors", "samples.png", "weights.bin"]].concat();
+        let graphs = ["attention.f32.onnx", "denoiser.f16.onnx", "denoiser.f32.onnx"];
+        let rest = ["golden.safetensors", "jvp.f32.onnx", "samples.png", "vjp.f32.onnx", "weights.bin"];
+        let expected = [&["CARD.md"][..], &graphs, &rest].concat();
         assert_eq!(names, expected);
         let card = std::fs::read_to_string(out.join("CARD.md")).unwrap();
         assert!(
@@ -316,6 +341,36 @@ mod tests {
         assert!(card.contains("## What it is good for\n\nFor tests.\n\n## Model"), "{card}");
         assert!(!out.join("samples.png").exists());
         assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_package_is_written_again_from_its_own_weights() {
+        let (meta, dir) = (meta(), tempfile::tempdir().unwrap());
+        let flat = dit::tests::parameters(&meta.config);
+        for stored in [StoredWeights::F16, StoredWeights::F32] {
+            let out = dir.path().join("small");
+            let mut first = request(&meta, &flat, out.clone());
+            first.table.weights = stored;
+            first.purpose = Some("For tests.".into());
+            first.force = true;
+            let manifest = export(&first).unwrap();
+            let again = reopen(&out).unwrap();
+            assert_eq!(again.table, first.table);
+            assert_eq!((again.purpose.as_deref(), &again.extra), (Some("For tests."), &first.extra));
+            let second = ExportRequest {
+                meta: &again.meta,
+                flat: &again.flat,
+                purpose: again.purpose.clone(),
+                ..request(&meta, &flat, dir.path().join("again"))
+            };
+            let second = ExportRequest { table: again.table, force: true, ..second };
+            assert_eq!(export(&second).unwrap().files, manifest.files);
+        }
+        std::fs::write(dir.path().join("small/weights.bin"), [0; 64]).unwrap();
+        let error = reopen(&dir.path().join("small")).unwrap_err().to_string();
+        assert!(error.contains("weights.bin: its sha256 is"), "{error}");
+        let error = reopen(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("manifest.json: No such file"), "{error}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Sample(args) => commands::sample(&args),
         Command::Eval(args) => commands::eval(&args),
         Command::Export(args) => commands::export(&args),
+        Command::Refresh(args) => commands::refresh(&args),
         Command::ExportOps(args) => commands::export_ops(&args),
     };
     match result {

@@ -96,6 +96,9 @@ pub fn position_table(grid: Grid, hidden: usize) -> Vec<f32> {
 
 // === A block ===
 
+/// Where the attention of every layer is put down, `[n, h, t, t]`, if somebody wants it.
+type Watch<'a> = Option<&'a mut Vec<Tensor>>;
+
 /// adaLN-Zero transformer block with windowed attention.
 #[derive(Debug)]
 struct Block {
@@ -111,22 +114,30 @@ struct Block {
 impl Block {
     /// # Shapes
     /// `x` is `[n, t, d]`, `c` is `[n, d]`; the result `[n, t, d]`.
-    fn forward(&self, x_ntd: &Tensor, c_nd: &Tensor) -> Tensor {
+    fn forward(&self, x_ntd: &Tensor, c_nd: &Tensor, watch: Watch<'_>) -> Tensor {
         let parts = self.ada.forward(&c_nd.silu()).chunk(6, 1); // six of (n, d)
         let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] = &parts[..] else {
             unreachable!("chunk(6) of 6 d gives six parts");
         };
-        let attn = self.attention(&modulate(&layer_norm(x_ntd), shift_msa, scale_msa)); // (n, t, d)
+        let attn = self.attention(&modulate(&layer_norm(x_ntd), shift_msa, scale_msa), watch); // (n, t, d)
         let x_ntd = x_ntd + gate_msa.unsqueeze(1) * attn; // (n, t, d)
         let mlp = self.mlp(&modulate(&layer_norm(&x_ntd), shift_mlp, scale_mlp)); // (n, t, d)
         x_ntd + gate_mlp.unsqueeze(1) * mlp // (n, t, d)
     }
 
-    fn attention(&self, x_ntd: &Tensor) -> Tensor {
+    fn attention(&self, x_ntd: &Tensor, watch: Watch<'_>) -> Tensor {
         let (n, t, d) = x_ntd.size3().expect("tokens have three dimensions: this is a bug");
         let qkv = self.qkv.forward(x_ntd); // (n, t, 3 d)
         let qkv = qkv.view([n, t, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]); // (3, n, h, t, d/h)
-        let out = self.window.forward(&qkv.get(0), &qkv.get(1), &qkv.get(2)); // (n, h, t, d/h)
+        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (n, h, t, d/h)
+        let out = match watch {
+            None => self.window.forward(&q, &k, &v),
+            Some(seen) => {
+                let (out, probabilities) = self.window.watched(&q, &k, &v);
+                seen.push(probabilities); // (n, h, t, t)
+                out
+            }
+        }; // (n, h, t, d/h)
         self.proj.forward(&out.transpose(1, 2).reshape([n, t, d])) // (n, t, d)
     }
 
@@ -262,6 +273,18 @@ impl Dit {
     /// `x` is `[n, c, h, w]`, `t` is `[n]` f32, `y` is `[n]` i64 in `0..label_rows`; the result
     /// `[n, out_channels, h, w]`.
     pub fn forward(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor) -> Tensor {
+        self.run(x_nchw, t_n, y_n, None)
+    }
+
+    /// The same, and what every layer's tokens see of each other, `[n, heads, t, t]`; by arithmetic that can be
+    /// differentiated twice. Only where every window is planned densely.
+    pub fn watched(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let mut seen = Vec::with_capacity(self.blocks.len());
+        let prediction = self.run(x_nchw, t_n, y_n, Some(&mut seen));
+        (prediction, seen)
+    }
+
+    fn run(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor, mut watch: Watch<'_>) -> Tensor {
         let kind = self.y_embedder.kind();
         let p = self.config.patch as i64;
         let conv = x_nchw.to_kind(kind).conv2d(
@@ -277,7 +300,7 @@ impl Dit {
         let y = Tensor::embedding(&self.y_embedder, y_n, -1, false, false); // (n, d)
         let c = t + y; // (n, d)
         for block in &self.blocks {
-            x = block.forward(&x, &c); // (n, t, d)
+            x = block.forward(&x, &c, watch.as_deref_mut()); // (n, t, d)
         }
         let out = self.final_layer.forward(&x, &c); // (n, t, p * p * out)
         self.unpatchify(&out).to_kind(Kind::Float) // (n, out, h, w)

@@ -61,6 +61,9 @@ enum Command {
     /// Write a checkpoint as a model package that the server loads
     #[command(after_help = HANDED_TO_TRAINER)]
     Export(Handed),
+    /// Write a package anew from its own weights, as this version exports it
+    #[command(after_help = HANDED_TO_TRAINER)]
+    Refresh(Handed),
     /// Write graphs of one attention each, which the benchmarks time as tiles and as masks
     #[command(after_help = HANDED_TO_TRAINER)]
     ExportOps(Handed),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Command::Sample(handed) => trainer::run(Verb::Sample, &handed.args),
         Command::Eval(handed) => trainer::run(Verb::Eval, &handed.args),
         Command::Export(handed) => trainer::run(Verb::Export, &handed.args),
+        Command::Refresh(handed) => trainer::run(Verb::Refresh, &handed.args),
         Command::ExportOps(handed) => trainer::run(Verb::ExportOps, &handed.args),
         Command::Test(handed) => test::run(&handed.args),
         Command::Ci => ci::run(),

@@ -1,4 +1,4 @@
-//! `cargo xtask prepare|train|sample|eval|export|export-ops`: libtorch into the cache, the trainer built for
+//! `cargo xtask prepare|train|sample|eval|export|refresh|export-ops`: libtorch into the cache, the trainer built for
 //! release, and this process becomes the trainer, so that Ctrl-C reaches it and saves.
 
 use std::ffi::OsString;
@@ -16,6 +16,7 @@ pub(crate) enum Verb {
     Sample,
     Eval,
     Export,
+    Refresh,
     ExportOps,
 }
 
@@ -50,6 +51,7 @@ impl Verb {
             Self::Sample => "sample",
             Self::Eval => "eval",
             Self::Export => "export",
+            Self::Refresh => "refresh",
             Self::ExportOps => "export-ops",
         }
     }

@@ -122,7 +122,7 @@ fn every_bad_value_is_refused_where_it_is() {
         ("/defaults/guidance_scale", json!(-1.0), "`defaults.guidance_scale`"),
         ("/defaults/guidance_scale", json!(1e9), "`defaults.guidance_scale`"),
         ("/graphs", json!([]), "`graphs`"),
-        ("/graphs/0/role", json!("attention"), "`graphs`"),
+        ("/graphs/0/role", json!("attention"), "`graphs[0].outputs[1]` is missing"),
         ("/graphs/0/file", json!("a/b.onnx"), "`graphs[0].file`"),
         ("/graphs/0/file", json!("a\\b.onnx"), "`graphs[0].file`"),
         ("/graphs/0/file", json!("..onnx"), "`graphs[0].file`"),
@@ -205,17 +205,42 @@ fn rules_across_fields() {
 #[test]
 fn an_instrumented_graph_has_the_denoisers_tensors_first() {
     let mut manifest = good();
+    let (grid, heads) = (manifest.config.grid(), manifest.config.heads);
     let mut attention = manifest.graphs[0].clone();
     attention.role = Role::Attention;
-    attention.outputs.push(TensorSpec {
-        name: "attention.0".into(),
-        dtype: TensorType::F32,
-        shape: vec![Dim::batch(), Dim::Fixed(2), Dim::Fixed(64), Dim::Fixed(64)],
-    });
+    for (i, (window, plan)) in manifest.config.windows.iter().zip(&attention.plan).enumerate() {
+        let (tiles, queries, keys) = window.tile_counts(grid, *plan);
+        attention.outputs.push(TensorSpec {
+            name: format!("attention.{i}"),
+            dtype: TensorType::F32,
+            shape: [Dim::batch()].into_iter().chain([heads, tiles, queries, keys].map(Dim::Fixed)).collect(),
+        });
+    }
     manifest.graphs.push(attention);
     manifest.validate().unwrap();
+    let error = |manifest: &Manifest| manifest.validate().unwrap_err().to_string();
+    let mut other = manifest.clone();
+    other.graphs[1].outputs[1].shape.pop();
+    assert!(error(&other).contains("`graphs[1].outputs[1]` is attention.0: f32["), "{}", error(&other));
     manifest.graphs[1].outputs.remove(0);
-    assert!(manifest.validate().unwrap_err().to_string().contains("`graphs[1].outputs[0]`"));
+    assert!(error(&manifest).contains("`graphs[1].outputs[0]`"));
+}
+
+#[test]
+fn products_with_the_jacobian_are_of_one_image_and_many_vectors() {
+    let mut manifest = good();
+    let mut jvp = manifest.graphs[0].clone();
+    jvp.role = Role::Jvp;
+    jvp.inputs.iter_mut().for_each(|input| input.shape[0] = Dim::Fixed(1));
+    let mut vectors = jvp.inputs[0].clone();
+    (vectors.name, vectors.shape[0]) = ("vectors".into(), Dim::Named("k".into()));
+    jvp.inputs.push(vectors.clone());
+    jvp.outputs = vec![TensorSpec { name: "products".into(), ..vectors }];
+    manifest.graphs.push(jvp);
+    manifest.validate().unwrap();
+    manifest.graphs[1].inputs[0].shape[0] = Dim::batch();
+    let error = manifest.validate().unwrap_err().to_string();
+    assert!(error.contains("`graphs[1].inputs[0]` is x: f32[n,"), "{error}");
 }
 
 #[test]

@@ -222,28 +222,46 @@ fn graph_rules(manifest: &Manifest, graph: &Graph) -> Result<()> {
     tensors(manifest, graph)
 }
 
-/// A denoiser has exactly these tensors; the other roles have more behind them.
+/// Every role has exactly its tensors.
 fn tensors(manifest: &Manifest, graph: &Graph) -> Result<()> {
     let config = &manifest.config;
-    let image = |channels| {
-        let fixed = [channels, config.height, config.width].map(Dim::Fixed);
-        std::iter::once(Dim::batch()).chain(fixed).collect::<Vec<_>>()
+    let batch = match graph.role {
+        Role::Denoiser | Role::Attention => Dim::batch(),
+        // Vectors of one image.
+        Role::Jvp | Role::Vjp => Dim::Fixed(1),
     };
-    let spec = |name: &str, dtype, shape| TensorSpec { name: name.to_owned(), dtype, shape };
-    let inputs = [
-        spec("x", TensorType::F32, image(config.channels)),
-        spec("t", TensorType::F32, vec![Dim::batch()]),
-        spec("y", TensorType::I64, vec![Dim::batch()]),
-    ];
-    let outputs = [spec("prediction", TensorType::F32, image(config.out_channels()))];
-    begins_with("inputs", &graph.inputs, &inputs, graph.role == Role::Denoiser)?;
+    let tensor = |name: &str, first: &Dim, rest: &[usize]| TensorSpec {
+        name: name.to_owned(),
+        dtype: TensorType::F32,
+        shape: std::iter::once(first.clone()).chain(rest.iter().copied().map(Dim::Fixed)).collect(),
+    };
+    let image = [config.channels, config.height, config.width];
+    let mut inputs = vec![tensor("x", &batch, &image), tensor("t", &batch, &[]), tensor("y", &batch, &[])];
+    inputs[2].dtype = TensorType::I64;
+    let mut outputs = Vec::new();
     if matches!(graph.role, Role::Denoiser | Role::Attention) {
-        begins_with("outputs", &graph.outputs, &outputs, graph.role == Role::Denoiser)?;
+        outputs.push(tensor("prediction", &batch, &[config.out_channels(), config.height, config.width]));
     }
-    Ok(())
+    match graph.role {
+        Role::Denoiser => {}
+        Role::Attention => {
+            for (i, (window, plan)) in config.windows.iter().zip(&graph.plan).enumerate() {
+                let (tiles, queries, keys) = window.tile_counts(config.grid(), *plan);
+                let shape = [config.heads, tiles, queries, keys];
+                outputs.push(tensor(&format!("attention.{i}"), &batch, &shape));
+            }
+        }
+        Role::Jvp | Role::Vjp => {
+            let vectors = Dim::Named("k".to_owned());
+            inputs.push(tensor("vectors", &vectors, &image));
+            outputs.push(tensor("products", &vectors, &image));
+        }
+    }
+    exactly("inputs", &graph.inputs, &inputs)?;
+    exactly("outputs", &graph.outputs, &outputs)
 }
 
-fn begins_with(field: &str, got: &[TensorSpec], expected: &[TensorSpec], exactly: bool) -> Result<()> {
+fn exactly(field: &str, got: &[TensorSpec], expected: &[TensorSpec]) -> Result<()> {
     for (i, expected) in expected.iter().enumerate() {
         match got.get(i) {
             Some(got) if got == expected => {}
@@ -252,8 +270,8 @@ fn begins_with(field: &str, got: &[TensorSpec], expected: &[TensorSpec], exactly
         }
     }
     match got.get(expected.len()) {
-        Some(extra) if exactly => bad(format!("{field}[{}]", expected.len()), extra, "no further tensor"),
-        _ => Ok(()),
+        Some(extra) => bad(format!("{field}[{}]", expected.len()), extra, "no further tensor"),
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{HIDDEN, Tile, Window};
+use super::{HIDDEN, Plan, Tile, Window};
 use crate::patch::Grid;
 
 /// The indices and biases of a tiled window. All tiles have one shape: `queries` tokens against `keys` tokens.
@@ -71,6 +71,18 @@ impl Window {
             }
         }
         plan
+    }
+
+    /// How many tiles this window has as `plan` on `grid`, how many queries each, and how many keys; a dense layer is one
+    /// tile that holds the grid.
+    pub fn tile_counts(self, grid: Grid, plan: Plan) -> (usize, usize, usize) {
+        let tile = match plan {
+            Plan::Dense => Tile { height: grid.height, width: grid.width },
+            Plan::Tiles(tile) => tile,
+        };
+        let rows = Axis::new(self, grid.height, tile.height.max(1));
+        let cols = Axis::new(self, grid.width, tile.width.max(1));
+        (rows.starts.len() * cols.starts.len(), rows.queries * cols.queries, rows.keys * cols.keys)
     }
 }
 
@@ -145,6 +157,8 @@ mod tests {
             let (grid, window) = (Grid::new(height, width), Window::local(2 * half + 1).unwrap());
             let plan = window.tile_plan(grid, Tile { height: tile.0, width: tile.1 });
             prop_assert_eq!(plan.query_index.len(), plan.tiles * plan.queries);
+            let counts = window.tile_counts(grid, Plan::Tiles(Tile { height: tile.0, width: tile.1 }));
+            prop_assert_eq!(counts, (plan.tiles, plan.queries, plan.keys));
             prop_assert_eq!(plan.key_index.len(), plan.tiles * plan.keys);
             let bias = plan.bias();
             for token in 0..grid.tokens() {

@@ -62,6 +62,15 @@ struct HeadGroup {
     value_rows: ValueId,
 }
 
+/// What attention comes to.
+#[derive(Debug, Clone)]
+pub struct Attended {
+    /// `[n, tokens, heads, head_dim]`.
+    pub out: ValueId,
+    /// What the queries of each group of heads see of their keys, `[n, group, tiles, queries, keys]`.
+    pub probabilities: Vec<ValueId>,
+}
+
 /// A window's tiles along one axis of the grid.
 struct Axes {
     rows: TilePlan,
@@ -140,37 +149,39 @@ impl WindowValues {
     /// Appends `softmax(q kᵀ / sqrt(head_dim) + window) v`; `name` prefixes the nodes' names.
     ///
     /// # Shapes
-    /// `qkv` is `[n * tokens, 3 * heads * head_dim]`, the result `[n, tokens, heads, head_dim]`.
+    /// `qkv` is `[n * tokens, 3 * heads * head_dim]`.
     pub fn attend(
         &self,
         graph: &mut Graph,
         name: &str,
         qkv: ValueId,
         heads: &Heads,
-    ) -> Result<ValueId, GraphError> {
+    ) -> Result<Attended, GraphError> {
         let (tokens, dim, batch) = (heads.grid.tokens(), heads.head_dim, heads.batch);
         let named = |what: &str| format!("{name}.{what}");
         let flat = Shape::led_by(batch, &[tokens * 3 * heads.heads, dim]);
         let flat = graph.add(&named("qkv.rows"), Op::Reshape(flat), &[qkv])?; // [n, tokens * 3 * heads, dim]
-        let group = |group| self.group(graph, name, flat, group); // [n, group, tiles, queries, dim]
-        let mut out = self.groups.iter().map(group).collect::<Result<Vec<_>, _>>()?;
+        let group = |group| self.group(graph, name, flat, group);
+        let groups = self.groups.iter().map(group).collect::<Result<Vec<_>, _>>()?;
+        let (probabilities, mut out): (Vec<_>, Vec<_>) = groups.into_iter().unzip(); // [n, group, tiles, queries, dim]
         let out = match out[..] {
             [_] => out.remove(0),
             _ => graph.add(&named("values.heads"), Op::Concat { axis: 1 }, &out)?,
         }; // [n, heads, tiles, queries, dim]
         let places = Shape::led_by(batch, &[heads.heads * self.tiles * self.queries, dim]);
         let out = graph.add(&named("values.rows"), Op::Reshape(places), &[out])?;
-        graph.add(&named("out"), Op::Gather { axis: 1 }, &[out, self.output_rows]) // [n, tokens, heads, dim]
+        let out = graph.add(&named("out"), Op::Gather { axis: 1 }, &[out, self.output_rows])?; // [n, tokens, heads, dim]
+        Ok(Attended { out, probabilities })
     }
 
-    /// The attention of the heads of one group, in the tiles' own order.
+    /// The attention of the heads of one group, in the tiles' own order: the probabilities and the values.
     fn group(
         &self,
         graph: &mut Graph,
         name: &str,
         flat: ValueId,
         group: &HeadGroup,
-    ) -> Result<ValueId, GraphError> {
+    ) -> Result<(ValueId, ValueId), GraphError> {
         let named = |what: &str| format!("{name}.{}{what}", group.prefix);
         let rows = Op::Gather { axis: 1 };
         let q = graph.add(&named("q"), rows.clone(), &[flat, group.query_rows])?; // [n, group, tiles, queries, dim]
@@ -184,7 +195,8 @@ impl WindowValues {
         let probabilities = graph.add(&named("softmax"), Op::Softmax, &[scores])?;
         let v = graph.add(&named("v"), rows, &[flat, group.value_rows])?; // [n, group, tiles, keys, dim]
         let product = Op::MatMul { transpose_a: false, transpose_b: false };
-        graph.add(&named("values"), product, &[probabilities, v]) // [n, group, tiles, queries, dim]
+        let values = graph.add(&named("values"), product, &[probabilities, v])?; // [n, group, tiles, queries, dim]
+        Ok((probabilities, values))
     }
 }
 

@@ -10,6 +10,16 @@ use crate::config::StoredWeights;
 /// Name of the file in a package.
 pub(super) const CARD_FILE: &str = "CARD.md";
 
+/// Headline of the paragraph that a person wrote.
+const PURPOSE: &str = "## What it is good for";
+
+/// What a card says that its model is good for.
+pub(super) fn purpose_in(card: &str) -> Option<String> {
+    let (_, rest) = card.split_once(&format!("\n{PURPOSE}\n"))?;
+    let text = rest.split("\n## ").next().unwrap_or(rest).trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 /// The card as Markdown.
 pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     let (meta, lineage) = (request.meta, &request.lineage);
@@ -19,7 +29,7 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
         card += "\n![Samples](samples.png)\n";
     }
     let purpose = request.purpose.as_deref().map_or_else(|| unstated(request), |text| text.trim().to_owned());
-    write!(card, "\n## What it is good for\n\n{purpose}\n").expect("memory: a bug");
+    write!(card, "\n{PURPOSE}\n\n{purpose}\n").expect("memory: a bug");
     card += "\n## Model\n\n| | |\n| --- | --- |\n";
     let grid = config.grid();
     let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("memory: a bug");

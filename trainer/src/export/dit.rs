@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use windowpane_diffusion::{ModelConfig, Plan, Window};
 
 use super::ExportError;
-use super::attention::{Heads, WindowValues};
+use super::attention::{Attended, Heads, WindowValues};
 use super::graph::{Graph, GraphError, ValueId};
 use super::ops::Op;
 use super::shape::{Dim, Dtype, Shape, Type};
@@ -17,18 +17,46 @@ use crate::model::timestep_frequencies;
 /// The denoiser of `config` with one plan per layer, computing in `dtype`:
 /// `x [n,c,h,w]` f32, `t [n]` f32, `y [n]` i64 -> `prediction [n,out,h,w]` f32.
 pub fn denoiser(config: &ModelConfig, plans: &[Plan], dtype: Dtype) -> Result<Graph> {
-    if plans.len() != config.depth {
-        return Err(ExportError::Plans { got: plans.len(), depth: config.depth }.into());
+    let Network { mut graph, prediction, .. } = Network::new(Graph::new(), config, plans, dtype, Dim::BATCH)?;
+    graph.output(prediction);
+    Ok(graph)
+}
+
+/// A network in a graph that has no outputs yet.
+#[derive(Debug)]
+pub struct Network {
+    /// Where it is.
+    pub graph: Graph,
+    /// The noisy images, `[n,c,h,w]`.
+    pub x: ValueId,
+    /// What it says of them, `[n,out,h,w]`.
+    pub prediction: ValueId,
+    /// What every layer's queries see of the keys: a value for each group of heads, `[n,group,tiles,queries,keys]`.
+    pub probabilities: Vec<Vec<ValueId>>,
+}
+
+// === impl Network ===
+
+impl Network {
+    /// Appends the network of `config` to a graph, over `batch` images.
+    pub fn new(
+        mut graph: Graph,
+        config: &ModelConfig,
+        plans: &[Plan],
+        dtype: Dtype,
+        batch: Dim,
+    ) -> Result<Self> {
+        if plans.len() != config.depth {
+            return Err(ExportError::Plans { got: plans.len(), depth: config.depth }.into());
+        }
+        let grid = config.grid();
+        let heads = Heads { grid, heads: config.heads, head_dim: config.head_dim(), batch, dtype };
+        let one = graph.floats("one", dtype, &[], vec![1.0])?;
+        let (windows, probabilities) = (HashMap::new(), Vec::new());
+        let mut dit = Dit { graph, config, heads, one, windows, probabilities };
+        let (x, prediction) = dit.forward(plans)?;
+        Ok(Self { graph: dit.graph, x, prediction, probabilities: dit.probabilities })
     }
-    let grid = config.grid();
-    let batch = Dim::BATCH;
-    let heads = Heads { grid, heads: config.heads, head_dim: config.head_dim(), batch, dtype };
-    let mut graph = Graph::new();
-    let one = graph.floats("one", dtype, &[], vec![1.0])?;
-    let mut dit = Dit { graph, config, heads, one, windows: HashMap::new() };
-    let prediction = dit.forward(plans)?;
-    dit.graph.output(prediction);
-    Ok(dit.graph)
 }
 
 struct Dit<'a> {
@@ -38,6 +66,7 @@ struct Dit<'a> {
     /// 1, of `1 + scale`.
     one: ValueId,
     windows: HashMap<(Window, Plan), WindowValues>,
+    probabilities: Vec<Vec<ValueId>>,
 }
 
 type Built<T> = std::result::Result<T, GraphError>;
@@ -45,13 +74,14 @@ type Built<T> = std::result::Result<T, GraphError>;
 // === impl Dit ===
 
 impl Dit<'_> {
-    fn forward(&mut self, plans: &[Plan]) -> Built<ValueId> {
+    /// The images and the prediction.
+    fn forward(&mut self, plans: &[Plan]) -> Built<(ValueId, ValueId)> {
         let config = self.config;
         let image = Shape::led_by(self.heads.batch, &[config.channels, config.height, config.width]);
-        let x = self.graph.input("x", Type::new(Dtype::F32, image))?;
+        let images = self.graph.input("x", Type::new(Dtype::F32, image))?;
         let t = self.graph.input("t", Type::new(Dtype::F32, Shape::new([self.heads.batch])))?;
         let y = self.graph.input("y", Type::new(Dtype::I64, Shape::new([self.heads.batch])))?;
-        let mut x = self.x_embedder(x)?; // [n, t, d]
+        let mut x = self.x_embedder(images)?; // [n, t, d]
         let t = self.t_embedder(t)?; // [n, d]
         let y = self.y_embedder(y)?; // [n, d]
         let c = self.add("c", Op::Add, &[t, y])?; // [n, d]
@@ -60,7 +90,7 @@ impl Dit<'_> {
             x = self.block(i, plan, x, c)?; // [n, t, d]
         }
         let out = self.final_layer(x, c)?; // [n * t, p * p * out]
-        self.unpatchify(out) // [n, out, h, w]
+        Ok((images, self.unpatchify(out)?)) // [n, out, h, w]
     }
 
     // === Embedders ===
@@ -121,7 +151,8 @@ impl Dit<'_> {
         let d = self.config.hidden;
         let qkv = self.linear(&format!("{name}.qkv"), x, d, 3 * d)?; // [n * t, 3 d]
         let values = self.window(window, plan)?;
-        let out = values.attend(&mut self.graph, name, qkv, &self.heads)?; // [n, t, heads, d / heads]
+        let Attended { out, probabilities } = values.attend(&mut self.graph, name, qkv, &self.heads)?;
+        self.probabilities.push(probabilities);
         let out = self.reshape(&format!("{name}.out.rows"), out, self.rows(), &[d])?; // [n * t, d]
         self.linear(&format!("{name}.proj"), out, d, d) // [n * t, d]
     }

@@ -48,6 +48,25 @@ pub enum ExportError {
         /// Blocks of the model.
         depth: usize,
     },
+    /// An operation whose derivative is not known here.
+    #[error("{node}: {op} has no derivative with respect to what changes here")]
+    NoDerivative {
+        /// Name of the value.
+        node: String,
+        /// The operation.
+        op: String,
+    },
+    /// An operation of the graph that is not defined on its inputs: a bug of the exporter.
+    #[error("graph: {0}")]
+    Graph(#[from] super::graph::GraphError),
+    /// There is nothing to differentiate.
+    #[error("`{output}` does not depend on `{input}`")]
+    Constant {
+        /// The value that was to be differentiated.
+        output: String,
+        /// With respect to what.
+        input: String,
+    },
     /// The package exists.
     #[error("{} exists; `--force` replaces it", path.display())]
     Exists {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::ExportError;
 use super::graph::{Data, Graph, Source, ValueId};
-use super::ops::Op;
+use super::ops::{Op, Stride};
 use super::shape::{Dim, Dtype, Shape};
 use crate::error::Result;
 
@@ -65,6 +65,20 @@ fn apply(op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
             let width = x.size().last().copied().unwrap_or(1);
             x.f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, f64::from(*epsilon), false)?
         }
+        Op::InvStdDev { epsilon } => {
+            let variance = x.f_var_dim([-1].as_slice(), false, true)?;
+            variance.f_add_scalar(f64::from(*epsilon))?.f_rsqrt()?
+        }
+        Op::Sum { axis } => x.f_sum_dim_intlist([*axis as i64].as_slice(), true, x.kind())?,
+        Op::Conv(Stride { step, padding }) => {
+            let [step, padding] = [step, padding].map(|&n| [n as i64; 2]);
+            x.f_conv2d(inputs[1], None::<&Tensor>, step, padding, [1, 1], 1)?
+        }
+        Op::ConvTranspose { stride: Stride { step, padding }, extra } => {
+            let [step, padding] = [step, padding].map(|&n| [n as i64; 2]);
+            let extra = extra.map(|n| n as i64);
+            x.f_conv_transpose2d(inputs[1], None::<&Tensor>, step, padding, extra, 1, [1, 1])?
+        }
         Op::Reshape(shape) => x.f_reshape(sizes(shape))?,
         Op::Transpose(perm) => x.f_permute(perm.iter().map(|&axis| axis as i64).collect::<Vec<_>>())?,
         Op::Gather { axis } => {
@@ -75,6 +89,13 @@ fn apply(op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
             rows.f_reshape(shape)?
         }
         Op::Slice { axis, start, len } => x.f_narrow(*axis as i64, *start as i64, *len as i64)?,
+        Op::Pad { axis, before, after } => {
+            // libtorch counts axes from the last.
+            let mut padding = vec![0; 2 * (x.dim() - axis)];
+            let at = padding.len() - 2;
+            (padding[at], padding[at + 1]) = (*before as i64, *after as i64);
+            x.f_constant_pad_nd(padding)?
+        }
         Op::Concat { axis } => Tensor::f_cat(inputs, *axis as i64)?,
         Op::Cast(dtype) => x.f_to_kind(kind(*dtype))?,
     })

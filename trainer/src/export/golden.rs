@@ -11,7 +11,7 @@ use windowpane_diffusion::{ModelConfig, Plan};
 
 use super::ExportError;
 use crate::error::{Error, Result};
-use crate::model::Geometry;
+use crate::model::{Dit, Geometry};
 
 /// Seed of the inputs. Any will do; it never changes, so that two exports of one checkpoint are equal.
 const SEED: u64 = 2;
@@ -19,50 +19,159 @@ const SEED: u64 = 2;
 /// Batch sizes of the cases: alone, a pair, and a number that no vector width divides.
 const BATCHES: [usize; 3] = [1, 2, 5];
 
+/// Batch size of the case for attention, and the tokens whose rows are kept: all of them would be megabytes.
+const ATTENTION_BATCH: usize = 2;
+const TOKENS: usize = 3;
+
+/// Numbers of vectors of the cases for products with the Jacobian.
+const VECTORS: [usize; 2] = [1, 3];
+
 /// One stored example.
 #[derive(Debug)]
 pub struct Case {
     /// Prefix of its tensors in the file.
     pub name: String,
-    /// Noisy images, `[n, c, h, w]` f32.
-    pub x: Tensor,
-    /// Timesteps, `[n]` f32, fractional ones among them.
-    pub t: Tensor,
-    /// Labels, `[n]` i64, the null class among them.
-    pub y: Tensor,
-    /// What libtorch predicts, `[n, out, h, w]` f32.
-    pub prediction: Tensor,
+    /// Its tensors, f32 or i64, by the last part of their names.
+    pub parts: Vec<(String, Tensor)>,
 }
 
-/// The cases of a model with parameters `flat` (`[parameters]`, rounded as stored), trained with `steps` timesteps.
-/// Errors: a prediction that is not finite proves nothing.
-pub fn cases(config: &ModelConfig, steps: usize, flat: &Tensor) -> Result<Vec<Case>> {
-    let _guard = tch::no_grad_guard();
+/// Every case of a package, by what it proves.
+#[derive(Debug)]
+pub struct Cases {
+    /// `x [n,c,h,w]`, `t [n]`, `y [n]` -> `prediction [n,out,h,w]`; fractional timesteps and the null class among them.
+    pub denoiser: Vec<Case>,
+    /// The same, and `attention.i [n,heads,tokens,t]`, the rows of the tokens that `tokens` lists.
+    pub attention: Vec<Case>,
+    /// `x [1,c,h,w]`, `t [1]`, `y [1]`, `vectors [k,c,h,w]` -> `products [k,c,h,w]`.
+    pub jvp: Vec<Case>,
+    /// The same of the transposed Jacobian.
+    pub vjp: Vec<Case>,
+}
+
+/// What goes into the network.
+struct Input {
+    x: Tensor,
+    t: Tensor,
+    y: Tensor,
+}
+
+/// What the cases are drawn from: the network, its images, and how many of them have been drawn.
+struct Golden<'a> {
+    net: Dit,
+    config: &'a ModelConfig,
+    times: [f32; 7],
+    labels: Vec<i64>,
+    drawn: usize,
+}
+
+/// The cases of a model with parameters `flat` (`[parameters]`, rounded as stored), trained with `steps` timesteps; those
+/// of its insides where they are asked for. Errors: a prediction that is not finite proves nothing.
+pub fn cases(config: &ModelConfig, steps: usize, flat: &Tensor, insides: bool) -> Result<Cases> {
     let net = Geometry::planned(config, |_, _| Plan::Dense, Kind::Float, Device::Cpu).bind(flat);
-    let (times, labels) = (times(steps), labels(config));
-    let image = [config.channels, config.height, config.width].map(|n| n as i64);
-    let mut row = 0;
-    let mut cases = Vec::new();
-    for n in BATCHES {
-        let rows = row..row + n;
-        row += n;
-        let mut x = Vec::with_capacity(n * config.elements());
-        for step in rows.clone() {
-            let mut noise = vec![0.0; config.elements()];
-            noise::fill_normal_in(Domain::Eval, SEED, step as u32, &mut noise);
-            x.extend(noise);
+    let mut golden = Golden { net, config, times: times(steps), labels: labels(config), drawn: 0 };
+    let denoiser = BATCHES.iter().map(|&n| golden.denoiser(n)).collect::<Result<_>>()?;
+    let mut cases = Cases { denoiser, attention: Vec::new(), jvp: Vec::new(), vjp: Vec::new() };
+    if insides {
+        cases.attention.push(golden.attention()?);
+        for k in VECTORS {
+            let (jvp, vjp) = golden.products(k)?;
+            cases.jvp.push(jvp);
+            cases.vjp.push(vjp);
         }
-        let x = Tensor::from_slice(&x).f_reshape([n as i64, image[0], image[1], image[2]])?;
-        let t = Tensor::from_slice(&rows.clone().map(|i| times[i % times.len()]).collect::<Vec<_>>());
-        let y = Tensor::from_slice(&rows.map(|i| labels[i % labels.len()]).collect::<Vec<_>>());
-        let prediction = net.forward(&x, &t, &y);
-        let name = format!("batch{n}");
-        if !prediction.isfinite().all().f_int64_value(&[]).is_ok_and(|all| all == 1) {
-            return Err(ExportError::NotFinite { case: name }.into());
-        }
-        cases.push(Case { name, x, t, y, prediction });
     }
     Ok(cases)
+}
+
+// === impl Golden ===
+
+impl Golden<'_> {
+    /// Images that no case had before, `[n, c, h, w]`.
+    fn images(&mut self, n: usize) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(n * self.config.elements());
+        for image in self.drawn..self.drawn + n {
+            let mut noise = vec![0.0; self.config.elements()];
+            noise::fill_normal_in(Domain::Eval, SEED, image as u32, &mut noise);
+            values.extend(noise);
+        }
+        self.drawn += n;
+        let [c, h, w] = [self.config.channels, self.config.height, self.config.width].map(|n| n as i64);
+        Ok(Tensor::from_slice(&values).f_reshape([n as i64, c, h, w])?)
+    }
+
+    /// Rows that no case had before.
+    fn input(&mut self, n: usize) -> Result<Input> {
+        let rows = self.drawn..self.drawn + n;
+        let t: Vec<_> = rows.clone().map(|i| self.times[i % self.times.len()]).collect();
+        let y: Vec<_> = rows.map(|i| self.labels[i % self.labels.len()]).collect();
+        Ok(Input { x: self.images(n)?, t: Tensor::from_slice(&t), y: Tensor::from_slice(&y) })
+    }
+
+    fn denoiser(&mut self, n: usize) -> Result<Case> {
+        let _guard = tch::no_grad_guard();
+        let input = self.input(n)?;
+        let prediction = self.net.forward(&input.x, &input.t, &input.y);
+        case(format!("batch{n}"), input, vec![("prediction".to_owned(), prediction)])
+    }
+
+    fn attention(&mut self) -> Result<Case> {
+        let _guard = tch::no_grad_guard();
+        let input = self.input(ATTENTION_BATCH)?;
+        let (prediction, seen) = self.net.watched(&input.x, &input.t, &input.y);
+        // A corner, the middle, and one before the end.
+        let last = self.config.grid().tokens() - 1;
+        let tokens = [0, last / 2 + self.config.grid().width / 2, last - last.min(1)];
+        let tokens: [i64; TOKENS] = tokens.map(|token| token.min(last) as i64);
+        let tokens = Tensor::from_slice(&tokens);
+        let mut parts = vec![("prediction".to_owned(), prediction)];
+        for (i, probabilities) in seen.iter().enumerate() {
+            parts.push((format!("attention.{i}"), probabilities.f_index_select(2, &tokens)?));
+        }
+        parts.push(("tokens".to_owned(), tokens));
+        case("attention".to_owned(), input, parts)
+    }
+
+    /// J·v and Jᵀ·v by autograd. The first is the derivative of the second, `(Jᵀ u)·v`, with respect to `u`.
+    fn products(&mut self, k: usize) -> Result<(Case, Case)> {
+        let Input { x, t, y } = self.input(1)?;
+        let vectors = self.images(k)?;
+        let at = x.set_requires_grad(true);
+        let (prediction, _) = self.net.watched(&at, &t, &y);
+        let mean = prediction.f_narrow(1, 0, self.config.channels as i64)?;
+        let (mut jvp, mut vjp) = (Vec::new(), Vec::new());
+        for i in 0..k as i64 {
+            let v = vectors.f_narrow(0, i, 1)?;
+            let u = Tensor::f_zeros_like(&mean)?.set_requires_grad(true);
+            let pulled = gradient(&(&mean * &u), &at)?;
+            jvp.push(gradient(&(pulled * &v), &u)?.detach());
+            vjp.push(gradient(&(&mean * &v), &at)?.detach());
+        }
+        let of = |name: &str, products: Vec<Tensor>| {
+            let input = Input { x: at.detach(), t: t.shallow_clone(), y: y.shallow_clone() };
+            let products = Tensor::f_cat(&products, 0)?;
+            let parts =
+                vec![("vectors".to_owned(), vectors.shallow_clone()), ("products".to_owned(), products)];
+            case(format!("{name}{k}"), input, parts)
+        };
+        Ok((of("jvp", jvp)?, of("vjp", vjp)?))
+    }
+}
+
+/// The gradient of the sum of `values`, which can be differentiated again.
+fn gradient(values: &Tensor, with_respect_to: &Tensor) -> Result<Tensor> {
+    let sum = values.f_sum(Kind::Float)?;
+    Ok(Tensor::f_run_backward(&[sum], &[with_respect_to], true, true)?.remove(0))
+}
+
+/// A case of its input and what came out.
+fn case(name: String, input: Input, out: Vec<(String, Tensor)>) -> Result<Case> {
+    let finite = |tensor: &Tensor| tensor.isfinite().all().f_int64_value(&[]).is_ok_and(|all| all == 1);
+    if !out.iter().all(|(_, tensor)| finite(tensor)) {
+        return Err(ExportError::NotFinite { case: name }.into());
+    }
+    let Input { x, t, y } = input;
+    let mut parts: Vec<_> = [("x", x), ("t", t), ("y", y)].map(|(part, x)| (part.to_owned(), x)).into();
+    parts.extend(out);
+    Ok(Case { name, parts })
 }
 
 /// Timesteps from clean to noise; every other one lies between two entries of the table.
@@ -81,18 +190,22 @@ fn labels(config: &ModelConfig) -> Vec<i64> {
     std::iter::once(0).chain([null]).chain(spread).collect()
 }
 
-/// Writes the cases as `NAME.x`, `NAME.t`, `NAME.y` and `NAME.prediction`.
-pub fn write(path: &Path, cases: &[Case]) -> Result<()> {
+/// Writes the cases' tensors as `NAME.PART`.
+pub fn write<'a>(path: &Path, cases: impl IntoIterator<Item = &'a Case>) -> Result<()> {
     let mut tensors = Vec::new();
     for case in cases {
-        for (part, tensor) in [("x", &case.x), ("t", &case.t), ("prediction", &case.prediction)] {
-            let values = Vec::<f32>::try_from(&tensor.f_reshape([-1])?)?;
-            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            tensors.push((format!("{}.{part}", case.name), Dtype::F32, shape(tensor), bytes));
+        for (part, tensor) in &case.parts {
+            let flat = tensor.f_reshape([-1])?;
+            let (dtype, bytes) = if tensor.kind() == Kind::Int64 {
+                let values = Vec::<i64>::try_from(&flat)?;
+                (Dtype::I64, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+            } else {
+                let values = Vec::<f32>::try_from(&flat)?;
+                (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            };
+            let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+            tensors.push((format!("{}.{part}", case.name), dtype, shape, bytes));
         }
-        let labels = Vec::<i64>::try_from(&case.y)?;
-        let bytes = labels.iter().flat_map(|v| v.to_le_bytes()).collect();
-        tensors.push((format!("{}.y", case.name), Dtype::I64, shape(&case.y), bytes));
     }
     let failed = |e: safetensors::SafeTensorError| Error::file(path, e);
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
@@ -102,8 +215,4 @@ pub fn write(path: &Path, cases: &[Case]) -> Result<()> {
     // Not `serialize_to_file`, whose file only its owner may read: a package is for whoever may read its folder.
     let bytes = safetensors::serialize(views, None).map_err(failed)?;
     std::fs::write(path, bytes).map_err(Error::io(path))
-}
-
-fn shape(tensor: &Tensor) -> Vec<usize> {
-    tensor.size().iter().map(|&n| n as usize).collect()
 }

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use thiserror::Error;
 
 use super::ops::Op;
-use super::shape::{Dtype, Shape, Type};
+use super::shape::{Dim, Dtype, Shape, Type};
 
 /// A value of one particular graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,11 +55,13 @@ pub enum Data {
 }
 
 /// A network as values in computing order.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Graph {
     values: Vec<Value>,
     names: HashSet<String>,
     outputs: Vec<ValueId>,
+    /// What the batch is called.
+    batch: &'static str,
 }
 
 /// Why a value cannot be added to a graph. Each names the value.
@@ -98,9 +100,24 @@ pub enum GraphError {
 // === impl Graph ===
 
 impl Graph {
-    /// A graph without values.
+    /// A graph without values, over a batch of `n`.
+    #[expect(clippy::new_without_default, reason = "a graph is begun, and not a value that stands for none")]
     pub fn new() -> Self {
-        Self::default()
+        Self::over("n")
+    }
+
+    /// A graph without values, over a batch of this name.
+    pub fn over(batch: &'static str) -> Self {
+        Self { values: Vec::new(), names: HashSet::new(), outputs: Vec::new(), batch }
+    }
+
+    /// The name of a dimension: a number, or so many times the batch.
+    pub fn symbol(&self, dim: Dim) -> String {
+        match dim {
+            Dim::Fixed(n) => n.to_string(),
+            Dim::Batch(1) => self.batch.to_owned(),
+            Dim::Batch(k) => format!("{k}{}", self.batch),
+        }
     }
 
     /// Appends an input that the caller will give.
@@ -183,7 +200,12 @@ impl Graph {
 
     /// The values on which an output depends. Lowering writes only these.
     pub fn live(&self) -> HashSet<ValueId> {
-        let mut live: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        self.needed_for(&self.outputs)
+    }
+
+    /// The values on which these depend, themselves among them.
+    pub fn needed_for(&self, values: &[ValueId]) -> HashSet<ValueId> {
+        let mut live: HashSet<ValueId> = values.iter().copied().collect();
         for (i, value) in self.values.iter().enumerate().rev() {
             if let Source::Node { inputs, .. } = &value.source
                 && live.contains(&ValueId(i))
@@ -192,6 +214,39 @@ impl Graph {
             }
         }
         live
+    }
+
+    /// Those of `among` that depend on `x`, in computing order, `x` first.
+    pub fn dependents(&self, x: ValueId, among: &HashSet<ValueId>) -> Vec<ValueId> {
+        let mut found = HashSet::from([x]);
+        let mut ordered = vec![x];
+        for (id, value) in self.values().filter(|(id, _)| *id > x && among.contains(id)) {
+            if let Source::Node { inputs, .. } = &value.source
+                && inputs.iter().any(|input| found.contains(input))
+            {
+                found.insert(id);
+                ordered.push(id);
+            }
+        }
+        ordered
+    }
+
+    /// The elements of a value of indices that is known at export: a constant, or computed from constants alone.
+    pub fn known_indices(&self, id: ValueId) -> Option<Vec<i64>> {
+        let value = self.value(id);
+        let dims = |id| self.ty(id).shape.fixed();
+        match &value.source {
+            Source::Constant(Data::Int(data)) => Some(data.clone()),
+            Source::Node { op: Op::Reshape(_), inputs } => self.known_indices(inputs[0]),
+            Source::Node { op: op @ (Op::Add | Op::Mul), inputs } if value.ty.dtype == Dtype::I64 => {
+                let (a, b) = (self.known_indices(inputs[0])?, self.known_indices(inputs[1])?);
+                let (shape, a_dims, b_dims) = (dims(id)?, dims(inputs[0])?, dims(inputs[1])?);
+                let combine = |a: i64, b: i64| if *op == Op::Add { a + b } else { a * b };
+                let at = |i| combine(a[source_of(i, &shape, &a_dims)], b[source_of(i, &shape, &b_dims)]);
+                Some((0..shape.iter().product()).map(at).collect())
+            }
+            _ => None,
+        }
     }
 
     fn push(&mut self, name: &str, ty: Type, source: Source) -> Result<ValueId, GraphError> {
@@ -212,9 +267,24 @@ impl ValueId {
     }
 }
 
+/// Where element `i` of a result of shape `shape` comes from in an operand that is broadcast to it.
+fn source_of(mut i: usize, shape: &[usize], operand: &[usize]) -> usize {
+    let (mut place, mut stride) = (0, 1);
+    for (axis, &len) in shape.iter().enumerate().rev() {
+        let (at, behind) = (i % len, shape.len() - axis);
+        i /= len;
+        if let Some(own) = operand.len().checked_sub(behind) {
+            if operand[own] > 1 {
+                place += at * stride;
+            }
+            stride *= operand[own];
+        }
+    }
+    place
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::shape::Dim;
     use super::*;
 
     fn input(graph: &mut Graph, name: &str, rest: &[usize]) -> ValueId {
@@ -246,6 +316,33 @@ mod tests {
         graph.output(alive);
         let live = graph.live();
         assert!(live.contains(&a) && live.contains(&alive) && !live.contains(&dead));
+    }
+
+    #[test]
+    fn indices_are_known_where_they_come_from_constants() {
+        let mut graph = Graph::new();
+        let rows = graph.indices("rows", &[2, 1], vec![0, 10]).unwrap();
+        let cols = graph.indices("cols", &[1, 3], vec![1, 2, 3]).unwrap();
+        let sum = graph.add("sum", Op::Add, &[rows, cols]).unwrap();
+        let flat = graph.add("flat", Op::Reshape(Shape::new([6])), &[sum]).unwrap();
+        let scale = graph.indices("scale", &[], vec![2]).unwrap();
+        let scaled = graph.add("scaled", Op::Mul, &[flat, scale]).unwrap();
+        assert_eq!(graph.known_indices(scaled), Some(vec![2, 4, 6, 22, 24, 26]));
+        let given = graph.input("y", Type::new(Dtype::I64, Shape::new([6]))).unwrap();
+        let unknown = graph.add("unknown", Op::Add, &[flat, given]).unwrap();
+        assert_eq!(graph.known_indices(unknown), None);
+    }
+
+    #[test]
+    fn dependents_are_on_the_way_from_input_to_output() {
+        let mut graph = Graph::new();
+        let (x, t) = (input(&mut graph, "x", &[3]), input(&mut graph, "t", &[3]));
+        let of_t = graph.add("of_t", Op::Sin, &[t]).unwrap();
+        let of_x = graph.add("of_x", Op::Sin, &[x]).unwrap();
+        let both = graph.add("both", Op::Add, &[of_x, of_t]).unwrap();
+        graph.add("aside", Op::Cos, &[x]).unwrap();
+        let needed = graph.needed_for(&[both]);
+        assert_eq!(graph.dependents(x, &needed), [x, of_x, both]);
     }
 
     #[test]

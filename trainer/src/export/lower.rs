@@ -13,7 +13,7 @@ use super::onnx::{
     self, AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
-use super::ops::Op;
+use super::ops::{Op, Stride};
 use super::shape::{Dim, Dtype, Shape};
 use super::weights::{WeightFile, bytes};
 use crate::error::Result;
@@ -35,8 +35,8 @@ pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Resu
     }
     let mut proto = lowering.proto;
     proto.name = Some(name.to_owned());
-    proto.input = graph.inputs().map(value_info).collect();
-    proto.output = graph.outputs().iter().map(|&id| value_info(graph.value(id))).collect();
+    proto.input = graph.inputs().map(|value| value_info(graph, value)).collect();
+    proto.output = graph.outputs().iter().map(|&id| value_info(graph, graph.value(id))).collect();
     Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some("windowpane-trainer".to_owned()),
@@ -135,10 +135,33 @@ impl Lowering<'_> {
                 "Softmax"
             }
             Op::LayerNorm { epsilon } => {
-                inputs.push(self.ones(value));
+                inputs.push(self.ones_for(ids[0]));
                 attributes
                     .extend([AttributeProto::int("axis", -1), AttributeProto::float("epsilon", *epsilon)]);
                 "LayerNormalization"
+            }
+            Op::InvStdDev { epsilon } => {
+                inputs.push(self.ones_for(ids[0]));
+                attributes
+                    .extend([AttributeProto::int("axis", -1), AttributeProto::float("epsilon", *epsilon)]);
+                // The third thing that it puts out.
+                let outputs = vec![format!("{name}.normalised"), String::new(), name.clone()];
+                self.push_all(name, "LayerNormalization", inputs, outputs, attributes);
+                return Ok(());
+            }
+            Op::Sum { axis } => {
+                inputs.push(self.integers(name, "axes", vec![*axis as i64]));
+                attributes.push(AttributeProto::int("keepdims", 1));
+                "ReduceSum"
+            }
+            Op::Conv(stride) => {
+                attributes.extend(strides(*stride));
+                "Conv"
+            }
+            Op::ConvTranspose { stride, extra } => {
+                attributes.extend(strides(*stride));
+                attributes.push(AttributeProto::ints("output_padding", extra.map(|n| n as i64)));
+                "ConvTranspose"
             }
             Op::Reshape(shape) => {
                 inputs.push(self.integers(
@@ -164,6 +187,13 @@ impl Lowering<'_> {
                     inputs.push(self.integers(name, part, vec![at as i64]));
                 }
                 "Slice"
+            }
+            Op::Pad { axis, before, after } => {
+                let rank = value.ty.shape.rank();
+                let mut pads = vec![0; 2 * rank];
+                (pads[*axis], pads[rank + axis]) = (*before as i64, *after as i64);
+                inputs.push(self.integers(name, "pads", pads));
+                "Pad"
             }
             Op::Concat { axis } => {
                 attributes.push(AttributeProto::int("axis", *axis as i64));
@@ -223,7 +253,8 @@ impl Lowering<'_> {
     }
 
     /// LayerNormalization wants a scale; ours is one. Layers of one width share it.
-    fn ones(&mut self, value: &Value) -> String {
+    fn ones_for(&mut self, normalised: ValueId) -> String {
+        let value = self.graph.value(normalised);
         let width = value.ty.shape.dims().last().map_or(1, |&dim| size(dim));
         let name = format!("layer_norm.scale.{}.{width}", value.ty.dtype);
         if self.done.insert(name.clone()) {
@@ -253,9 +284,20 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, name: &str, op_type: &str, input: Vec<String>, attribute: Vec<AttributeProto>) {
+        self.push_all(name, op_type, input, vec![name.to_owned()], attribute);
+    }
+
+    fn push_all(
+        &mut self,
+        name: &str,
+        op_type: &str,
+        input: Vec<String>,
+        output: Vec<String>,
+        attribute: Vec<AttributeProto>,
+    ) {
         self.proto.node.push(NodeProto {
             input,
-            output: vec![name.to_owned()],
+            output,
             name: Some(name.to_owned()),
             op_type: Some(op_type.to_owned()),
             attribute,
@@ -291,10 +333,15 @@ fn size(dim: Dim) -> i64 {
     }
 }
 
-fn value_info(value: &Value) -> ValueInfoProto {
+/// How ONNX writes a convolution's walk.
+fn strides(Stride { step, padding }: Stride) -> [AttributeProto; 2] {
+    [AttributeProto::ints("strides", [step as i64; 2]), AttributeProto::ints("pads", [padding as i64; 4])]
+}
+
+fn value_info(graph: &Graph, value: &Value) -> ValueInfoProto {
     let dimension = |dim: &Dim| match dim {
         Dim::Fixed(n) => DimensionProto { dim_value: Some(*n as i64), dim_param: None },
-        Dim::Batch(_) => DimensionProto { dim_value: None, dim_param: Some(dim.to_string()) },
+        Dim::Batch(_) => DimensionProto { dim_value: None, dim_param: Some(graph.symbol(*dim)) },
     };
     let shape = TensorShapeProto { dim: value.ty.shape.dims().iter().map(dimension).collect() };
     let tensor = TensorTypeProto { elem_type: Some(data_type(value.ty.dtype)), shape: Some(shape) };

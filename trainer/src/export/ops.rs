@@ -17,7 +17,7 @@ pub enum Op {
         /// Whether the weight is `[o,k]`.
         transpose_b: bool,
     },
-    /// `a[…,m,k] · b[…,k,o]` with equal leading dimensions, each side optionally given transposed.
+    /// `a[…,m,k] · b[…,k,o]`, leading dimensions broadcast, each side optionally given transposed.
     MatMul {
         /// Whether the left side is `[…,k,m]`.
         transpose_a: bool,
@@ -43,6 +43,26 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// `1 / sqrt(variance + epsilon)` over the last axis, which is kept with one entry: what [`Op::LayerNorm`] divides by.
+    InvStdDev {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// Sum over `axis`, which is kept with one entry.
+    Sum {
+        /// Axis of the input.
+        axis: usize,
+    },
+    /// Convolution of `x[n,c,h,w]` with a weight `[o,c,kh,kw]`, with zeros around the image.
+    Conv(Stride),
+    /// Its transpose, of `x[n,o,h,w]` with a weight `[o,c,kh,kw]`: every pixel put out as the weight's patch, overlaps
+    /// added up.
+    ConvTranspose {
+        /// As the convolution has it.
+        stride: Stride,
+        /// Rows and columns that the convolution left over at the far end of its image.
+        extra: [usize; 2],
+    },
     /// The same elements in another shape.
     Reshape(Shape),
     /// Axes in another order: axis `i` of the result is axis `perm[i]` of the input.
@@ -61,6 +81,15 @@ pub enum Op {
         /// Number of entries.
         len: usize,
     },
+    /// Zeros before and behind the entries of `axis`.
+    Pad {
+        /// Axis of the input.
+        axis: usize,
+        /// Zeros before the first entry.
+        before: usize,
+        /// Zeros behind the last.
+        after: usize,
+    },
     /// The inputs one after another along `axis`.
     Concat {
         /// Axis of the inputs.
@@ -68,6 +97,15 @@ pub enum Op {
     },
     /// Another element type.
     Cast(Dtype),
+}
+
+/// How a convolution walks over the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stride {
+    /// Pixels from one patch to the next, down and across alike.
+    pub step: usize,
+    /// Zeros around the image.
+    pub padding: usize,
 }
 
 // === impl Op ===
@@ -93,6 +131,19 @@ impl Op {
                 accept(x.dtype.is_float() && x.shape.rank() > 0, "floats with a last axis")?;
                 Ok(x.clone())
             }
+            Self::InvStdDev { .. } => {
+                let [x] = exactly(inputs)?;
+                accept(x.dtype.is_float() && x.shape.rank() > 0, "floats with a last axis")?;
+                Ok(Type::new(x.dtype, x.shape.replaced(x.shape.rank() - 1, &[Dim::Fixed(1)])))
+            }
+            Self::Sum { axis } => {
+                let [x] = exactly(inputs)?;
+                let fixed = matches!(x.shape.dims().get(*axis), Some(Dim::Fixed(_)));
+                accept(x.dtype.is_float() && fixed, "floats with that axis, which is not the batch")?;
+                Ok(Type::new(x.dtype, x.shape.replaced(*axis, &[Dim::Fixed(1)])))
+            }
+            Self::Conv(stride) => conv(*stride, inputs),
+            Self::ConvTranspose { stride, extra } => conv_transpose(*stride, *extra, inputs),
             Self::Reshape(shape) => {
                 let [x] = exactly(inputs)?;
                 accept(x.shape.volume() == shape.volume(), "a shape with as many elements")?;
@@ -119,6 +170,13 @@ impl Op {
                 let holds = |dim: &Dim| matches!(dim, Dim::Fixed(n) if *len > 0 && start + len <= *n);
                 accept(x.shape.dims().get(*axis).is_some_and(holds), "a fixed axis that long")?;
                 Ok(Type::new(x.dtype, x.shape.replaced(*axis, &[Dim::Fixed(*len)])))
+            }
+            Self::Pad { axis, before, after } => {
+                let [x] = exactly(inputs)?;
+                let Some(&Dim::Fixed(len)) = x.shape.dims().get(*axis) else {
+                    return Err("a fixed axis".to_owned());
+                };
+                Ok(Type::new(x.dtype, x.shape.replaced(*axis, &[Dim::Fixed(before + len + after)])))
             }
             Self::Concat { axis } => concat(*axis, inputs),
             Self::Cast(dtype) => {
@@ -165,7 +223,7 @@ fn gemm(transpose_b: bool, inputs: &[&Type]) -> Result<Type, String> {
 }
 
 fn matmul(transpose_a: bool, transpose_b: bool, inputs: &[&Type]) -> Result<Type, String> {
-    let expected = "two floats of one type whose inner dimensions agree and whose leading ones are equal";
+    let expected = "two floats of one type whose inner dimensions agree and whose leading ones broadcast";
     let [a, b] = exactly(inputs)?;
     let (Some((lead_a, &[a0, a1])), Some((lead_b, &[b0, b1]))) =
         (a.shape.dims().split_last_chunk::<2>(), b.shape.dims().split_last_chunk::<2>())
@@ -174,8 +232,51 @@ fn matmul(transpose_a: bool, transpose_b: bool, inputs: &[&Type]) -> Result<Type
     };
     let (m, ka) = if transpose_a { (a1, a0) } else { (a0, a1) };
     let (kb, o) = if transpose_b { (b1, b0) } else { (b0, b1) };
-    accept(a.dtype == b.dtype && a.dtype.is_float() && ka == kb && lead_a == lead_b, expected)?;
-    Ok(Type::new(a.dtype, Shape::new(lead_a.iter().copied().chain([m, o]))))
+    accept(a.dtype == b.dtype && a.dtype.is_float() && ka == kb, expected)?;
+    let [lead_a, lead_b] = [lead_a, lead_b].map(|lead| Shape::new(lead.iter().copied()));
+    let lead = lead_a.broadcast(&lead_b).ok_or(expected)?;
+    Ok(Type::new(a.dtype, Shape::new(lead.dims().iter().copied().chain([m, o]))))
+}
+
+fn conv(stride: Stride, inputs: &[&Type]) -> Result<Type, String> {
+    let expected = "x[n,c,h,w] of fixed h and w, a weight[o,c,kh,kw] that fits into it, of one float type";
+    let [x, w] = image_and_weight(inputs, expected)?;
+    let (&[n, c, height, width], &[out, wc, kh, kw]) = (x.shape.dims(), w.shape.dims()) else {
+        return Err(expected.to_owned());
+    };
+    accept(c == wc && stride.step > 0, expected)?;
+    let side = |len: Dim, kernel: Dim| match (len, kernel) {
+        (Dim::Fixed(len), Dim::Fixed(kernel)) if kernel > 0 => {
+            Some(Dim::Fixed((len + 2 * stride.padding).checked_sub(kernel)? / stride.step + 1))
+        }
+        _ => None,
+    };
+    let (height, width) = (side(height, kh).ok_or(expected)?, side(width, kw).ok_or(expected)?);
+    Ok(Type::new(x.dtype, Shape::new([n, out, height, width])))
+}
+
+fn conv_transpose(stride: Stride, extra: [usize; 2], inputs: &[&Type]) -> Result<Type, String> {
+    let expected = "x[n,o,h,w] of fixed h and w, a weight[o,c,kh,kw], of one float type";
+    let [x, w] = image_and_weight(inputs, expected)?;
+    let (&[n, out, height, width], &[wo, c, kh, kw]) = (x.shape.dims(), w.shape.dims()) else {
+        return Err(expected.to_owned());
+    };
+    accept(out == wo && stride.step > 0 && extra.iter().all(|&extra| extra < stride.step), expected)?;
+    let side = |len: Dim, kernel: Dim, extra: usize| match (len, kernel) {
+        (Dim::Fixed(len), Dim::Fixed(kernel)) if len > 0 => {
+            ((len - 1) * stride.step + kernel + extra).checked_sub(2 * stride.padding).map(Dim::Fixed)
+        }
+        _ => None,
+    };
+    let height = side(height, kh, extra[0]).ok_or(expected)?;
+    let width = side(width, kw, extra[1]).ok_or(expected)?;
+    Ok(Type::new(x.dtype, Shape::new([n, c, height, width])))
+}
+
+fn image_and_weight<'a>(inputs: &[&'a Type], expected: &str) -> Result<[&'a Type; 2], String> {
+    let [x, w] = exactly(inputs)?;
+    accept(x.dtype == w.dtype && x.dtype.is_float(), expected)?;
+    Ok([x, w])
 }
 
 fn concat(axis: usize, inputs: &[&Type]) -> Result<Type, String> {
@@ -214,6 +315,7 @@ mod tests {
         let scores = Op::MatMul { transpose_a: false, transpose_b: true };
         assert_eq!(scores.infer(&[&ty(&[2, 5, 8]), &ty(&[2, 7, 8])]), Ok(ty(&[2, 5, 7])));
         assert!(scores.infer(&[&ty(&[2, 5, 8]), &ty(&[3, 7, 8])]).is_err());
+        assert_eq!(scores.infer(&[&fixed(&[1, 2, 5, 8]), &ty(&[2, 7, 8])]), Ok(ty(&[2, 5, 7])));
         assert!(scores.infer(&[&ty(&[]), &ty(&[])]).is_err());
     }
 
@@ -231,6 +333,30 @@ mod tests {
         assert!(Op::Slice { axis: 0, start: 0, len: 1 }.infer(&[&ty(&[4, 2])]).is_err());
         assert_eq!(Op::Concat { axis: 1 }.infer(&[&ty(&[4, 2]), &ty(&[3, 2])]), Ok(ty(&[7, 2])));
         assert!(Op::Concat { axis: 1 }.infer(&[&ty(&[4, 2]), &ty(&[4, 3])]).is_err());
+    }
+
+    #[test]
+    fn a_convolution_and_its_transpose_undo_each_others_shapes() {
+        let weight = fixed(&[6, 3, 3, 3]);
+        for (side, step, padding) in [(8, 1, 1), (8, 2, 1), (9, 2, 1), (7, 2, 0), (5, 1, 0)] {
+            let stride = Stride { step, padding };
+            let image = ty(&[3, side, side + 1]);
+            let out = Op::Conv(stride).infer(&[&image, &weight]).unwrap();
+            let extra = [side, side + 1].map(|side| (side + 2 * padding - 3) % step);
+            let back = Op::ConvTranspose { stride, extra };
+            assert_eq!(back.infer(&[&out, &weight]), Ok(image));
+        }
+        let stride = Stride { step: 1, padding: 0 };
+        assert!(Op::Conv(stride).infer(&[&ty(&[3, 2, 2]), &weight]).is_err());
+        assert!(Op::Conv(stride).infer(&[&ty(&[4, 8, 8]), &weight]).is_err());
+    }
+
+    #[test]
+    fn a_sum_keeps_its_axis_and_padding_adds_to_it() {
+        assert_eq!(Op::Sum { axis: 1 }.infer(&[&ty(&[4, 2])]), Ok(ty(&[1, 2])));
+        assert!(Op::Sum { axis: 0 }.infer(&[&ty(&[4, 2])]).is_err());
+        assert_eq!(Op::Pad { axis: 2, before: 1, after: 3 }.infer(&[&ty(&[4, 2])]), Ok(ty(&[4, 6])));
+        assert_eq!(Op::InvStdDev { epsilon: 0.1 }.infer(&[&ty(&[4, 2])]), Ok(ty(&[4, 1])));
     }
 
     #[test]

@@ -118,6 +118,15 @@ impl Shape {
         self.0.len()
     }
 
+    /// The dimensions as numbers; `None` where one is of the batch.
+    pub fn fixed(&self) -> Option<Vec<usize>> {
+        let number = |dim: &Dim| match dim {
+            Dim::Fixed(n) => Some(*n),
+            Dim::Batch(_) => None,
+        };
+        self.0.iter().map(number).collect()
+    }
+
     /// Number of elements as (factor, power of the batch size).
     pub fn volume(&self) -> (usize, u32) {
         self.0.iter().fold((1, 0), |(factor, power), dim| match dim {
@@ -131,6 +140,15 @@ impl Shape {
         let mut all = self.0.clone();
         all.splice(axis..=axis, dims.iter().copied());
         Self(all)
+    }
+
+    /// The shape of as many tangents or cotangents of a value of this shape as the batch has: along the first axis, one
+    /// after another. `None` where there is no first axis, or it is of the batch already.
+    pub fn batched(&self) -> Option<Self> {
+        match self.0.first() {
+            Some(&Dim::Fixed(n)) => Some(self.replaced(0, &[Dim::Batch(n)])),
+            _ => None,
+        }
     }
 
     /// The shape that `self` and `other` broadcast to (numpy's rule), if they do.

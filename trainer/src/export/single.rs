@@ -35,8 +35,8 @@ pub fn attention(window: Window, plan: Plan, grid: Grid) -> Result<Graph> {
     let rows = Shape::led_by(Dim::Batch(grid.tokens()), &[3 * heads.heads * head_dim]);
     let qkv = graph.input("qkv", Type::new(Dtype::F32, rows))?;
     let values = WindowValues::new(&mut graph, "window", window, plan, &heads)?;
-    let out = values.attend(&mut graph, "attn", qkv, &heads)?;
-    graph.output(out);
+    let attended = values.attend(&mut graph, "attn", qkv, &heads)?;
+    graph.output(attended.out);
     Ok(graph)
 }
 

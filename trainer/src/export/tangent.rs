@@ -1,0 +1,191 @@
+//! Forward mode: what a graph makes of small changes of its input. Of every value that depends on `x` the tangents
+//! `[k l, …]` are appended, one rule an operation (Griewank & Walther 2008, chapter 3), and the last are J·V.
+
+use std::collections::HashMap;
+
+use super::ExportError;
+use super::derivative::{Builder, spread};
+use super::graph::{Graph, GraphError, Source, ValueId};
+use super::ops::Op;
+use super::shape::Shape;
+
+type Built<T> = Result<T, GraphError>;
+
+/// Appends J·V: `vectors` are k tangents of `x` `[l, …]`, `[k l, …]`, and the result those of `output`. Errors: an
+/// operation that depends on `x` in a way that has no derivative here, named.
+pub fn push_forward(
+    graph: &mut Graph,
+    x: ValueId,
+    vectors: ValueId,
+    output: ValueId,
+) -> Result<ValueId, ExportError> {
+    let needed = graph.needed_for(&[output]);
+    let dependents = graph.dependents(x, &needed);
+    let mut forward = Forward { builder: Builder::new(graph), tangents: HashMap::from([(x, vectors)]) };
+    for id in dependents {
+        if id != x {
+            let tangent = forward.of(id)?;
+            forward.tangents.insert(id, tangent);
+        }
+    }
+    forward.tangents.get(&output).copied().ok_or_else(|| ExportError::Constant {
+        output: graph.value(output).name.clone(),
+        input: graph.value(x).name.clone(),
+    })
+}
+
+struct Forward<'a> {
+    builder: Builder<'a>,
+    tangents: HashMap<ValueId, ValueId>,
+}
+
+// === impl Forward ===
+
+impl Forward<'_> {
+    /// The tangents of a value one of whose inputs has some.
+    fn of(&mut self, id: ValueId) -> Result<ValueId, ExportError> {
+        let value = self.builder.graph.value(id).clone();
+        let Source::Node { op, inputs } = value.source else {
+            unreachable!("only what is computed depends on something: this is a bug");
+        };
+        let name = format!("{}.tangent", value.name);
+        let (shape, own) = (value.ty.shape, inputs[0]);
+        let unknown = || ExportError::NoDerivative { node: value.name.clone(), op: op.to_string() };
+        // What moves or sums axes has to leave the first alone, along which tangents lie.
+        let batched = shape.batched().ok_or_else(unknown)?;
+        let given: Vec<_> = inputs.iter().map(|input| self.tangents.get(input).copied()).collect();
+        let only_first = given.iter().skip(1).all(Option::is_none);
+        let built = match &op {
+            Op::Add => self.sum(&name, &shape, &inputs, &given)?,
+            Op::Mul => self.product(&name, &shape, &inputs, &given, &Op::Mul)?,
+            Op::MatMul { .. } => self.product(&name, &shape, &inputs, &given, &op)?,
+            Op::Concat { axis } if *axis > 0 => self.concat(&name, *axis, &inputs, &given)?,
+            _ if !only_first => return Err(unknown()),
+            Op::Gemm { .. } | Op::Conv(_) | Op::ConvTranspose { .. } => {
+                self.move_by(&name, op.clone(), &[self.tangents[&own], inputs[1]])?
+            }
+            Op::Sigmoid | Op::Gelu | Op::Sin | Op::Cos => {
+                self.builder.elementwise(id, self.tangents[&own], &name)?
+            }
+            Op::Softmax => self.builder.softmax(id, self.tangents[&own], &name)?,
+            Op::LayerNorm { epsilon } => self.builder.layer_norm(id, *epsilon, self.tangents[&own], &name)?,
+            Op::Reshape(_) => self.move_by(&name, Op::Reshape(batched), &[self.tangents[&own]])?,
+            Op::Transpose(perm) if perm.first() == Some(&0) => {
+                self.move_by(&name, op.clone(), &[self.tangents[&own]])?
+            }
+            Op::Gather { axis } if *axis > 0 => {
+                self.move_by(&name, op.clone(), &[self.tangents[&own], inputs[1]])?
+            }
+            Op::Slice { axis, .. } | Op::Pad { axis, .. } | Op::Sum { axis } if *axis > 0 => {
+                self.move_by(&name, op.clone(), &[self.tangents[&own]])?
+            }
+            Op::Cast(_) => self.move_by(&name, op.clone(), &[self.tangents[&own]])?,
+            Op::Transpose(_)
+            | Op::Gather { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Sum { .. }
+            | Op::Concat { .. }
+            | Op::InvStdDev { .. } => return Err(unknown()),
+        };
+        Ok(built)
+    }
+
+    /// The operation itself, on tangents: it is linear.
+    fn move_by(&mut self, name: &str, op: Op, inputs: &[ValueId]) -> Built<ValueId> {
+        self.builder.graph.add(name, op, inputs)
+    }
+
+    /// `da + db`, broadcast to the sum's shape where only one of them is there.
+    fn sum(
+        &mut self,
+        name: &str,
+        shape: &Shape,
+        inputs: &[ValueId],
+        given: &[Option<ValueId>],
+    ) -> Built<ValueId> {
+        let parts = self.spread(name, shape, inputs, given)?;
+        let whole = spread(shape, shape);
+        let sum = match parts[..] {
+            [part] if self.builder.shape(part) == whole => part,
+            [part] => {
+                let ones = vec![1.0; shape.fixed().map_or(0, |dims| dims.iter().product())];
+                let dtype = self.builder.graph.ty(part).dtype;
+                let dims = shape.fixed().unwrap_or_default();
+                let ones = self.builder.graph.floats(&format!("{name}.ones"), dtype, &dims, ones)?;
+                self.builder.add(name, "broadcast", Op::Mul, &[part, ones])?
+            }
+            _ => self.builder.add(name, "sum", Op::Add, &parts)?,
+        };
+        self.builder.gathered(sum, shape, name, "gathered")
+    }
+
+    /// The tangents that are there, each as it meets the result's.
+    fn spread(
+        &mut self,
+        name: &str,
+        shape: &Shape,
+        inputs: &[ValueId],
+        given: &[Option<ValueId>],
+    ) -> Built<Vec<ValueId>> {
+        let mut parts = Vec::new();
+        for (i, (&input, &tangent)) in inputs.iter().zip(given).enumerate() {
+            if let Some(tangent) = tangent {
+                let own = self.builder.shape(input);
+                parts.push(self.builder.spread(tangent, &own, shape, name, &format!("spread.{i}"))?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// `da b + a db`, of elements or of matrices.
+    fn product(
+        &mut self,
+        name: &str,
+        shape: &Shape,
+        inputs: &[ValueId],
+        given: &[Option<ValueId>],
+        op: &Op,
+    ) -> Built<ValueId> {
+        let mut terms = Vec::new();
+        for (i, &tangent) in given.iter().enumerate() {
+            let Some(tangent) = tangent else { continue };
+            let own = self.builder.shape(inputs[i]);
+            let mut factors = [inputs[0], inputs[1]];
+            factors[i] = self.builder.spread(tangent, &own, shape, name, &format!("spread.{i}"))?;
+            terms.push(self.builder.add(name, &format!("term.{i}"), op.clone(), &factors)?);
+        }
+        let sum = match terms[..] {
+            [term] => term,
+            _ => self.builder.add(name, "sum", Op::Add, &terms)?,
+        };
+        self.builder.gathered(sum, shape, name, "gathered")
+    }
+
+    /// One after another, zeros in the place of what does not change.
+    fn concat(
+        &mut self,
+        name: &str,
+        axis: usize,
+        inputs: &[ValueId],
+        given: &[Option<ValueId>],
+    ) -> Built<ValueId> {
+        if let Some(all) = given.iter().copied().collect::<Option<Vec<_>>>() {
+            return self.move_by(name, Op::Concat { axis }, &all);
+        }
+        let len = |id: &ValueId| self.builder.shape(*id).fixed().map_or(0, |dims| dims[axis]);
+        let lens: Vec<usize> = inputs.iter().map(len).collect();
+        let mut sum = None;
+        for (i, tangent) in given.iter().enumerate() {
+            let Some(tangent) = *tangent else { continue };
+            let (before, after) = (lens[..i].iter().sum(), lens[i + 1..].iter().sum());
+            let part =
+                self.builder.add(name, &format!("part.{i}"), Op::Pad { axis, before, after }, &[tangent])?;
+            sum = Some(match sum {
+                None => part,
+                Some(sum) => self.builder.add(name, &format!("sum.{i}"), Op::Add, &[sum, part])?,
+            });
+        }
+        Ok(sum.expect("one of the inputs has tangents: this is a bug"))
+    }
+}
