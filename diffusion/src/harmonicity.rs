@@ -24,8 +24,9 @@ pub fn harmonicity(values: &[f32], [channels, height, width]: [usize; 3]) -> Res
     }
     let mut bands = vec![0.0; 2 * height.max(width)];
     for channel in values.chunks_exact(plane) {
-        let rows: Vec<Wave> = transform(channel.iter().map(|&v| (f64::from(v), 0.0)).collect(), width);
-        let columns = transform(transposed(&rows, width), height);
+        let real: Vec<Wave> = channel.iter().map(|&v| (f64::from(v), 0.0)).collect();
+        let rows = transform(&real, width);
+        let columns = transform(&transposed(&rows, width), height);
         // Column by column: [width, height].
         for (at, (re, im)) in columns.into_iter().enumerate() {
             let band = radius(at % height, at / height, height, width);
@@ -52,7 +53,7 @@ pub fn harmonicity(values: &[f32], [channels, height, width]: [usize; 3]) -> Res
 type Wave = (f64, f64);
 
 /// The discrete Fourier transform of every row of length `len`.
-fn transform(values: Vec<Wave>, len: usize) -> Vec<Wave> {
+fn transform(values: &[Wave], len: usize) -> Vec<Wave> {
     let turn: Vec<Wave> = (0..len)
         .map(|i| {
             let (sin, cos) = libm::sincos(-2.0 * std::f64::consts::PI * i as f64 / len as f64);

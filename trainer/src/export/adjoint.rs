@@ -75,7 +75,7 @@ impl Backward<'_> {
             rows = others;
             let shape = self.builder.shape(id);
             let name = format!("{name}.axis.{axis}");
-            whole.push(self.scatters.give_back(&mut self.builder, &name, &shape, axis, &same)?);
+            whole.push(self.scatters.give_back(&mut self.builder, &name, &shape, &same)?);
         }
         let mut sum = whole[0];
         for (i, &other) in whole.iter().enumerate().skip(1) {
@@ -99,7 +99,7 @@ impl Backward<'_> {
             let share = match &op {
                 Op::Add => Share::Whole(self.reduced(&name, u, &own, &shape)?),
                 Op::Mul => {
-                    let spread = self.builder.spread(u, &shape, &shape, &name, "spread")?;
+                    let spread = self.builder.spread(u, [&shape, &shape], &name, "spread")?;
                     let product = self.builder.add(&name, "product", Op::Mul, &[spread, inputs[1 - i]])?;
                     Share::Whole(self.summed(&name, product, &own, &shape)?)
                 }
@@ -191,7 +191,7 @@ impl Backward<'_> {
         own: &Shape,
         shape: &Shape,
     ) -> Built<ValueId> {
-        let u = self.builder.spread(u, shape, shape, name, "spread")?;
+        let u = self.builder.spread(u, [shape, shape], name, "spread")?;
         let (a, b) = (inputs[0], inputs[1]);
         let (left, right, transpose_a, transpose_b) = match (side, transpose_a, transpose_b) {
             (0, false, _) => (u, b, false, !transpose_b),
@@ -209,7 +209,7 @@ impl Backward<'_> {
         if own == shape {
             return Ok(u);
         }
-        let spread = self.builder.spread(u, shape, shape, name, "spread")?;
+        let spread = self.builder.spread(u, [shape, shape], name, "spread")?;
         self.summed(name, spread, own, shape)
     }
 

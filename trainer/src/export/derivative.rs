@@ -62,8 +62,7 @@ impl<'a> Builder<'a> {
     pub(super) fn spread(
         &mut self,
         id: ValueId,
-        own: &Shape,
-        result: &Shape,
+        [own, result]: [&Shape; 2],
         of: &str,
         what: &str,
     ) -> Built<ValueId> {
@@ -93,7 +92,7 @@ impl<'a> Builder<'a> {
     pub(super) fn elementwise(&mut self, value: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
         let slope = self.slope(value)?;
         let shape = self.shape(value);
-        let d = self.spread(d, &shape, &shape, of, "spread")?;
+        let d = self.spread(d, [&shape, &shape], of, "spread")?;
         let product = self.add(of, "product", Op::Mul, &[d, slope])?;
         self.gathered(product, &shape, of, "gathered")
     }
@@ -153,7 +152,7 @@ impl<'a> Builder<'a> {
     /// Of `p = softmax(x)`: `p (d - Σ p d)`.
     pub(super) fn softmax(&mut self, p: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
         let shape = self.shape(p);
-        let d = self.spread(d, &shape, &shape, of, "spread")?;
+        let d = self.spread(d, [&shape, &shape], of, "spread")?;
         let weighted = self.add(of, "weighted", Op::Mul, &[d, p])?;
         let axis = self.shape(weighted).rank() - 1;
         let sum = self.add(of, "sum", Op::Sum { axis }, &[weighted])?;
@@ -168,7 +167,7 @@ impl<'a> Builder<'a> {
         let inverse = self.inverse_deviation(y, epsilon)?;
         let (shape, (_, width)) = (self.shape(y), self.last(y));
         let share = -1.0 / width as f32;
-        let d = self.spread(d, &shape, &shape, of, "spread")?;
+        let d = self.spread(d, [&shape, &shape], of, "spread")?;
         let axis = self.shape(d).rank() - 1;
         let mean = self.add(of, "sum", Op::Sum { axis }, &[d])?;
         let mean = self.scaled(mean, share, of, "mean")?;

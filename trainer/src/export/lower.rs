@@ -145,8 +145,13 @@ impl Lowering<'_> {
                 attributes
                     .extend([AttributeProto::int("axis", -1), AttributeProto::float("epsilon", *epsilon)]);
                 // The third thing that it puts out.
-                let outputs = vec![format!("{name}.normalised"), String::new(), name.clone()];
-                self.push_all(name, "LayerNormalization", inputs, outputs, attributes);
+                self.proto.node.push(NodeProto {
+                    input: inputs,
+                    output: vec![format!("{name}.normalised"), String::new(), name.clone()],
+                    name: Some(name.clone()),
+                    op_type: Some("LayerNormalization".to_owned()),
+                    attribute: attributes,
+                });
                 return Ok(());
             }
             Op::Sum { axis } => {
@@ -284,24 +289,9 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, name: &str, op_type: &str, input: Vec<String>, attribute: Vec<AttributeProto>) {
-        self.push_all(name, op_type, input, vec![name.to_owned()], attribute);
-    }
-
-    fn push_all(
-        &mut self,
-        name: &str,
-        op_type: &str,
-        input: Vec<String>,
-        output: Vec<String>,
-        attribute: Vec<AttributeProto>,
-    ) {
-        self.proto.node.push(NodeProto {
-            input,
-            output,
-            name: Some(name.to_owned()),
-            op_type: Some(op_type.to_owned()),
-            attribute,
-        });
+        let output = vec![name.to_owned()];
+        let (name, op_type) = (Some(name.to_owned()), Some(op_type.to_owned()));
+        self.proto.node.push(NodeProto { input, output, name, op_type, attribute });
     }
 
     /// The name under which nodes read a value.

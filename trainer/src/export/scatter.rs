@@ -43,15 +43,15 @@ struct Places {
 // === impl Scatters ===
 
 impl Scatters {
-    /// The cotangents of a value of shape `own`, from all that was collected from it along `axis`.
+    /// The cotangents of a value of shape `own`, from all that was collected from it along one axis.
     pub(super) fn give_back(
         &mut self,
         builder: &mut Builder<'_>,
         name: &str,
         own: &Shape,
-        axis: usize,
         collected: &[Collected],
     ) -> Result<ValueId, ExportError> {
+        let axis = collected.first().map_or(0, |part| part.axis);
         let rows = own.fixed().map_or(0, |dims| dims[axis]);
         let mut parts = Vec::new();
         for part in collected {

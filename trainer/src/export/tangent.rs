@@ -11,6 +11,9 @@ use super::shape::Shape;
 
 type Built<T> = Result<T, GraphError>;
 
+/// An input, and its tangents where it has some.
+type Given = (ValueId, Option<ValueId>);
+
 /// Appends J·V: `vectors` are k tangents of `x` `[l, …]`, `[k l, …]`, and the result those of `output`. Errors: an
 /// operation that depends on `x` in a way that has no derivative here, named.
 pub fn push_forward(
@@ -53,13 +56,14 @@ impl Forward<'_> {
         let unknown = || ExportError::NoDerivative { node: value.name.clone(), op: op.to_string() };
         // What moves or sums axes has to leave the first alone, along which tangents lie.
         let batched = shape.batched().ok_or_else(unknown)?;
-        let given: Vec<_> = inputs.iter().map(|input| self.tangents.get(input).copied()).collect();
-        let only_first = given.iter().skip(1).all(Option::is_none);
+        let given: Vec<Given> =
+            inputs.iter().map(|input| (*input, self.tangents.get(input).copied())).collect();
+        let only_first = given.iter().skip(1).all(|(_, tangent)| tangent.is_none());
         let built = match &op {
-            Op::Add => self.sum(&name, &shape, &inputs, &given)?,
-            Op::Mul => self.product(&name, &shape, &inputs, &given, &Op::Mul)?,
-            Op::MatMul { .. } => self.product(&name, &shape, &inputs, &given, &op)?,
-            Op::Concat { axis } if *axis > 0 => self.concat(&name, *axis, &inputs, &given)?,
+            Op::Add => self.sum(&name, &shape, &given)?,
+            Op::Mul => self.product(&name, &shape, &given, &Op::Mul)?,
+            Op::MatMul { .. } => self.product(&name, &shape, &given, &op)?,
+            Op::Concat { axis } if *axis > 0 => self.concat(&name, *axis, &given)?,
             _ if !only_first => return Err(unknown()),
             Op::Gemm { .. } | Op::Conv(_) | Op::ConvTranspose { .. } => {
                 self.move_by(&name, op.clone(), &[self.tangents[&own], inputs[1]])?
@@ -97,14 +101,8 @@ impl Forward<'_> {
     }
 
     /// `da + db`, broadcast to the sum's shape where only one of them is there.
-    fn sum(
-        &mut self,
-        name: &str,
-        shape: &Shape,
-        inputs: &[ValueId],
-        given: &[Option<ValueId>],
-    ) -> Built<ValueId> {
-        let parts = self.spread(name, shape, inputs, given)?;
+    fn sum(&mut self, name: &str, shape: &Shape, given: &[Given]) -> Built<ValueId> {
+        let parts = self.spread(name, shape, given)?;
         let whole = spread(shape, shape);
         let sum = match parts[..] {
             [part] if self.builder.shape(part) == whole => part,
@@ -121,38 +119,25 @@ impl Forward<'_> {
     }
 
     /// The tangents that are there, each as it meets the result's.
-    fn spread(
-        &mut self,
-        name: &str,
-        shape: &Shape,
-        inputs: &[ValueId],
-        given: &[Option<ValueId>],
-    ) -> Built<Vec<ValueId>> {
+    fn spread(&mut self, name: &str, shape: &Shape, given: &[Given]) -> Built<Vec<ValueId>> {
         let mut parts = Vec::new();
-        for (i, (&input, &tangent)) in inputs.iter().zip(given).enumerate() {
+        for (i, &(input, tangent)) in given.iter().enumerate() {
             if let Some(tangent) = tangent {
                 let own = self.builder.shape(input);
-                parts.push(self.builder.spread(tangent, &own, shape, name, &format!("spread.{i}"))?);
+                parts.push(self.builder.spread(tangent, [&own, shape], name, &format!("spread.{i}"))?);
             }
         }
         Ok(parts)
     }
 
     /// `da b + a db`, of elements or of matrices.
-    fn product(
-        &mut self,
-        name: &str,
-        shape: &Shape,
-        inputs: &[ValueId],
-        given: &[Option<ValueId>],
-        op: &Op,
-    ) -> Built<ValueId> {
+    fn product(&mut self, name: &str, shape: &Shape, given: &[Given], op: &Op) -> Built<ValueId> {
         let mut terms = Vec::new();
-        for (i, &tangent) in given.iter().enumerate() {
+        for (i, &(input, tangent)) in given.iter().enumerate() {
             let Some(tangent) = tangent else { continue };
-            let own = self.builder.shape(inputs[i]);
-            let mut factors = [inputs[0], inputs[1]];
-            factors[i] = self.builder.spread(tangent, &own, shape, name, &format!("spread.{i}"))?;
+            let own = self.builder.shape(input);
+            let mut factors = [given[0].0, given[1].0];
+            factors[i] = self.builder.spread(tangent, [&own, shape], name, &format!("spread.{i}"))?;
             terms.push(self.builder.add(name, &format!("term.{i}"), op.clone(), &factors)?);
         }
         let sum = match terms[..] {
@@ -163,21 +148,15 @@ impl Forward<'_> {
     }
 
     /// One after another, zeros in the place of what does not change.
-    fn concat(
-        &mut self,
-        name: &str,
-        axis: usize,
-        inputs: &[ValueId],
-        given: &[Option<ValueId>],
-    ) -> Built<ValueId> {
-        if let Some(all) = given.iter().copied().collect::<Option<Vec<_>>>() {
+    fn concat(&mut self, name: &str, axis: usize, given: &[Given]) -> Built<ValueId> {
+        if let Some(all) = given.iter().map(|&(_, tangent)| tangent).collect::<Option<Vec<_>>>() {
             return self.move_by(name, Op::Concat { axis }, &all);
         }
-        let len = |id: &ValueId| self.builder.shape(*id).fixed().map_or(0, |dims| dims[axis]);
-        let lens: Vec<usize> = inputs.iter().map(len).collect();
+        let len = |&(id, _): &Given| self.builder.shape(id).fixed().map_or(0, |dims| dims[axis]);
+        let lens: Vec<usize> = given.iter().map(len).collect();
         let mut sum = None;
-        for (i, tangent) in given.iter().enumerate() {
-            let Some(tangent) = *tangent else { continue };
+        for (i, &(_, tangent)) in given.iter().enumerate() {
+            let Some(tangent) = tangent else { continue };
             let (before, after) = (lens[..i].iter().sum(), lens[i + 1..].iter().sum());
             let part =
                 self.builder.add(name, &format!("part.{i}"), Op::Pad { axis, before, after }, &[tangent])?;
