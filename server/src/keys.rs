@@ -112,6 +112,15 @@ impl Keys {
         Ok(Self(Some(known)))
     }
 
+    /// Reads the text of a file of keys, for whoever has no file to show. There is none to read again.
+    pub fn in_file(text: &str) -> Result<Self, KeysError> {
+        let path = PathBuf::from("-");
+        let keys = parse(text).map_err(|what| KeysError::Content { path: path.clone(), what })?;
+        let mut known = Known { path, files: Files::look([]), keys: Vec::new(), next: 1 };
+        known.keys = known.number(keys);
+        Ok(Self(Some(known)))
+    }
+
     /// Reads the file again. A key that was there before is the same caller as before.
     pub fn read_again(&self) -> Result<Self, KeysError> {
         let Some(mut known) = self.0.clone() else { return Ok(Self(None)) };
@@ -177,6 +186,9 @@ fn parse(text: &str) -> Result<Vec<Key>, String> {
     for Entry { name, role, sha256 } in entries {
         let digest =
             digest(&sha256).ok_or_else(|| format!("key `{name}`: `sha256` is not 64 hexadecimal digits"))?;
+        if digest == Sha256::digest("").as_slice() {
+            return Err(format!("key `{name}`: `sha256` is that of an empty key, which everybody knows"));
+        }
         if let Some(other) = keys.iter().find(|key| key.name == name || key.digest == digest) {
             return Err(format!("key `{name}` has the name or the digest of key `{}`", other.name));
         }
@@ -256,6 +268,7 @@ pub(crate) mod tests {
     fn a_file_that_is_none_says_what_is_wrong() {
         let twice = file(&[("a", "generate", "one"), ("a", "admin", "two")]);
         let same = file(&[("a", "generate", "one"), ("b", "admin", "one")]);
+        let empty = file(&[("a", "generate", "")]);
         for (text, part) in [
             ("", "missing field `key`"),
             ("key = []", "no key"),
@@ -263,6 +276,7 @@ pub(crate) mod tests {
             ("[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = \"abc\"", "64 hexadecimal digits"),
             ("[[key]]\nname = \"a\"\nrole = \"admin\"\nsecret = \"abc\"", "unknown field `secret`"),
             (twice.as_str(), "key `a` has the name"),
+            (empty.as_str(), "that of an empty key"),
             (same.as_str(), "key `b` has the name or the digest of key `a`"),
         ] {
             let error = parse(text).unwrap_err();

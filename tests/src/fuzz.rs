@@ -6,11 +6,13 @@ use std::hint::black_box;
 use std::str;
 
 use windowpane_diffusion::manifest::Manifest;
+use windowpane_server::args::Found;
 use windowpane_server::decode::npy::Npy;
 use windowpane_server::decode::picture;
 use windowpane_server::encode::Colour;
 use windowpane_server::engine::externals;
 use windowpane_server::extract::{Accept, Form};
+use windowpane_server::keys::Keys;
 use windowpane_server::provenance::Provenance;
 use windowpane_server::routes::images::request::ImageRequest;
 use windowpane_server::v2::request::InferRequest;
@@ -21,9 +23,11 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("accept", accept),
+    ("config", config),
     ("externals", read_externals),
     ("image_request", image_request),
     ("infer_request", infer_request),
+    ("keys", keys),
     ("manifest", manifest),
     ("npy", npy),
     ("picture", read_picture),
@@ -40,6 +44,13 @@ pub fn accept(bytes: &[u8]) {
         let best = Accept::parse(text).best(offers);
         assert!(best.is_none_or(|best| offers.contains(&best)), "{best:?}");
     }
+}
+
+/// The file of `--config`: whatever it says, there are values, and every problem has its place and is one line.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let found = Found::in_file(text).expect("a file is no command line");
+    assert!(found.problems.iter().all(|problem| problem.starts_with("`-`: ")), "{:?}", found.problems);
 }
 
 /// The places of a graph's weights, which are compared with the package's files before ONNX Runtime sees it.
@@ -62,6 +73,12 @@ pub fn infer_request(bytes: &[u8]) {
         assert_eq!(tensor.values.len(), count, "{}: {:?}", tensor.name, tensor.shape);
         assert!(count <= body.len(), "more elements than bytes");
     }
+}
+
+/// The file of `--keys`: with any keys at all, nobody comes in without one.
+pub fn keys(bytes: &[u8]) {
+    let Some(keys) = str::from_utf8(bytes).ok().and_then(|text| Keys::in_file(text).ok()) else { return };
+    assert!(keys.required() && keys.identify(None).is_none() && keys.identify(Some("")).is_none());
 }
 
 /// A package's manifest: what reads is valid, and reads the same when it is written.

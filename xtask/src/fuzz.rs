@@ -3,14 +3,16 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::setup::{self, Need};
+use crate::setup::{self, Environment, Need};
 use crate::{paths, process};
 
 /// A single input may take so long, and the process hold so much, before that is a finding too.
@@ -21,6 +23,10 @@ pub(crate) struct FuzzArgs {
     /// Minutes for each target
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     minutes: u64,
+
+    /// Targets at a time
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    jobs: u64,
 
     /// Keep a record of the run in fuzz/README.md
     #[arg(long)]
@@ -46,48 +52,77 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     for target in &wanted {
         ensure!(known.contains(target), "no fuzz target `{target}`; there are {}", known.join(", "));
     }
-    let fuzz = |args: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.args(["+nightly", "fuzz"]).args(args).current_dir(paths::root());
-        command
-    };
-    process::capture(&mut fuzz(&["--version"])).context(
+    process::capture(&mut cargo_fuzz(&["--version"])).context(
         "fuzzing needs a nightly compiler and cargo-fuzz: `rustup toolchain install nightly`, `cargo install cargo-fuzz`",
     )?;
     let environment = setup::ensure(&[Need::Ort])?;
+    // Once for all: what runs side by side builds nothing.
+    process::run(environment.apply(&mut cargo_fuzz(&["build"])))?;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut found = Vec::new();
+        while let Some(target) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.push((target.as_str(), one(target, args, &environment)));
+        }
+        found
+    };
+    let mut found = Vec::new();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..args.jobs).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            found.extend(thread.join().map_err(|_| anyhow!("a thread panicked"))?);
+        }
+        anyhow::Ok(())
+    })?;
+    found.sort_by_key(|(target, _)| *target);
     let mut rows = String::new();
-    for target in &wanted {
-        let corpus = paths::root().join("fuzz/corpus").join(target);
-        let time = format!("-max_total_time={}", Duration::from_secs(args.minutes * 60).as_secs());
-        let mut command = fuzz(&["run", target, "--", &time, "-print_final_stats=1"]);
-        command.args(LIMITS).args(dictionary(target));
-        let mut found = Found::default();
-        process::watch(environment.apply(&mut command), |line| {
-            println!("{line}");
-            found.read(line);
-        })
-        .with_context(|| {
-            format!(
-                "`{target}` broke: keep the input that is named above in fuzz/crashes/{target}, and mend it"
-            )
-        })?;
-        // What adds no coverage is not kept.
-        process::run(environment.apply(&mut fuzz(&["cmin", target])))?;
-        found.corpus =
-            fs::read_dir(&corpus).with_context(|| format!("reading {}", corpus.display()))?.count();
-        rows += &format!(
-            "| {target} | {} | {} | {} | {} |\n",
-            args.minutes, found.executions, found.coverage, found.corpus
-        );
+    let mut broken = Vec::new();
+    for (target, found) in found {
+        match found {
+            Ok(Found { executions, coverage, corpus }) => {
+                rows += &format!("| {target} | {} | {executions} | {coverage} | {corpus} |\n", args.minutes);
+            }
+            Err(error) => broken.push(format!("{error:#}")),
+        }
     }
     let table = format!(
         "| target | minutes | executions | edges covered | corpus |\n| --- | --- | --- | --- | --- |\n{rows}"
     );
     println!("\n{table}");
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
     if args.record {
-        write(&paths::root().join("fuzz/README.md"), &table)?;
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let date = process::capture(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+        let how = format!("{}, {} at a time on {cores} cores.\n\n", date.trim(), args.jobs);
+        write(&paths::root().join("fuzz/README.md"), &(how + &table))?;
     }
     Ok(())
+}
+
+fn cargo_fuzz(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", "fuzz"]).args(args).current_dir(paths::root());
+    command
+}
+
+/// Runs one target for its time.
+fn one(target: &str, args: &FuzzArgs, environment: &Environment) -> Result<Found> {
+    let corpus = paths::root().join("fuzz/corpus").join(target);
+    let time = format!("-max_total_time={}", args.minutes * 60);
+    let mut command = cargo_fuzz(&["run", target, "--", &time, "-print_final_stats=1"]);
+    command.args(LIMITS).args(dictionary(target));
+    let mut found = Found::default();
+    process::watch(environment.apply(&mut command), |line| {
+        println!("{target}: {line}");
+        found.read(line);
+    })
+    .with_context(|| {
+        format!("`{target}` broke: keep the input that is named above in fuzz/crashes/{target}, and mend it")
+    })?;
+    // What adds no coverage is not kept.
+    process::capture(environment.apply(&mut cargo_fuzz(&["cmin", target])))?;
+    found.corpus = fs::read_dir(&corpus).with_context(|| format!("reading {}", corpus.display()))?.count();
+    Ok(found)
 }
 
 // === impl Found ===

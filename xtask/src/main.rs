@@ -91,7 +91,7 @@ enum Command {
 /// The benchmarks.
 #[derive(Subcommand)]
 enum Bench {
-    /// The server under load, against other ways to serve: three quarters of an hour, or --quick
+    /// The server under load, against other ways to serve: most of an hour, or --quick
     #[command(after_help = "Arguments go to the benchmark: --quick, --model DIR, --turns N, …\n\
                             `cargo xtask bench serve -- --help` lists them all; what follows a second `--` goes \
                             to the server.\nHow to read the result: server/benches/README.md.")]

@@ -10,17 +10,24 @@ use toml::{Table, Value};
 
 use super::sources::{CONFIG, nearest};
 
-/// The values of the file by flag, each with its place; what is wrong is added to `problems`.
-pub(super) fn read(
-    path: &Path,
-    known: &Command,
-    problems: &mut Vec<String>,
-) -> BTreeMap<String, (String, Vec<OsString>)> {
+/// What a file says, by flag: each flag's values, and their place.
+pub(super) type Values = BTreeMap<String, (String, Vec<OsString>)>;
+
+/// The values of the file; what is wrong is added to `problems`.
+pub(super) fn read(path: &Path, known: &Command, problems: &mut Vec<String>) -> Values {
     let file = format!("`{}`", path.display());
-    let table = match std::fs::read_to_string(path)
-        .map_err(|error| error.to_string())
-        .and_then(|text| parse(&text))
-    {
+    match std::fs::read_to_string(path) {
+        Ok(text) => values(&file, &text, known, problems),
+        Err(error) => {
+            problems.push(format!("{file}: {error}"));
+            BTreeMap::new()
+        }
+    }
+}
+
+/// The values of the text of `file`.
+pub(super) fn values(file: &str, text: &str, known: &Command, problems: &mut Vec<String>) -> Values {
+    let table = match parse(text) {
         Ok(table) => table,
         Err(what) => {
             problems.push(format!("{file}: {what}"));

@@ -50,6 +50,21 @@ impl Found {
     /// Reads a command line, the program's name first, and the variables. Errors: the command line is none, or asks for
     /// help.
     pub fn read(line: Vec<OsString>, variables: &BTreeMap<String, OsString>) -> Result<Self, clap::Error> {
+        Self::with(line, variables, file::read)
+    }
+
+    /// Reads the text of a file of `--config` as if it alone had been given: for whoever has no file to show. Errors:
+    /// none that a text can cause.
+    pub fn in_file(text: &str) -> Result<Self, clap::Error> {
+        let line = ["windowpane", "--config", "-"].map(OsString::from).into();
+        Self::with(line, &BTreeMap::new(), |_, known, problems| file::values("`-`", text, known, problems))
+    }
+
+    fn with(
+        line: Vec<OsString>,
+        variables: &BTreeMap<String, OsString>,
+        read: impl FnOnce(&Path, &Command, &mut Vec<String>) -> file::Values,
+    ) -> Result<Self, clap::Error> {
         let known = Args::command();
         let typed = match lenient().try_get_matches_from(&line) {
             Ok(typed) => typed,
@@ -63,7 +78,7 @@ impl Found {
         let config = known.get_arguments().find(|arg| arg.get_id() == CONFIG).and_then(outer);
         let file = config
             .and_then(|(_, values)| values.into_iter().next())
-            .map_or_else(BTreeMap::new, |path| file::read(Path::new(&path), &known, &mut problems));
+            .map_or_else(BTreeMap::new, |path| read(Path::new(&path), &known, &mut problems));
         let in_the_file = |arg: &Arg| file.get(arg.get_long()?).cloned();
 
         let mut good: Vec<OsString> = line.into_iter().take(1).collect();
