@@ -107,7 +107,7 @@ async fn run(args: &Args) -> Result<()> {
     if wants(Experiment::Curve) {
         println!("request-level batching, swept over delay and rows at {} of the capacity", short_jobs::LOAD);
         tries = short_jobs::sweep(&mut lab).await?;
-        let taken = short_jobs::best(&tries)?;
+        let taken = short_jobs::best(&tries)?.clone();
         println!("  taken: {} ms, {} rows", taken.delay_ms, taken.rows);
         println!("three policies at {:?} of the capacity", lab.plan.levels);
         let policies = [Policy::serial(), Policy::request(taken.delay_ms, taken.rows), Policy::continuous()];
@@ -129,10 +129,17 @@ async fn run(args: &Args) -> Result<()> {
         bars.extend(overload::bars(&overload::run(&mut lab, &subject, peak).await?));
         subject.stop()?;
     }
-    let run = Run { machine: &machine, lab: &lab, bars: &bars, tries: &tries, best, points: &points };
+    let run = Run {
+        machine: &machine,
+        lab: &lab,
+        bars: &bars,
+        tries: &tries,
+        best: best.as_ref(),
+        points: &points,
+    };
     let is_full = !args.quick && args.only.is_none();
     let default = if is_full {
-        root().join("server/benches/runs").join(machine.folder())
+        machine.folder(&root().join("server/benches/runs"))
     } else {
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("serve")
     };
@@ -157,6 +164,7 @@ fn plan(args: &Args) -> Plan {
         brief: 15.0,
         levels: vec![0.3, 0.6, short_jobs::LOAD, 1.0, 1.2],
         sweep: [0, 20, 100].into_iter().flat_map(|delay| [8, 16, 32].map(|rows| (delay, rows))).collect(),
+        sweep_turns: 3,
         overload: 60.0,
         returns: 240.0,
     };
@@ -167,6 +175,7 @@ fn plan(args: &Args) -> Plan {
         brief: 4.0,
         levels: vec![0.3, short_jobs::LOAD, 1.2],
         sweep: vec![(0, 32), (20, 32)],
+        sweep_turns: 1,
         overload: 12.0,
         returns: 24.0,
     };

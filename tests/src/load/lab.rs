@@ -28,6 +28,8 @@ pub struct Plan {
     pub levels: Vec<f64>,
     /// Delays in milliseconds and rows over which request-level batching is swept.
     pub sweep: Vec<(u32, u32)>,
+    /// Turns, and so traces, of every setting of the sweep.
+    pub sweep_turns: usize,
     /// Seconds of overload.
     pub overload: f64,
     /// Seconds that clients who were refused have after it to come back.

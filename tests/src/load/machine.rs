@@ -1,5 +1,6 @@
 //! Where and with what it was measured.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -50,9 +51,12 @@ impl Machine {
         })
     }
 
-    /// The name of a run's folder: date and hardware.
-    pub fn folder(&self) -> String {
-        format!("{}-{}-{}-cores", self.date, slug(&self.processor), self.cores)
+    /// A folder for this run among those of others: date and hardware, and a number from the second run of a day on.
+    pub fn folder(&self, runs: &Path) -> PathBuf {
+        let name = format!("{}-{}-{}-cores", self.date, slug(&self.processor), self.cores);
+        let numbered = (2..).map(|number| runs.join(format!("{name}-{number}")));
+        let mut folders = std::iter::once(runs.join(&name)).chain(numbered);
+        folders.find(|folder| !folder.exists()).expect("there are more numbers than folders")
     }
 
     /// For the raw data.
@@ -101,6 +105,11 @@ mod tests {
     fn this_machine_is_known() {
         let machine = Machine::look("1.30.0").unwrap();
         assert!(machine.rustc.starts_with("rustc 1.") && machine.cores > 0 && machine.commit.len() >= 12);
-        assert!(machine.folder().starts_with(&machine.date) && machine.date.len() == 10, "{}", machine.date);
+        assert_eq!(machine.date.len(), 10, "{}", machine.date);
+        let runs = tempfile::tempdir().unwrap();
+        let first = machine.folder(runs.path());
+        std::fs::create_dir(&first).unwrap();
+        let second = machine.folder(runs.path());
+        assert_eq!(second.to_str().unwrap(), format!("{}-2", first.display()));
     }
 }

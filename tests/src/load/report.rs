@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::bar::Bar;
 use super::experiment::curve::Point;
-use super::experiment::short_jobs::Try;
-use super::lab::Lab;
+use super::experiment::short_jobs::{LOAD, Try};
+use super::lab::{Lab, Plan};
 use super::machine::Machine;
 use super::plot::{Axis, Panel, svg};
 use super::stats::Spread;
@@ -44,7 +44,7 @@ pub struct Run<'a> {
     /// The sweep of request-level batching.
     pub tries: &'a [Try],
     /// The setting that was taken.
-    pub best: Option<Try>,
+    pub best: Option<&'a Try>,
     /// The curve; sweep and curve are empty where they were not asked for.
     pub points: &'a [Point],
 }
@@ -72,11 +72,12 @@ impl Run<'_> {
     pub fn tables(&self) -> String {
         let Machine { date, processor, cores, rustc, onnxruntime, commit, .. } = self.machine;
         let bars: String = self.bars.iter().map(|bar| format!("{bar}\n")).collect();
-        let (model, turns, seconds) =
-            (&self.lab.bare.manifest.name, self.lab.plan.turns, self.lab.plan.seconds);
+        let model = &self.lab.bare.manifest.name;
+        let Plan { turns, seconds, turns_elsewhere, brief, sweep_turns, .. } = self.lab.plan;
         let mut text = format!(
             "{date}, {processor}, {cores} cores; `{model}` on ONNX Runtime {onnxruntime}, {rustc}, commit {commit}. \
-             Capacity: {:.0} row evaluations a second. Medians of {turns} turns of {seconds} s, and the spread.\n\n\
+             Capacity: {:.0} row evaluations a second. Medians of {turns} turns of {seconds} s at {LOAD} of the capacity, of {turns_elsewhere} of \
+             {brief} s at other loads and of {sweep_turns} of {brief} s in the sweep, and the spread.\n\n\
              | bar | limit | median | spread | |\n| --- | --- | --- | --- | --- |\n{bars}",
             self.lab.capacity
         );
@@ -90,12 +91,14 @@ impl Run<'_> {
     }
 
     fn sweep_row(&self, one: &Try) -> String {
-        let Try { delay_ms, rows, summary: Summary { goodput, short_p99, refused, .. } } = one;
+        let Try { delay_ms, rows, .. } = one;
+        let refused = one.spread(|summary| summary.refused).median * 100.0;
         let taken = self.best.map(|best| (best.delay_ms, best.rows));
         let bold = if taken == Some((*delay_ms, *rows)) { "**" } else { "" };
-        let refused = refused * 100.0;
         format!(
-            "| {bold}{delay_ms}{bold} | {bold}{rows}{bold} | {goodput:.0} | {short_p99:.2} | {refused:.0} % |\n"
+            "| {bold}{delay_ms}{bold} | {bold}{rows}{bold} | {} | {} | {refused:.0} % |\n",
+            cell(one.spread(|summary| summary.goodput), 0),
+            cell(one.spread(|summary| summary.short_p99), 2)
         )
     }
 
@@ -130,7 +133,11 @@ impl Run<'_> {
                 "turns": point.turns.iter().map(summary).collect::<Vec<_>>(),
             })
         };
-        let one = |one: &Try| json!({ "delay_ms": one.delay_ms, "rows": one.rows, "summary": summary(&one.summary) });
+        let one = |one: &Try| {
+            json!({
+                "delay_ms": one.delay_ms, "rows": one.rows, "turns": one.turns.iter().map(summary).collect::<Vec<_>>(),
+            })
+        };
         let plan = &self.lab.plan;
         json!({
             "machine": self.machine.to_json(),
@@ -155,22 +162,23 @@ pub fn put(document: &str, tables: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}\n\n{tables}\n{END}{after}"))
 }
 
+/// Median and spread.
+fn cell(Spread { median, least, most }: Spread, digits: usize) -> String {
+    format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
+}
+
 fn curve_row(point: &Point) -> String {
-    let cell = |digits: usize, of: &dyn Fn(&Summary) -> f64| {
-        let Spread { median, least, most } = point.spread(of);
-        format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
-    };
-    let latency = |i: usize| cell(2, &|summary: &Summary| summary.latency[i]);
+    let latency = |i: usize| cell(point.spread(|summary| summary.latency[i]), 2);
     format!(
         "| {:.2} | {} | {} | {} | {} | {} | {} | {} | {:.0} % |\n",
         point.load,
         point.policy,
-        cell(0, &|summary| summary.goodput),
-        cell(1, &|summary| summary.good_images),
+        cell(point.spread(|summary| summary.goodput), 0),
+        cell(point.spread(|summary| summary.good_images), 1),
         latency(0),
         latency(1),
         latency(2),
-        cell(2, &|summary| summary.short_p99),
+        cell(point.spread(|summary| summary.short_p99), 2),
         point.spread(|summary| summary.refused * 100.0).median
     )
 }

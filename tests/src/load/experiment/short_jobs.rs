@@ -7,6 +7,7 @@ use super::curve::Point;
 use crate::load::bar::{Bar, Side, Unit};
 use crate::load::client::Manners;
 use crate::load::lab::{GRACE, Lab, Setting};
+use crate::load::stats::{Spread, turn};
 use crate::load::subject::Policy;
 use crate::load::summary::Summary;
 
@@ -17,39 +18,69 @@ pub const LOAD: f64 = 0.8;
 const AS_GOOD: f64 = 0.95;
 
 /// One setting of request-level batching.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Try {
     /// Milliseconds that the first request of a batch waits for others.
     pub delay_ms: u32,
     /// Rows that are a full batch.
     pub rows: u32,
-    /// What came of it.
-    pub summary: Summary,
+    /// What came of it, one a trace.
+    pub turns: Vec<Summary>,
 }
 
-/// Tries every setting once, under the first trace.
+// === impl Try ===
+
+impl Try {
+    /// Median and spread of a number.
+    pub fn spread(&self, of: impl Fn(&Summary) -> f64) -> Spread {
+        Spread::of(&self.turns.iter().map(of).collect::<Vec<_>>())
+    }
+
+    fn goodput(&self) -> f64 {
+        self.spread(|summary| summary.goodput).median
+    }
+
+    fn short_p99(&self) -> f64 {
+        self.spread(|summary| summary.short_p99).median
+    }
+}
+
+/// Tries every setting under the first traces, a turn for each: one try alone would let a mood of the machine choose
+/// whom we are compared with.
 pub async fn sweep(lab: &mut Lab) -> Result<Vec<Try>> {
-    let mut tries = Vec::new();
-    for (delay_ms, rows) in lab.plan.sweep.clone() {
-        let subject = lab.start(&Policy::request(delay_ms, rows))?;
-        let (seconds, manners) = (lab.plan.brief, Manners::Leave);
-        let setting = Setting { experiment: "sweep", turn: 0, load: LOAD, seconds, manners, grace: GRACE };
-        let summary = lab.measure(&subject, setting).await?.summary;
-        subject.stop()?;
-        let (goodput, short) = (summary.goodput, summary.short_p99);
-        println!("  {delay_ms} ms, {rows} rows: {goodput:.0} rows/s in time, short jobs' p99 {short:.2} s");
-        tries.push(Try { delay_ms, rows, summary });
+    let settings = lab.plan.sweep.iter();
+    let mut tries: Vec<Try> =
+        settings.map(|&(delay_ms, rows)| Try { delay_ms, rows, turns: Vec::new() }).collect();
+    for number in 0..lab.plan.sweep_turns {
+        for kind in turn(number, tries.len()) {
+            let one = &mut tries[kind];
+            let subject = lab.start(&Policy::request(one.delay_ms, one.rows))?;
+            let (seconds, manners) = (lab.plan.brief, Manners::Leave);
+            let setting =
+                Setting { experiment: "sweep", turn: number, load: LOAD, seconds, manners, grace: GRACE };
+            let summary = lab.measure(&subject, setting).await?.summary;
+            subject.stop()?;
+            println!(
+                "  turn {}, {} ms, {} rows: {:.0} rows/s in time, short jobs' p99 {:.2} s",
+                number + 1,
+                one.delay_ms,
+                one.rows,
+                summary.goodput,
+                summary.short_p99
+            );
+            one.turns.push(summary);
+        }
     }
     Ok(tries)
 }
 
-/// The best setting: of those whose goodput is within 5 % of the highest, the one with the lowest tail of short jobs. A
+/// The best setting, by medians: of those whose goodput is within 5 % of the highest, the one with the lowest tail of short jobs. A
 /// low tail alone could be had by refusing nearly everybody.
-pub fn best(tries: &[Try]) -> Result<Try> {
-    let most = tries.iter().map(|one| one.summary.goodput).fold(0.0, f64::max);
-    let good = tries.iter().filter(|one| one.summary.goodput >= AS_GOOD * most);
-    let best = good.min_by(|a, b| a.summary.short_p99.total_cmp(&b.summary.short_p99));
-    best.copied().context("the sweep has no setting")
+pub fn best(tries: &[Try]) -> Result<&Try> {
+    let most = tries.iter().map(Try::goodput).fold(0.0, f64::max);
+    let good = tries.iter().filter(|one| one.goodput() >= AS_GOOD * most);
+    let best = good.min_by(|a, b| a.short_p99().total_cmp(&b.short_p99()));
+    best.context("the sweep has no setting")
 }
 
 /// The tail of short jobs as a share of request-level batching's, turn by turn.
@@ -78,7 +109,9 @@ mod tests {
         let one = |delay_ms, goodput, short_p99| {
             let mut summary = Summary::of(&[], 1.0, [0.0, 1.0]);
             (summary.goodput, summary.short_p99) = (goodput, short_p99);
-            Try { delay_ms, rows: 8, summary }
+            // One trace in three that went badly decides nothing.
+            let bad = Summary { goodput: 0.0, short_p99: 100.0, ..summary };
+            Try { delay_ms, rows: 8, turns: vec![summary, bad, summary] }
         };
         let tries = [one(0, 50.0, 0.1), one(1, 100.0, 3.0), one(2, 96.0, 2.0), one(3, 99.0, f64::NAN)];
         assert_eq!(best(&tries).unwrap().delay_ms, 2);
