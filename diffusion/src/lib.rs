@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod noise;
 pub mod patch;
 pub mod prediction;
+pub mod psnr_gap;
 pub mod schedule;
 pub mod solver;
 pub mod spectrum;

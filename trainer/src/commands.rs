@@ -167,7 +167,7 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     bar.finish_and_clear();
     println!("{result}");
     let (step, data_sha256) = (state.step, state.data_sha256);
-    EvalReport { step, raw: args.raw, data_sha256, psnr_gap: result }.write(&args.run)
+    EvalReport { step, raw: args.raw, data_sha256, config: gap, psnr_gap: result }.write(&args.run)
 }
 
 /// `export`

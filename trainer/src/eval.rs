@@ -5,7 +5,7 @@ use tch::Tensor;
 
 pub mod psnr_gap;
 
-pub use psnr_gap::{GapConfig, PsnrGap, psnr_gap};
+pub use psnr_gap::{GapConfig, psnr_gap};
 
 /// The network as a measure sees it: `(x, t, y) -> prediction`.
 ///

@@ -6,8 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use windowpane_diffusion::psnr_gap::PsnrGap;
+
 use crate::checkpoint::State;
-use crate::eval::PsnrGap;
+use crate::eval::{GapConfig, psnr_gap};
 use crate::{folder, json};
 
 /// Where `eval` leaves its numbers in a run's folder.
@@ -24,6 +26,8 @@ pub(super) struct EvalReport {
     /// Digest of the training images that they were measured on; empty where it was not written down.
     #[serde(default)]
     pub(super) data_sha256: String,
+    /// How it was measured.
+    pub(super) config: GapConfig,
     /// The measure.
     pub(super) psnr_gap: PsnrGap,
 }
@@ -36,7 +40,7 @@ impl EvalReport {
         let write = |name: &str, text: String| folder::write_file(&run.join(name), text.as_bytes());
         write(EVAL_FILE, serde_json::to_string_pretty(self)?)?;
         write("psnr-gap.csv", self.psnr_gap.csv())?;
-        write("psnr-gap.svg", self.psnr_gap.svg())?;
+        write("psnr-gap.svg", psnr_gap::svg(&self.psnr_gap))?;
         println!("written to {}: {EVAL_FILE}, psnr-gap.csv, psnr-gap.svg", run.display());
         Ok(())
     }
@@ -62,8 +66,8 @@ pub(super) fn metrics(run: &Path, state: &State, raw: bool) -> Result<BTreeMap<S
             ("psnr_gap_db".to_owned(), gap.gap),
             ("psnr_gap_low_db".to_owned(), gap.interval[0]),
             ("psnr_gap_high_db".to_owned(), gap.interval[1]),
-            ("psnr_train_db".to_owned(), gap.train),
-            ("psnr_test_db".to_owned(), gap.test),
+            ("psnr_train_db".to_owned(), gap.train.mean),
+            ("psnr_test_db".to_owned(), gap.test.mean),
         ]));
     };
     eprintln!("{}: measured {other}: left out of the card; `eval` measures anew", path.display());

@@ -2,16 +2,16 @@
 
 use std::fmt::Write as _;
 
-use super::PsnrGap;
+use windowpane_diffusion::psnr_gap::PsnrGap;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 400.0;
 const MARGIN: f64 = 48.0;
 
 /// An SVG file.
-pub(super) fn svg(gap: &PsnrGap) -> String {
+pub(crate) fn svg(gap: &PsnrGap) -> String {
     let last = gap.timesteps.last().copied().unwrap_or(0).max(1) as f64;
-    let highest = gap.train_curve.iter().chain(&gap.test_curve).fold(10.0, |top: f64, &v| top.max(v));
+    let highest = gap.train.curve.iter().chain(&gap.test.curve).fold(10.0, |top: f64, &v| top.max(v));
     let top = (highest / 10.0).ceil() * 10.0;
     let x = |t: f64| MARGIN + t / last * (WIDTH - 2.0 * MARGIN);
     let y = |db: f64| HEIGHT - MARGIN - db.clamp(0.0, top) / top * (HEIGHT - 2.0 * MARGIN);
@@ -34,8 +34,8 @@ pub(super) fn svg(gap: &PsnrGap) -> String {
     let area = format!("{:.1},{:.1} {} {:.1},{:.1}", x(0.0), y(0.0), points(&gap.curve), x(last), y(0.0));
     add(format!(r##"<polygon points="{area}" fill="#e0a030" fill-opacity="0.5"/>"##));
     for (curve, colour, name, row) in [
-        (&gap.train_curve, "#1f5fa8", "training images", 0.0),
-        (&gap.test_curve, "#b03a2e", "held-out images", 1.0),
+        (&gap.train.curve, "#1f5fa8", "training images", 0.0),
+        (&gap.test.curve, "#b03a2e", "held-out images", 1.0),
     ] {
         add(format!(
             r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
