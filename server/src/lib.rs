@@ -28,6 +28,7 @@ pub mod error;
 pub mod extract;
 pub mod middleware;
 pub mod openapi;
+mod pieces;
 pub mod router;
 pub mod routes;
 

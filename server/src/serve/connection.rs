@@ -108,7 +108,7 @@ impl Served {
         let Limits { header_timeout, write_timeout, .. } = self.limits;
         let streams = Streams::new();
         let service = Watched::new(self.router, streams.clone());
-        let mut connection = pin!(self.limits.http2().serve_connection(stream, service));
+        let mut connection = pin!(self.limits.http2(streams.tasks()).serve_connection(stream, service));
         let mut look = interval((header_timeout.min(write_timeout) / 8).max(Duration::from_millis(10)));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leaving = false;
@@ -121,8 +121,9 @@ impl Served {
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = look.tick() => {
-                    if streams.waiting_for() > write_timeout {
-                        return Err("the client does not read an answer".into());
+                    let given_up = streams.give_up(write_timeout);
+                    if given_up > 0 {
+                        tracing::debug!(given_up, "streams are reset whose client does not read");
                     }
                     let idle = streams.idle_for();
                     if idle > header_timeout + GOODBYE {

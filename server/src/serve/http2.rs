@@ -1,6 +1,9 @@
 //! What hyper does not watch over on a connection of HTTP/2: a client that asks for nothing, and one that does not take
 //! its answers. Neither shows on the socket, since flow control is each stream's own (a window that is never opened
 //! costs a client nothing), so the streams are counted here, and the time is taken that an answer waits for its client.
+//!
+//! An answer that waits too long is given up alone. hyper asks it for nothing while it has a piece to hand over, so it
+//! cannot say so itself: the task of its stream is ended, which resets the stream and nothing else.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -12,13 +15,13 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Request, Response, StatusCode};
 use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::rt::Executor;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tokio::task::AbortHandle;
 
 use super::limits::HEADERS;
-
-/// Bytes of an answer that are handed over at a time: more would be taken from it, and wait elsewhere, unseen.
-const PIECE: usize = 1 << 16;
+use crate::pieces::Pieces;
 
 /// What goes on on one connection. Clones are one and the same.
 #[derive(Debug, Clone)]
@@ -27,12 +30,19 @@ pub(super) struct Streams(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     /// Requests that are open, from their head to the end of the answer.
-    open: usize,
+    open: BTreeMap<u64, Stream>,
     /// Since when there are none.
     idle: Instant,
     next: u64,
-    /// Answers that have handed over a piece, and since when nobody has come for the next.
-    waiting: BTreeMap<u64, Instant>,
+    /// The request that was taken last, until its task is there.
+    taken: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    task: Option<AbortHandle>,
+    /// Since when its answer has handed over a piece and nobody has come for the next.
+    waiting: Option<Instant>,
 }
 
 /// The service of one connection: the router, watched.
@@ -41,6 +51,11 @@ pub(super) struct Watched {
     router: TowerToHyperService<axum::Router>,
     streams: Streams,
 }
+
+/// Starts the tasks of one connection. hyper calls the service, and has the task of that call started before anything
+/// else: so it is known whose it is.
+#[derive(Debug, Clone)]
+pub(super) struct Tasks(Streams);
 
 /// A request that is open.
 #[derive(Debug)]
@@ -52,9 +67,8 @@ struct Open {
 /// The body of an answer.
 #[derive(Debug)]
 pub(super) struct Answer {
-    body: Body,
-    /// What is left of a large piece.
-    rest: Bytes,
+    /// In pieces: of more at a time, what is left would wait elsewhere, unseen.
+    body: Pieces,
     open: Open,
 }
 
@@ -62,26 +76,59 @@ pub(super) struct Answer {
 
 impl Streams {
     pub(super) fn new() -> Self {
-        let state = State { open: 0, idle: Instant::now(), next: 0, waiting: BTreeMap::new() };
+        let state = State { open: BTreeMap::new(), idle: Instant::now(), next: 0, taken: None };
         Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// What starts the connection's tasks.
+    pub(super) fn tasks(&self) -> Tasks {
+        Tasks(self.clone())
     }
 
     /// How long no request has been open.
     pub(super) fn idle_for(&self) -> Duration {
         let state = self.lock();
-        if state.open == 0 { state.idle.elapsed() } else { Duration::ZERO }
+        if state.open.is_empty() { state.idle.elapsed() } else { Duration::ZERO }
     }
 
-    /// How long the answer that waits longest has waited for its client.
-    pub(super) fn waiting_for(&self) -> Duration {
-        self.lock().waiting.values().min().map_or(Duration::ZERO, Instant::elapsed)
+    /// Resets streams whose answers have waited for their client for longer than `limit`, and says how many. Of several
+    /// it is the half that has waited longest: what they held of the connection's window may be all that the others
+    /// wait for.
+    pub(super) fn give_up(&self, limit: Duration) -> usize {
+        let mut late: Vec<(Instant, AbortHandle)> = {
+            let state = self.lock();
+            let late = |stream: &Stream| {
+                let since = stream.waiting.filter(|since| since.elapsed() > limit)?;
+                Some((since, stream.task.clone()?))
+            };
+            state.open.values().filter_map(late).collect()
+        };
+        late.sort_by_key(|&(since, _)| since);
+        late.truncate(late.len().div_ceil(2));
+        late.iter().for_each(|(_, task)| task.abort());
+        late.len()
     }
 
     fn open(&self) -> Open {
         let mut state = self.lock();
-        state.open += 1;
         state.next += 1;
-        Open { streams: self.clone(), number: state.next }
+        let number = state.next;
+        state.open.insert(number, Stream::default());
+        Open { streams: self.clone(), number }
+    }
+
+    /// This request is the next to have its task started.
+    fn taken(&self, open: &Open) {
+        self.lock().taken = Some(open.number);
+    }
+
+    /// The task of the request that was taken last.
+    fn started(&self, task: AbortHandle) {
+        let mut state = self.lock();
+        // It may be over by now.
+        if let Some(stream) = state.taken.take().and_then(|number| state.open.get_mut(&number)) {
+            stream.task = Some(task);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -104,6 +151,7 @@ impl Service<Request<Incoming>> for Watched {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let open = self.streams.open();
+        self.streams.taken(&open);
         // HTTP/1's own parser refuses these.
         let answer = (request.headers().len() <= HEADERS).then(|| self.router.call(request));
         Box::pin(async move {
@@ -115,8 +163,19 @@ impl Service<Request<Incoming>> for Watched {
                     response
                 }
             };
-            Ok(response.map(|body| Answer { body, rest: Bytes::new(), open }))
+            Ok(response.map(|body| Answer { body: body.into(), open }))
         })
+    }
+}
+
+// === impl Tasks ===
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.started(tokio::spawn(task).abort_handle());
     }
 }
 
@@ -125,20 +184,25 @@ impl Service<Request<Incoming>> for Watched {
 impl Open {
     /// A piece is with the client, or on its way.
     fn handed_over(&self) {
-        self.streams.lock().waiting.insert(self.number, Instant::now());
+        self.set_waiting(Some(Instant::now()));
     }
 
     /// Somebody has come for the next.
     fn asked(&self) {
-        self.streams.lock().waiting.remove(&self.number);
+        self.set_waiting(None);
+    }
+
+    fn set_waiting(&self, since: Option<Instant>) {
+        if let Some(stream) = self.streams.lock().open.get_mut(&self.number) {
+            stream.waiting = since;
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         let mut state = self.streams.lock();
-        state.waiting.remove(&self.number);
-        state.open -= 1;
+        state.open.remove(&self.number);
         state.idle = Instant::now();
     }
 }
@@ -152,31 +216,19 @@ impl HttpBody for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.open.asked();
-        if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(context)).transpose()?.map(Frame::into_data) {
-                None => return Poll::Ready(None),
-                Some(Err(trailers)) => return Poll::Ready(Some(Ok(trailers))),
-                Some(Ok(data)) => self.rest = data,
-            }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+            self.open.handed_over();
         }
-        let length = self.rest.len().min(PIECE);
-        let piece = self.rest.split_to(length);
-        self.open.handed_over();
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, inner) = (self.rest.len() as u64, self.body.size_hint());
-        let mut hint = SizeHint::new();
-        hint.set_lower(inner.lower() + rest);
-        if let Some(upper) = inner.upper() {
-            hint.set_upper(upper + rest);
-        }
-        hint
+        self.body.size_hint()
     }
 }
 
@@ -186,28 +238,34 @@ mod tests {
 
     use super::*;
 
-    fn answer(streams: &Streams, body: Body) -> Answer {
-        Answer { body, rest: Bytes::new(), open: streams.open() }
-    }
+    impl Streams {
+        /// How long the answer that waits longest has waited for its client.
+        fn waiting_for(&self) -> Duration {
+            let waiting = |stream: &Stream| stream.waiting;
+            self.lock()
+                .open
+                .values()
+                .filter_map(waiting)
+                .min()
+                .map_or(Duration::ZERO, |since| since.elapsed())
+        }
 
-    #[tokio::test]
-    async fn an_answer_comes_whole_in_pieces() {
-        let streams = Streams::new();
-        let bytes: Vec<u8> = (0..PIECE * 2 + 5).map(|i| i as u8).collect();
-        let mut answer = answer(&streams, Body::from(bytes.clone()));
-        assert_eq!(answer.size_hint().exact(), Some(bytes.len() as u64));
-        let first = answer.frame().await.unwrap().unwrap().into_data().unwrap();
-        assert_eq!(first.len(), PIECE);
-        assert_eq!(answer.size_hint().exact(), Some((bytes.len() - PIECE) as u64));
-        let rest = answer.collect().await.unwrap().to_bytes();
-        assert_eq!([first, rest].concat(), bytes);
+        /// A request whose task does nothing for ever, and whose answer the client has.
+        fn stalled(&self) -> (Open, tokio::task::JoinHandle<()>) {
+            let open = self.open();
+            self.taken(&open);
+            let task = tokio::spawn(std::future::pending());
+            self.started(task.abort_handle());
+            open.handed_over();
+            (open, task)
+        }
     }
 
     #[tokio::test]
     async fn who_waits_for_whom_is_told_apart() {
         let streams = Streams::new();
         let pause = Duration::from_millis(20);
-        let mut answer = answer(&streams, Body::from("all of it"));
+        let mut answer = Answer { body: Body::from("all of it").into(), open: streams.open() };
         tokio::time::sleep(pause).await;
         assert_eq!(
             (streams.idle_for(), streams.waiting_for()),
@@ -221,5 +279,27 @@ mod tests {
         assert_eq!(streams.waiting_for(), Duration::ZERO);
         tokio::time::sleep(pause).await;
         assert!(streams.idle_for() >= pause, "nobody asks for anything");
+    }
+
+    #[tokio::test]
+    async fn of_those_who_wait_too_long_the_longer_half_is_given_up() {
+        let streams = Streams::new();
+        let mut all = Vec::new();
+        for _ in 0..5 {
+            all.push(streams.stalled());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!(streams.give_up(Duration::from_secs(60)), 0);
+        // The first has taken what there was, and is at work again.
+        all[0].0.asked();
+        assert_eq!(streams.give_up(Duration::from_millis(1)), 2);
+        for (place, (_, task)) in all.iter_mut().enumerate().skip(1).take(2) {
+            assert!(task.await.unwrap_err().is_cancelled(), "{place}");
+        }
+        tokio::task::yield_now().await;
+        let ended: Vec<_> = all.iter().map(|(_, task)| task.is_finished()).collect();
+        assert_eq!(ended, [false, true, true, false, false]);
+        // A task that was started for no request is nobody's.
+        Tasks(streams).execute(async {});
     }
 }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::http2::Tasks;
 use crate::config::Config;
 
 /// Lines in the head of a request. Browsers send twenty, proxies add ten; it is hyper's own number, which it parses
@@ -60,9 +61,9 @@ impl Limits {
         http
     }
 
-    /// HTTP/2 within them.
-    pub(super) fn http2(&self) -> http2::Builder<TokioExecutor> {
-        let mut http = http2::Builder::new(TokioExecutor::new());
+    /// HTTP/2 within them, whose tasks are started by `tasks`.
+    pub(super) fn http2(&self, tasks: Tasks) -> http2::Builder<Tasks> {
+        let mut http = http2::Builder::new(tasks);
         http.timer(TokioTimer::new())
             .max_concurrent_streams(self.streams)
             .max_pending_accept_reset_streams(PENDING_RESETS)
