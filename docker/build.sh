@@ -6,7 +6,7 @@
 # Runs in the source tree, on Debian. Needs cargo, Python 3 with pip, a C compiler (for the trainer C++ too) and room
 # in the user's cache folder, where `cargo xtask setup` puts ONNX Runtime and libtorch after it has compared their
 # digests. What comes out in OUT is all that an image has: the program, its libraries, licences, a user who is not
-# root. No shell, no package manager.
+# root. No shell, no package manager (what the image for CUDA stands on has both).
 set -euo pipefail
 
 die() { echo "docker/build.sh: $*" >&2; exit 1; }

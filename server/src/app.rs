@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
@@ -55,6 +55,8 @@ struct Inner {
     encoders: Semaphore,
     /// Memory for bodies that are being read, in blocks.
     bodies: Semaphore,
+    /// Memory for frames that are kept, in blocks.
+    frames: Arc<Semaphore>,
     draining: AtomicBool,
     /// Generations being answered.
     jobs: watch::Sender<usize>,
@@ -63,7 +65,7 @@ struct Inner {
 /// Bytes that bodies may hold together while they are being read; the limit of one, where that is more.
 const MOST_BODIES: usize = 256 << 20;
 
-/// Bodies are counted in blocks of so many bytes.
+/// Bodies and frames are counted in blocks of so many bytes.
 const BLOCK: usize = 1024;
 
 fn blocks(bytes: usize) -> u32 {
@@ -81,9 +83,18 @@ pub enum Phase {
     Draining,
 }
 
-/// A generation being answered; the drain waits for it.
+/// A generation being answered; the drain waits until the last clone is gone.
+#[derive(Debug, Clone)]
+#[expect(dead_code, reason = "it is held, not read")]
+pub struct Job(Arc<Begun>);
+
 #[derive(Debug)]
-pub struct Job(App);
+struct Begun(App);
+
+/// Room in memory for the frames of one request; given back with the last clone.
+#[derive(Debug, Clone, Default)]
+#[expect(dead_code, reason = "it is held, not read")]
+pub struct FrameRoom(Option<Arc<OwnedSemaphorePermit>>);
 
 // === impl App ===
 
@@ -92,6 +103,7 @@ impl App {
     pub fn new(config: Config) -> Self {
         let metrics = Metrics::new();
         let bodies = blocks(MOST_BODIES.max(config.body_limit)) as usize;
+        let frames = blocks(config.frame_limit) as usize;
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
             traces: config.traces.clone(),
@@ -105,6 +117,7 @@ impl App {
             retired: std::sync::Mutex::default(),
             requests: Requests::default(),
             bodies: Semaphore::new(bodies),
+            frames: Arc::new(Semaphore::new(frames)),
             encoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
@@ -220,6 +233,22 @@ impl App {
         self.0.bodies.acquire_many(blocks(bytes)).await.ok()
     }
 
+    /// Room in memory for frames of so many bytes; none while others have it. A request that wants more than there is at
+    /// all may have all of it.
+    pub fn room_for_frames(&self, bytes: usize) -> Option<FrameRoom> {
+        let wanted = blocks(bytes).min(blocks(self.config().frame_limit));
+        if wanted == 0 {
+            return Some(FrameRoom::default());
+        }
+        let room = Arc::clone(&self.0.frames).try_acquire_many_owned(wanted).ok()?;
+        Some(FrameRoom(Some(Arc::new(room))))
+    }
+
+    /// Memory that frames have room in.
+    pub fn frame_bytes(&self) -> usize {
+        (blocks(self.config().frame_limit) as usize - self.0.frames.available_permits()) * BLOCK
+    }
+
     /// The requests under way.
     pub fn requests(&self) -> &Requests {
         &self.0.requests
@@ -291,7 +320,7 @@ impl App {
         match self.phase() {
             Phase::Ready => {
                 self.0.jobs.send_modify(|jobs| *jobs += 1);
-                Ok(Job(self.clone()))
+                Ok(Job(Arc::new(Begun(self.clone()))))
             }
             Phase::Loading => Err(loading()),
             Phase::Draining => Err(shutting_down()),
@@ -332,7 +361,7 @@ impl App {
     }
 }
 
-impl Drop for Job {
+impl Drop for Begun {
     fn drop(&mut self) {
         self.0.0.jobs.send_modify(|jobs| *jobs -= 1);
     }

@@ -109,6 +109,11 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 4096, value_name = "N")]
     pub queue_limit: usize,
 
+    /// Memory in bytes for the frames that requests keep on the way (`trajectory`, `partial_images`), all together. Who
+    /// asks for more than is left is told 429. While they become files they take a few times as much.
+    #[arg(long, env = "WINDOWPANE_FRAME_LIMIT", default_value_t = 1 << 29, value_name = "BYTES", hide_short_help = true)]
+    pub frame_limit: usize,
+
     /// File of API keys (TOML: a `[[key]]` each, with name, role and sha256; roles are generate, analyse and admin). Without
     /// it everybody may generate, and nobody may load or unload models.
     #[arg(long, env = "WINDOWPANE_KEYS", value_name = "FILE")]

@@ -11,6 +11,7 @@ use axum::http::request::Parts;
 
 use crate::app::requests::Registered;
 use crate::app::{App, Job, shutting_down};
+use crate::batcher::admission::whole_seconds;
 use crate::batcher::{Event, Request, Sample, SampleError, SubmitError, Ticket};
 use crate::error::{ApiError, Cause};
 use crate::keys::Identity;
@@ -43,7 +44,7 @@ pub struct Running {
     ticket: Ticket,
     model: Arc<Model>,
     _registered: Registered,
-    _job: Job,
+    job: Job,
 }
 
 impl FromRequestParts<App> for Call {
@@ -110,7 +111,7 @@ impl Call {
         };
         let ticket = model.batcher.submit(request).map_err(|error| refused(&error, self.timeout))?;
         let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
-        Ok(Running { ticket, model: Arc::clone(model), _registered: registered, _job: job })
+        Ok(Running { ticket, model: Arc::clone(model), _registered: registered, job })
     }
 }
 
@@ -125,6 +126,11 @@ impl Running {
     /// The model at work. It stays until this request is done, whatever replaced it meanwhile.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// What the drain waits for: to be held until the answer is with the client.
+    pub fn job(&self) -> Job {
+        self.job.clone()
     }
 
     /// What happens next; `None` after the last unit, or after an error.
@@ -173,6 +179,15 @@ pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiErro
         }
         SubmitError::Ended => shutting_down(),
     }
+}
+
+/// What a request is told for whose frames there is no memory now.
+pub(crate) fn no_room_for_frames(model: &Model) -> ApiError {
+    // Whoever has it gives it back when its images are done, by then at the latest where they are of this model.
+    let seconds = whole_seconds(model.batcher.standing().backlog);
+    let message =
+        format!("requests under way keep all the frames that may be kept; there may be room in {seconds} s");
+    ApiError::new(Cause::Overloaded, message).retry_after(seconds)
 }
 
 /// Why work was not finished, for the client; the engine's own words go to the log.

@@ -10,7 +10,7 @@ use crate::batcher::Scheduling;
 use crate::keys::{Keys, KeysError};
 use crate::middleware::cors::{Cors, CorsError};
 use crate::serve::{Tls, TlsError};
-use crate::spec::MAX_IMAGES;
+use crate::spec::{MAX_FRAME_BYTES, MAX_IMAGES};
 use crate::telemetry::otlp::{Traces, TracesError};
 use crate::telemetry::{self, ParseError};
 
@@ -42,6 +42,8 @@ pub struct Config {
     pub queue_limit: usize,
     /// Work of one model that may wait or run, as the time it takes.
     pub max_backlog: Duration,
+    /// Memory for the frames that requests keep on the way, in bytes.
+    pub frame_limit: usize,
     /// How ticks are formed.
     pub scheduling: Scheduling,
     /// The API keys.
@@ -124,6 +126,8 @@ impl Config {
         // A limit below the largest request would refuse that for ever.
         within("queue-limit", args.queue_limit as u64, MAX_IMAGES, 1_000_000);
         within("max-backlog", args.max_backlog, 1, 3600);
+        // Below what one request may keep, that request would have to be alone.
+        within("frame-limit", args.frame_limit as u64, MAX_FRAME_BYTES as u64, 1 << 40);
         within("batch-delay-ms", args.batch_delay_ms, 0, 60_000);
         within("watch", args.watch.unwrap_or(1), 1, 3600);
         within("watchdog", args.watchdog, 1, 3600);
@@ -141,8 +145,10 @@ impl Config {
         let traces = args.otlp_endpoint.as_deref().map(Traces::to).transpose();
         let traces = traces.map_err(|error| errors.push(ConfigError::Traces(place("otlp-endpoint"), error)));
         let traces = traces.unwrap_or_default();
-        let cors = Cors::of(&args.cors_origin);
-        let cors = cors.map_err(|error| errors.push(ConfigError::Cors(place("cors-origin"), error))).ok();
+        let cors = Cors::of(&args.cors_origin).unwrap_or_else(|wrong| {
+            errors.extend(wrong.into_iter().map(|error| ConfigError::Cors(place("cors-origin"), error)));
+            None
+        });
         let tls = match (&args.tls_cert, &args.tls_key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
@@ -181,13 +187,14 @@ impl Config {
             socket_mode: args.socket_mode,
             tls,
             metrics_listen: args.metrics_listen,
-            cors: cors.flatten(),
+            cors,
             device: args.device,
             ort_dylib: args.ort_dylib.clone(),
             threads: if args.threads == 0 { cores() } else { args.threads },
             max_rows: args.max_rows,
             queue_limit: args.queue_limit,
             max_backlog: Duration::from_secs(args.max_backlog),
+            frame_limit: args.frame_limit,
             scheduling,
             keys,
             watch: args.watch.map(Duration::from_secs),
@@ -220,6 +227,7 @@ impl Default for Config {
             max_rows: 32,
             queue_limit: 4096,
             max_backlog: Duration::from_secs(30),
+            frame_limit: 1 << 29,
             scheduling: Scheduling::Continuous,
             keys: Keys::default(),
             watch: None,

@@ -152,6 +152,12 @@ impl Keys {
         }
         found
     }
+
+    /// The name of a caller's key, for logs; nobody's where there are no keys, or its key has been taken out.
+    pub fn name(&self, caller: Caller) -> Option<&str> {
+        let Some(Known { keys, .. }) = &self.0 else { return None };
+        keys.iter().find(|key| key.number == caller.0).map(|key| key.name.as_str())
+    }
 }
 
 // === impl Known ===
@@ -233,6 +239,8 @@ pub(crate) mod tests {
         let identity = |secret| keys.identify(secret).map(|identity| (identity.caller.0, identity.role));
         assert_eq!(identity(Some("one")), Some((1, Role::Generate)));
         assert_eq!(identity(Some("two")), Some((2, Role::Admin)));
+        assert_eq!(keys.name(Caller(2)), Some("b"));
+        assert_eq!((keys.name(Caller::ANONYMOUS), keys.name(Caller(3))), (None, None));
         assert_eq!(identity(Some("")), None);
         assert_eq!(identity(None), None);
         assert!(Role::Generate < Role::Analyse && Role::Analyse < Role::Admin);

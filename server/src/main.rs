@@ -45,10 +45,10 @@ fn main() {
     shutdown::exit(code)
 }
 
-/// A last word. Where nobody can read it, because the disk or the pipe of standard error is full or gone, the exit code
-/// tells.
+/// A last word, after what was logged. Where nobody can read it, the exit code tells.
 fn tell(problem: &str) {
-    let _ = writeln!(std::io::stderr(), "windowpane: {problem}");
+    telemetry::flush();
+    telemetry::say(format!("windowpane: {problem}"));
 }
 
 /// The configuration; or everything that is wrong with it, and the exit code.

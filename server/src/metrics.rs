@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::error::Cause;
@@ -62,8 +62,13 @@ metrics! {
     connections_total: IntCounterVec = "windowpane_connections_total" ["outcome"];
     /// Files read anew because they changed, by what they hold (keys, certificate) and outcome: done, failed.
     reloads: IntCounterVec = "windowpane_reloads_total" ["what", "outcome"];
-    /// Requests refused or failed, by cause: the error code that the client was told.
+    /// Requests refused or failed, by cause: the error code that the client was told, in a stream by its last event.
     rejections: IntCounterVec = "windowpane_rejections_total" ["cause"];
+    /// Requests whose client hung up, reset its stream or stopped reading, by what it did not want to see the end of: wait
+    /// (before the head of the answer), answer (within its body).
+    hangups: IntCounterVec = "windowpane_hangups_total" ["during"];
+    /// Lines of the log that were lost, because whoever reads standard error did not.
+    log_lost: IntCounter = "windowpane_log_lines_lost_total" [];
     /// 1 if the process works; 0 if a worker has died or is stuck, as /livez tells it.
     alive: IntGauge = "windowpane_alive" [];
     /// 1 if a request sent now is served; 0 while models load or the server leaves, as /readyz tells it.
@@ -82,6 +87,11 @@ metrics! {
     backlog_rows: IntGaugeVec = "windowpane_backlog_rows" ["model"];
     /// Memory of the values of images admitted and not finished; a solver may keep a few times as much beside them.
     backlog_bytes: IntGaugeVec = "windowpane_backlog_bytes" ["model"];
+    /// Memory of the frames of trajectories and previews that requests under way may keep: taken when they are admitted,
+    /// given back when they end.
+    frame_bytes: IntGauge = "windowpane_frame_bytes" [];
+    /// Memory of frames beyond which requests are refused (--frame-limit).
+    frame_limit: IntGauge = "windowpane_frame_limit_bytes" [];
     /// Time that what is admitted still takes, as ticks go now.
     backlog: GaugeVec = "windowpane_backlog_seconds" ["model"];
     /// Time of admitted work beyond which requests are refused (--max-backlog).
@@ -151,6 +161,9 @@ impl Metrics {
             .expect("its names begin with process_, ours do not; this is a bug");
         for cause in Cause::ALL {
             metrics.rejections.with_label_values(&[cause.code()]);
+        }
+        for during in ["wait", "answer"] {
+            metrics.hangups.with_label_values(&[during]);
         }
         for outcome in ["done", "failed"] {
             metrics.loads.with_label_values(&[outcome]);
@@ -249,7 +262,7 @@ mod tests {
         }
         // Every counter ends in _total and no other kind does: checked on the declaration itself.
         for line in include_str!("metrics.rs").lines().filter(|line| line.contains("= \"windowpane_")) {
-            assert_eq!(line.contains(": IntCounterVec"), line.contains("_total\""), "{line}");
+            assert_eq!(line.contains(": IntCounter"), line.contains("_total\""), "{line}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! When to leave: the future that resolves at the first SIGTERM or Ctrl-C; and how the process ends. What leaving
 //! means is in `serve.rs`.
 
+use crate::telemetry;
+
 /// Resolves when the process is asked to stop. A second signal ends the process at once, for a person who does not
 /// want to wait for running images.
 pub async fn signal() {
@@ -13,9 +15,10 @@ pub async fn signal() {
     });
 }
 
-/// Ends the process now, without the destructors of the libraries in it. ONNX Runtime's would take away what a worker
+/// Ends the process now, with what was logged, and without the destructors of the libraries in it. ONNX Runtime's would take away what a worker
 /// in the middle of a tick, or a model that is still loading, is using: a crash on the way out, now and then.
 pub fn exit(code: u8) -> ! {
+    telemetry::flush();
     signal_hook::low_level::exit(code.into())
 }
 

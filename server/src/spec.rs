@@ -22,7 +22,7 @@ pub use names::{FileBytes, SamplerName, TimeGridName};
 pub use output::{File, MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
 pub use start::{DEFAULT_STRENGTH, MOST_NOISE, Start};
-pub use watch::{MAX_PREVIEWS, Watch};
+pub use watch::{MAX_FRAME_BYTES, MAX_PREVIEWS, Watch};
 
 use crate::error::ApiError;
 use crate::extract::Accept;

@@ -161,6 +161,11 @@ impl TestServer {
         self.client.post(url).header(CONTENT_TYPE, kind).body(body)
     }
 
+    /// A request to change and then [`answer`](Self::answer): DELETE at a server elsewhere.
+    pub fn delete(&self, url: &str) -> reqwest::RequestBuilder {
+        self.client.delete(url)
+    }
+
     /// Asks a server elsewhere, such as another process's.
     pub fn elsewhere(&self, method: &str, url: &str, body: Option<&Value>) -> Result<Answer, String> {
         let method = method.parse().unwrap_or_else(|_| panic!("`{method}` is not a method"));

@@ -58,6 +58,8 @@ mod metrics;
 mod prometheus;
 // Images, alerts and the dashboard: what docker/ promises.
 mod docker;
+// What a line of the log tells, and that nobody waits for its reader.
+mod log;
 // Spans, as a collector receives them.
 mod traces;
 // The binary as a process: signals, exit codes, refusals to start.

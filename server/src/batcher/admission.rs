@@ -191,7 +191,7 @@ impl Account {
 }
 
 /// Rounded up, since coming back a moment too early would be refused again; at least 1.
-pub(super) fn whole_seconds(wait: Duration) -> u64 {
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 

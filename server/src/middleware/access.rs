@@ -11,6 +11,7 @@ use crate::access::{Need, need};
 use crate::app::App;
 use crate::error::{ApiError, Cause};
 use crate::keys::{Identity, Keys, Role};
+use crate::middleware::track::Who;
 
 /// The layer. Handlers find the [`Identity`] in the request.
 pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -18,8 +19,16 @@ pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> 
     let path = request.extensions().get::<MatchedPath>();
     let need = path.map_or(Need::Nothing, |path| need(request.method(), path.as_str()));
     if let Need::Key(role) = need {
-        match identify(request.headers(), &app.keys(), role) {
-            Ok(identity) => _ = request.extensions_mut().insert(identity),
+        let keys = app.keys();
+        match identify(request.headers(), &keys, role) {
+            Ok(identity) => {
+                if let (Some(who), Some(name)) =
+                    (request.extensions().get::<Who>(), keys.name(identity.caller))
+                {
+                    who.is(name);
+                }
+                request.extensions_mut().insert(identity);
+            }
             Err(error) => return error.into_response(),
         }
     }

@@ -28,13 +28,22 @@ pub struct CorsError(String);
 // === impl Cors ===
 
 impl Cors {
-    /// The origins of this list; none, if it is empty.
-    pub fn of(list: &[String]) -> Result<Option<Self>, CorsError> {
-        if list.iter().any(|origin| origin == "*") {
-            return Ok(Some(Self::Any));
+    /// The origins of this list; none, if it is empty. Errors: every entry that is no origin, beside a `*` as well.
+    pub fn of(list: &[String]) -> Result<Option<Self>, Vec<CorsError>> {
+        let (mut any, mut these, mut wrong) = (false, Vec::new(), Vec::new());
+        for text in list {
+            match origin(text) {
+                _ if text == "*" => any = true,
+                Ok(origin) => these.push(origin),
+                Err(error) => wrong.push(error),
+            }
         }
-        let origins: Vec<_> = list.iter().map(|text| origin(text)).collect::<Result<_, _>>()?;
-        Ok((!origins.is_empty()).then_some(Self::These(origins)))
+        match (any, these.is_empty()) {
+            _ if !wrong.is_empty() => Err(wrong),
+            (true, _) => Ok(Some(Self::Any)),
+            (false, true) => Ok(None),
+            (false, false) => Ok(Some(Self::These(these))),
+        }
     }
 
     /// The layer.
@@ -80,7 +89,7 @@ mod tests {
     use crate::engine::fake::Faults;
     use crate::testing::{app, send};
 
-    fn of(list: &[&str]) -> Result<Option<Cors>, CorsError> {
+    fn of(list: &[&str]) -> Result<Option<Cors>, Vec<CorsError>> {
         Cors::of(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 
@@ -103,6 +112,9 @@ mod tests {
         ] {
             assert!(of(&[bad]).is_err(), "{bad}");
         }
+        // Every one of them, and a `*` excuses none.
+        let wrong = ["a", "https://b/"].map(|text| CorsError(text.to_owned()));
+        assert_eq!(of(&["*", "a", "http://good", "https://b/"]), Err(wrong.into()));
     }
 
     #[tokio::test]

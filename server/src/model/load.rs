@@ -91,6 +91,9 @@ impl Loader {
     /// Takes a model that serves no longer out of the metrics.
     pub fn forget(&self, model: &Model) {
         self.metrics.model_ready.with_label_values(&[model.name()]).set(0);
+        // Nothing to remove where it is not there; a fake was never loaded.
+        let _ = self.metrics.model_load.remove_label_values(&[model.name()]);
+        self.forget_golden(model);
         self.forget_provider(model);
     }
 
@@ -99,12 +102,18 @@ impl Loader {
         if (old.served.provider, old.served.dtype) != (new.served.provider, new.served.dtype) {
             self.forget_provider(old);
         }
+        if old.served.graph != new.served.graph {
+            self.forget_golden(old);
+        }
+    }
+
+    fn forget_golden(&self, model: &Model) {
+        let _ = self.metrics.golden_error.remove_label_values(&[model.name(), &model.served.graph]);
     }
 
     fn forget_provider(&self, model: &Model) {
         let provider = model.served.provider.to_string();
         let labels = [model.name(), &provider, dtype_name(model.served.dtype)];
-        // Nothing to remove where it is not there.
         let _ = self.metrics.provider.remove_label_values(&labels);
     }
 
@@ -344,6 +353,23 @@ mod tests {
         assert_eq!(served.determinism.class, DeterminismClass::Bitwise);
         assert_eq!(metrics.provider.with_label_values(&["shoes", "cpu", "f32"]).get(), 1);
         assert_eq!(metrics.loads.with_label_values(&["done"]).get(), 1);
+    }
+
+    #[test]
+    fn what_was_measured_of_a_model_goes_with_it() {
+        let (_folder, _path, config) = good();
+        let metrics = Metrics::new();
+        let loader = Loader::new(config, metrics.clone());
+        let model = loader.all().unwrap().remove(0);
+        let told = |name: &str| {
+            let text = metrics.scrape(|_| ()).unwrap();
+            text.lines().any(|line| line.starts_with(&format!("windowpane_{name}{{")))
+        };
+        let measured = ["model_load_seconds", "golden_relative_error", "execution_provider_info"];
+        assert_eq!(measured.map(told), [true; 3]);
+        loader.forget(&model);
+        assert_eq!(measured.map(told), [false; 3]);
+        assert_eq!(metrics.model_ready.with_label_values(&["shoes"]).get(), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::batcher::{Event, Sample};
-use crate::call::{Call, Running};
+use crate::call::{Call, Running, no_room_for_frames};
 use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
@@ -87,16 +87,18 @@ pub async fn generate(
     let call = call.asking(&request).within("timeout_ms", request.timeout_ms)?;
     let call = call.reproducible(request.reproducible, &model)?;
     let id = call.id.clone();
+    let frames = order.watch.bytes(order.seeds.len(), model.batcher.elements());
+    let frames = app.room_for_frames(frames).ok_or_else(|| no_room_for_frames(&model))?;
     let mut running = call.submit(&app, &model, order.units(model.batcher.elements()))?;
     if order.output.form == Form::Events {
         let promise = model.served.determinism.header();
-        let mut response = stream::respond(app, running, order, id);
+        let mut response = stream::respond(app, running, order, id, frames);
         response.headers_mut().insert(DETERMINISM_HEADER, promise);
         return Ok(response);
     }
     let images = finished(&mut running, &order).await?;
     let mut stages = stages(images.iter().map(|image| &image.sample));
-    let (images, encode) = outputs::encode(&app, &model.card, order.output, images).await?;
+    let (images, encode) = outputs::encode(&app, &model.card, order.output, images, frames).await?;
     app.metrics().encode.with_label_values(&[model.name()]).observe(encode.as_secs_f64());
     stages.encode = encode;
     let mut response = match order.output.form {
@@ -105,6 +107,7 @@ pub async fn generate(
     };
     response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
     response.extensions_mut().insert(stages);
+    response.extensions_mut().insert(running.job());
     Ok(response)
 }
 

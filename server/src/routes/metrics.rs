@@ -10,6 +10,7 @@ use crate::app::{App, Phase};
 use crate::error::{ApiError, ErrorBody};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::telemetry;
 
 /// Counters, gauges and histograms in Prometheus' text format.
 #[utoipa::path(
@@ -33,6 +34,10 @@ fn look(app: &App, metrics: &Metrics) {
     metrics.ready.set((app.phase() == Phase::Ready).into());
     metrics.backlog_limit.set(app.config().max_backlog.as_secs_f64());
     metrics.trajectories_limit.set(whole(app.config().queue_limit));
+    metrics.frame_bytes.set(whole(app.frame_bytes()));
+    metrics.frame_limit.set(whole(app.config().frame_limit));
+    // One scrape at a time: nobody adds to it in between.
+    metrics.log_lost.inc_by(telemetry::lost_lines().saturating_sub(metrics.log_lost.get()));
     for gauge in [
         &metrics.trajectories,
         &metrics.waiting,

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app::App;
+use crate::app::{App, Job};
 use crate::call::Call;
 use crate::decode::picture;
 use crate::encode::{Picture, enlarge};
@@ -73,7 +73,7 @@ pub async fn replay(
     State(app): State<App>,
     call: Call,
     PngUpload(file): PngUpload,
-) -> Result<Json<ReplayResponse>, ApiError> {
+) -> Result<(Extension<Job>, Json<ReplayResponse>), ApiError> {
     let provenance = repeatable(&file)?;
     let model = model(&app, &provenance)?;
     let scale = provenance.upscaled;
@@ -92,7 +92,9 @@ pub async fn replay(
         .map_err(|error| unfit(format!("in its provenance {}", error.message)))?;
     let promised = model.served.determinism.promises_bits();
     let call = call.asking(&provenance).reproducible(Some(promised), &model)?;
-    let mut samples = call.submit(&app, &model, order.units(model.batcher.elements()))?.finish().await?;
+    let running = call.submit(&app, &model, order.units(model.batcher.elements()))?;
+    let job = running.job();
+    let mut samples = running.finish().await?;
     let sample = samples.pop().ok_or_else(|| ApiError::internal("an order without images"))?;
     let (card, seed) = (Arc::clone(&model.card), sample.seed);
     let draw = move || {
@@ -100,7 +102,7 @@ pub async fn replay(
         compare(&ours, &theirs)
     };
     let (differing, max_difference) = app.compute(draw).await?;
-    Ok(Json(ReplayResponse {
+    let response = ReplayResponse {
         identical: differing == 0,
         pixels: w * h,
         differing,
@@ -108,7 +110,8 @@ pub async fn replay(
         engine: Provenance::new(&model, &order.spec, seed, StartNote::Noise).engine,
         determinism: model.served.determinism.clone(),
         provenance,
-    }))
+    };
+    Ok((Extension(job), Json(response)))
 }
 
 /// The provenance of a file, if an image can be made of it alone.

@@ -15,6 +15,9 @@ pub const MAX_PREVIEWS: u64 = 3;
 /// Values that the frames of a request may hold together: 64 MiB of f32, and as much again for the clean estimates.
 const MAX_FRAME_VALUES: usize = 1 << 24;
 
+/// Bytes of the same.
+pub const MAX_FRAME_BYTES: usize = MAX_FRAME_VALUES * 2 * size_of::<f32>();
+
 /// Longest side of a strip in pixels: WebP's limit, the smallest of the formats'.
 const MAX_STRIP: usize = 16_383;
 
@@ -67,6 +70,12 @@ impl Watch {
     /// Frames of one image, the finished one among them; 0 where none are kept.
     pub fn frames(&self) -> usize {
         if self.every.is_some() { self.evaluations.len() + 1 } else { 0 }
+    }
+
+    /// Memory of what is kept of `count` images of `elements` values until it is handed over: of each frame the noisy
+    /// image and the clean one.
+    pub fn bytes(&self, count: usize, elements: usize) -> usize {
+        self.frames().max(self.evaluations.len()) * count * elements * 2 * size_of::<f32>()
     }
 
     fn fits(&self, output: Output, card: &Card, count: usize) -> Result<(), ApiError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::app::App;
+use crate::app::{App, FrameRoom};
 use crate::batcher::Sample;
 use crate::encode::{ArrayFile, Arrays, Encoding, Frames, Picture, enlarge, strip};
 use crate::error::ApiError;
@@ -60,12 +60,14 @@ pub(super) struct Encoded {
     pub(super) provenance: Provenance,
 }
 
-/// The files of a request, off the async threads: a large PNG takes a while. And how long that took.
+/// The files of a request, off the async threads: a large PNG takes a while. And how long that took. Its frames have
+/// their room until then, even if nobody waits any more.
 pub(super) async fn encode(
     app: &App,
     card: &Arc<Card>,
     output: Output,
     images: Vec<Made>,
+    frames: FrameRoom,
 ) -> Result<(Vec<Encoded>, Duration), ApiError> {
     let card = Arc::clone(card);
     let work = move || {
@@ -79,6 +81,7 @@ pub(super) async fn encode(
                 images.into_iter().map(|image| picture(&card, encoding, scale, image)).collect()
             }
         };
+        drop(frames);
         (files, start.elapsed())
     };
     let (files, elapsed): (Result<Vec<_>, ApiError>, _) = app.compute(work).await?;

@@ -16,12 +16,13 @@ use utoipa::ToSchema;
 
 use super::outputs::{self, Made};
 use super::response::{now, shown_size};
-use crate::app::App;
+use crate::app::{App, FrameRoom};
 use crate::batcher::Event;
 use crate::call::Running;
 use crate::error::ApiError;
 use crate::extract::Form;
 use crate::middleware::request_id::RequestId;
+use crate::middleware::track::Fate;
 use crate::provenance::Provenance;
 use crate::spec::{Order, Seed};
 
@@ -114,20 +115,32 @@ struct Stream {
     id: RequestId,
     /// Previews sent of each image.
     previews: Vec<usize>,
+    /// How it ended, if not well.
+    fate: Fate,
+    /// For the previews that wait for the client.
+    _frames: FrameRoom,
 }
 
 /// The answer whose body is the stream. Its head goes out at once.
-pub(super) fn respond(app: App, running: Running, order: Order, id: RequestId) -> Response {
+pub(super) fn respond(
+    app: App,
+    running: Running,
+    order: Order,
+    id: RequestId,
+    frames: FrameRoom,
+) -> Response {
     let previews = vec![0; order.seeds.len()];
     let eta = running.eta().as_millis().min(u128::from(u64::MAX)) as u64;
     let begun = begun(&id);
-    let stream = Stream { app, running, order, id, previews };
+    let fate = Fate::default();
+    let stream = Stream { app, running, order, id, previews, fate: fate.clone(), _frames: frames };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
     });
     let whole = futures::stream::once(async { Ok(begun) }).chain(events);
     let mut response = Body::from_stream(whole).into_response();
+    response.extensions_mut().insert(fate);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(Form::Events.media_type()));
     headers.insert("x-eta-ms", HeaderValue::from(eta));
@@ -152,6 +165,8 @@ impl Stream {
             Ok(event) => written(event.name(), &event),
             Err(error) => {
                 let (id, code) = (self.id.as_str(), error.cause.code());
+                self.app.metrics().rejections.with_label_values(&[code]).inc();
+                self.fate.failed(error.cause);
                 if error.cause.is_fault() {
                     tracing::error!(
                         request_id = id,
@@ -179,7 +194,8 @@ impl Stream {
             }
             Event::Done { unit, sample } => {
                 let made = Made::new(&model, &self.order, unit, sample, Vec::new());
-                let (files, elapsed) = outputs::encode(&self.app, &model.card, output, vec![made]).await?;
+                let (files, elapsed) =
+                    outputs::encode(&self.app, &model.card, output, vec![made], FrameRoom::default()).await?;
                 self.app.metrics().encode.with_label_values(&[model.name()]).observe(elapsed.as_secs_f64());
                 let file =
                     files.into_iter().next().ok_or_else(|| ApiError::internal("an image without a file"))?;

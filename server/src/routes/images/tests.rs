@@ -198,6 +198,56 @@ async fn an_error_on_the_way_is_the_last_event() {
     assert_eq!((events.len(), name.as_str(), &data["error"]["code"]), (2, "error", &json!("engine_error")));
     assert_eq!(data["error"]["request_id"], answer.headers["x-request-id"].to_str().unwrap());
     assert!(!String::from_utf8_lossy(&answer.bytes).contains("asked to fail"));
+    // Counted like any other, though the answer was a 200; and the client has had all of it.
+    assert_eq!(app.metrics().rejections.with_label_values(&["engine_error"]).get(), 1);
+    assert_eq!(app.metrics().hangups.with_label_values(&["answer"]).get(), 0);
+}
+
+/// Thirty frames of 24 values, and of each the clean estimate.
+const FRAMES: usize = 30 * 24 * 2 * 4;
+
+#[tokio::test]
+async fn frames_have_a_budget_that_all_share_and_every_request_gives_its_part_back() {
+    let slow = Faults { delay: Duration::from_millis(20), ..Faults::default() };
+    let app = app(Config { frame_limit: FRAMES + FRAMES / 2, ..Config::default() }, &slow);
+    let kept = || app.frame_bytes();
+    let frames = |steps: u64| sneaker(json!({"steps": steps, "trajectory": 1}));
+    let begin = |body: Value| {
+        let app = app.clone();
+        let task = tokio::spawn(async move { generate(&app, "", body).await });
+        async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            task
+        }
+    };
+    let first = begin(frames(30)).await;
+    assert!((FRAMES..FRAMES + 1024).contains(&kept()), "{}", kept());
+    let metrics = String::from_utf8(get(&app, "/metrics").await.bytes).unwrap();
+    assert!(metrics.contains(&format!("windowpane_frame_bytes {}", kept())), "{metrics}");
+    // The next would be too much, and is told so; one without frames is not, and a small one fits beside it.
+    let answer = generate(&app, "", frames(30)).await;
+    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.json()["error"]["code"], "overloaded");
+    assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(generate(&app, "", sneaker(json!({"steps": 1}))).await.status, StatusCode::OK);
+    assert_eq!(generate(&app, "", frames(1)).await.status, StatusCode::OK);
+    assert_eq!(first.await.unwrap().status, StatusCode::OK);
+    assert_eq!(kept(), 0, "it was answered");
+    // Previews are frames as well; a client that goes away takes its own with it.
+    let previews = sneaker(json!({"steps": 30, "stream": true, "n": 10, "partial_images": 3}));
+    let gone = begin(previews).await;
+    assert!((FRAMES..FRAMES + 1024).contains(&kept()), "{}", kept());
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    assert_eq!(kept(), 0, "it hung up");
+    // Refused after it had its room, by the queue.
+    let late = sneaker(json!({"steps": 30, "trajectory": 1, "timeout_ms": 1}));
+    assert_eq!(generate(&app, "", late).await.json()["error"]["code"], "deadline_unmeetable");
+    assert_eq!(kept(), 0, "it was refused");
+    // More than there is at all: alone, it has everything.
+    let most = sneaker(json!({"steps": 30, "trajectory": 1, "n": 3}));
+    assert_eq!(generate(&app, "", most).await.status, StatusCode::OK);
+    assert_eq!(kept(), 0);
 }
 
 #[tokio::test]

@@ -126,7 +126,9 @@ async fn answer(
     let call = call.asking(&fingerprint).within("parameters.timeout", timeout)?;
     let call = call.reproducible(request.reproducible, model)?;
     let input = start.elapsed();
-    let samples = call.submit(app, model, units)?.finish().await?;
+    let running = call.submit(app, model, units)?;
+    let job = running.job();
+    let samples = running.finish().await?;
     let Stages { queue, denoise, .. } = stages(&samples);
     let start = Instant::now();
     let (determinism, id) = (model.served.determinism.class, request.id);
@@ -145,6 +147,7 @@ async fn answer(
     let output = start.elapsed();
     app.metrics().encode.with_label_values(&[model.name()]).observe(output.as_secs_f64());
     response.extensions_mut().insert(Stages { queue, denoise, encode: output });
+    response.extensions_mut().insert(job);
     Ok((response, rows, Times { total: Duration::ZERO, queue, input, infer: denoise, output }))
 }
 
