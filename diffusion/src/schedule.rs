@@ -141,6 +141,21 @@ impl Schedule {
         Level { t: self.sigma_to_t(sigma), alpha: 1.0 / root, sigma: sigma / root }
     }
 
+    /// The level at a real-valued timestep, from 0 to the last: the inverse of [`Schedule::level_at_sigma`]. Clamped to the
+    /// ends of the table.
+    pub fn level_at(&self, t: f64) -> Level {
+        let last = self.len() - 1;
+        let t = t.clamp(0.0, last as f64);
+        let low = t as usize;
+        let part = t - low as f64;
+        if part == 0.0 {
+            return self.level(low);
+        }
+        let (a, b) = (libm::log(self.karras_sigma(low)), libm::log(self.karras_sigma(low + 1)));
+        let sigma = libm::exp(a + part * (b - a));
+        Level { t, ..self.level_at_sigma(sigma) }
+    }
+
     /// Real-valued timestep of `sigma / alpha = sigma`.
     fn sigma_to_t(&self, sigma: f64) -> f64 {
         let last = self.len() - 1;
@@ -229,6 +244,16 @@ mod tests {
             let level = schedule.level_at_sigma(schedule.karras_sigma(t));
             assert!((level.t - t as f64).abs() < 1e-9, "{t}: {}", level.t);
             assert!((level.alpha - schedule.level(t).alpha).abs() < 1e-12);
+            assert_eq!(schedule.level_at(t as f64), schedule.level(t));
         }
+        for t in [0.25, 17.5, 500.125, 998.9] {
+            let level = schedule.level_at(t);
+            let back = schedule.level_at_sigma(level.sigma / level.alpha);
+            assert!((back.t - t).abs() < 1e-6 && (back.alpha - level.alpha).abs() < 1e-9, "{t}: {back:?}");
+            let (before, after) = (schedule.level(t as usize), schedule.level(t as usize + 1));
+            assert!(before.sigma < level.sigma && level.sigma < after.sigma, "{t}");
+        }
+        assert_eq!(schedule.level_at(-1.0), schedule.level(0));
+        assert_eq!(schedule.level_at(5000.0), schedule.level(999));
     }
 }

@@ -74,6 +74,18 @@ impl Window {
     }
 }
 
+// === impl Plan ===
+
+impl Plan {
+    /// The tile of queries on `grid`: all of it, where the layer is dense.
+    pub fn tile(self, grid: Grid) -> Tile {
+        match self {
+            Self::Dense => Tile { height: grid.height, width: grid.width },
+            Self::Tiles(tile) => tile,
+        }
+    }
+}
+
 // === impl Tile ===
 
 impl Tile {

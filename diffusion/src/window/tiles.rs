@@ -73,13 +73,15 @@ impl Window {
         plan
     }
 
+    /// The tiles of this window as `plan` has them; a dense layer is one tile that holds the grid.
+    pub fn realised(self, grid: Grid, plan: Plan) -> TilePlan {
+        self.tile_plan(grid, plan.tile(grid))
+    }
+
     /// How many tiles this window has as `plan` on `grid`, how many queries each, and how many keys; a dense layer is one
     /// tile that holds the grid.
     pub fn tile_counts(self, grid: Grid, plan: Plan) -> (usize, usize, usize) {
-        let tile = match plan {
-            Plan::Dense => Tile { height: grid.height, width: grid.width },
-            Plan::Tiles(tile) => tile,
-        };
+        let tile = plan.tile(grid);
         let rows = Axis::new(self, grid.height, tile.height.max(1));
         let cols = Axis::new(self, grid.width, tile.width.max(1));
         (rows.starts.len() * cols.starts.len(), rows.queries * cols.queries, rows.keys * cols.keys)
@@ -124,6 +126,13 @@ impl TilePlan {
         self.bias_table.len() / (self.queries * self.keys)
     }
 
+    /// What the query of a token is compared with: the token of each key of its tile, those that its window hides among
+    /// them.
+    pub fn keys_of(&self, token: usize) -> &[usize] {
+        let tile = self.output_index[token] / self.queries;
+        &self.key_index[tile * self.keys..][..self.keys]
+    }
+
     /// The bias of every tile written out, `[tiles, queries, keys]`.
     pub fn bias(&self) -> Vec<f32> {
         let size = self.queries * self.keys;
@@ -147,6 +156,14 @@ mod tests {
         assert_eq!((plan.tiles, plan.queries, plan.keys, plan.classes()), (64, 16, 64, 9));
     }
 
+    #[test]
+    fn a_dense_layer_is_one_tile() {
+        let (window, grid) = (Window::local(3).unwrap(), Grid::new(3, 5));
+        let plan = window.realised(grid, Plan::Dense);
+        assert_eq!((plan.tiles, plan.queries, plan.keys), window.tile_counts(grid, Plan::Dense));
+        assert_eq!(plan.keys_of(7), (0..15).collect::<Vec<_>>());
+    }
+
     proptest! {
         /// Tiles equal the mask, for any grid, window and tile side: every query appears, and the keys that its
         /// tile leaves visible are exactly those the definition allows, each once.
@@ -165,7 +182,8 @@ mod tests {
                 let place = plan.output_index[token];
                 prop_assert_eq!(plan.query_index[place], token);
                 let (tile, row) = (place / plan.queries, place);
-                let keys = &plan.key_index[tile * plan.keys..][..plan.keys];
+                let keys = plan.keys_of(token);
+                prop_assert_eq!(keys, &plan.key_index[tile * plan.keys..][..plan.keys]);
                 let mut seen = vec![0; grid.tokens()];
                 for (k, &key) in keys.iter().enumerate() {
                     seen[key] += usize::from(bias[row * plan.keys + k] == 0.0);
