@@ -114,8 +114,29 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_FRAME_LIMIT", default_value_t = 1 << 29, value_name = "BYTES", hide_short_help = true)]
     pub frame_limit: usize,
 
+    /// Looks inside a model that one caller may have under way: beyond them it is told 429, and when the first will be done.
+    /// They have a tenth of the ticks while images wait, and what images leave.
+    #[arg(long, env = "WINDOWPANE_STUDY_QUOTA", default_value_t = 4, value_name = "N")]
+    pub study_quota: usize,
+
+    /// Largest answer of a look inside a model, in MiB: a bound on memory. What would be larger is refused before it begins,
+    /// with the size that it would have.
+    #[arg(long, env = "WINDOWPANE_STUDY_LIMIT", default_value_t = 64, value_name = "MIB")]
+    pub study_limit: usize,
+
+    /// Seconds after which a graph of a model's insides that nobody asks for is let go. The next look opens it again, and
+    /// replays its golden, which takes a moment.
+    #[arg(
+        long,
+        env = "WINDOWPANE_INSIDES_IDLE",
+        default_value_t = 300,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub insides_idle: u64,
+
     /// File of API keys (TOML: a `[[key]]` each, with name, role and sha256; roles are generate, analyse and admin). Without
-    /// it everybody may generate, and nobody may load or unload models.
+    /// it everybody may generate and look into models, and nobody may load or unload them.
     #[arg(long, env = "WINDOWPANE_KEYS", value_name = "FILE")]
     pub keys: Option<PathBuf>,
 

@@ -1,7 +1,7 @@
 //! The handle of a model's worker: submit work, wait for it, cancel it, stop. What waits and who is admitted is
 //! `queue.rs`, with the pure parts that it decides by: `admission.rs` (may it come in), `policy.rs` (who goes next),
 //! `costs.rs` (what does a tick cost), `eta.rs` (how long will it take). What is admitted is a `job.rs`. The thread that owns the engine is `worker.rs`; workers of one device take turns
-//! by `device.rs`.
+//! by `device.rs`. Beside the images studies have a lane of their own: `study.rs`, whose turns `studies.rs` decides.
 
 pub mod admission;
 pub mod baseline;
@@ -11,6 +11,8 @@ pub mod eta;
 pub mod job;
 pub mod policy;
 pub mod queue;
+pub mod studies;
+pub mod study;
 pub mod worker;
 
 use std::sync::Arc;
@@ -21,12 +23,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::engine::Denoiser;
+use crate::engine::insides::{Engine, Inside};
 use crate::metrics::Metrics;
 use crate::sampler::{Frame, Unit};
 use costs::TickCosts;
 use device::{Device, Seat};
 use queue::{Queue, Standing};
+use study::{StudyRequest, StudyTicket};
 use worker::Worker;
 
 /// Asks a model's worker for work. Cheap to share by reference; dropped, it lets the worker finish what it has.
@@ -93,6 +96,12 @@ pub struct WorkerConfig {
     pub pinned: Option<usize>,
     /// How ticks are formed.
     pub scheduling: Scheduling,
+    /// Studies that one caller may have under way.
+    pub study_quota: usize,
+    /// Graphs that the package has of the model's insides.
+    pub insides: Vec<Inside>,
+    /// For how long a graph of the insides that nobody asks for stays open.
+    pub insides_idle: Duration,
 }
 
 /// What a request is told while it runs.
@@ -162,6 +171,14 @@ pub enum SubmitError {
         /// Seconds after which half of them will be done.
         retry_after: u64,
     },
+    /// The caller has as many studies under way as it may.
+    #[error("{quota} studies are under way")]
+    Studying {
+        /// How many that is.
+        quota: usize,
+        /// Seconds after which the first of them will be done.
+        retry_after: u64,
+    },
     /// It cannot be done by its deadline.
     #[error("it would take {needs:?}")]
     TooLate {
@@ -206,7 +223,7 @@ impl Batcher {
     /// back once it has.
     pub fn start<R: Send + 'static, E: Send + 'static>(
         spawn: impl FnOnce(&str, Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>>,
-        open: impl FnOnce(&Seat<'_>) -> Result<(Box<dyn Denoiser>, WorkerConfig, R), E> + Send + 'static,
+        open: impl FnOnce(&Seat<'_>) -> Result<(Engine, WorkerConfig, R), E> + Send + 'static,
         name: &str,
         device: Arc<Device>,
         metrics: Metrics,
@@ -244,6 +261,12 @@ impl Batcher {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (events, eta) = self.queue.submit(request, &cancelled)?;
         Ok(Ticket { events, cancelled, units, left: units, eta })
+    }
+
+    /// Admits a study, which then asks for its units one by one.
+    pub fn study(&self, request: StudyRequest) -> Result<StudyTicket, SubmitError> {
+        let (id, eta) = self.queue.study(request)?;
+        Ok(StudyTicket::new(Arc::clone(&self.queue), id, request.deadline, eta))
     }
 
     /// The time that these units would take from now, as things stand.
@@ -296,6 +319,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         self.0.stop();
         drop(self.0.take_arrivals());
+        drop(self.0.take_units());
     }
 }
 

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
+use crate::analysis::{Study, StudyError};
 use crate::app::requests::Registered;
 use crate::app::{App, Job, shutting_down};
 use crate::batcher::admission::whole_seconds;
+use crate::batcher::study::{StudyRequest, StudyTicket};
 use crate::batcher::{Event, Request, Sample, SampleError, SubmitError, Ticket};
 use crate::error::{ApiError, Cause};
 use crate::keys::Identity;
@@ -45,6 +47,19 @@ pub struct Running {
     model: Arc<Model>,
     _registered: Registered,
     job: Job,
+}
+
+/// An admitted study. Dropping it ends the work.
+#[derive(Debug)]
+pub struct Studying {
+    ticket: StudyTicket,
+    app: App,
+    model: Arc<Model>,
+    began: Instant,
+    /// How it ended; nobody waits any more where nothing has been written here.
+    outcome: &'static str,
+    _registered: Registered,
+    _job: Job,
 }
 
 impl FromRequestParts<App> for Call {
@@ -115,6 +130,78 @@ impl Call {
     }
 }
 
+// === impl Call, for studies ===
+
+impl Call {
+    /// Admits a study of the model that makes so many calls, or says why not.
+    pub fn study(self, app: &App, model: &Arc<Model>, units: usize) -> Result<Studying, ApiError> {
+        let job = app.begin()?;
+        let deadline = self.timeout.map(|timeout| self.arrived + timeout);
+        let request = StudyRequest { caller: self.identity.caller, deadline, units };
+        let ticket = model.batcher.study(request).map_err(|error| refused(&error, self.timeout))?;
+        let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
+        Ok(Studying {
+            ticket,
+            app: app.clone(),
+            model: Arc::clone(model),
+            began: Instant::now(),
+            outcome: "disconnect",
+            _registered: registered,
+            _job: job,
+        })
+    }
+}
+
+// === impl Studying ===
+
+impl Studying {
+    /// Takes the study to its end: its calls have their turns on the worker's thread, and what it computes between them
+    /// keeps neither that thread nor an async one.
+    pub async fn finish<S: Study>(mut self, study: S) -> Result<S::Findings, ApiError> {
+        let ended = self.run(study).await;
+        self.outcome = match ended.as_ref().map_err(|error| error.cause) {
+            Ok(_) => "done",
+            Err(Cause::Cancelled) => "cancelled",
+            Err(Cause::DeadlinePassed) => "deadline",
+            Err(Cause::ShuttingDown) => "shutdown",
+            Err(_) => "failed",
+        };
+        ended
+    }
+
+    async fn run<S: Study>(&mut self, mut study: S) -> Result<S::Findings, ApiError> {
+        loop {
+            let next = move || {
+                let ask = study.next();
+                (study, ask)
+            };
+            let (back, ask) = self.app.compute(next).await?;
+            study = back;
+            let Some(ask) = ask else { break };
+            let findings = self.ticket.ask(ask).await.map_err(failed)?;
+            let take = move || study.take(findings).map(|()| study);
+            study = self.app.compute(take).await?.map_err(unstudied)?;
+        }
+        self.app.compute(move || study.finish()).await
+    }
+}
+
+impl Drop for Studying {
+    fn drop(&mut self) {
+        let (metrics, model) = (self.app.metrics(), self.model.name());
+        metrics.studies_total.with_label_values(&[model, self.outcome]).inc();
+        metrics.study.with_label_values(&[model]).observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
+/// Why a study came to nothing, for the client.
+fn unstudied(error: StudyError) -> ApiError {
+    match error {
+        StudyError::NotFinite => failed(SampleError::NotFinite),
+        StudyError::Shape(detail) => ApiError::internal(detail),
+    }
+}
+
 // === impl Running ===
 
 impl Running {
@@ -166,6 +253,13 @@ pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiErro
         SubmitError::Crowded { retry_after } => {
             let message =
                 format!("too many images are waiting; half of them will be done in {retry_after} s");
+            ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
+        }
+        SubmitError::Studying { quota, retry_after } => {
+            let message = format!(
+                "{quota} looks inside this model are under way for this caller, the most there may be; the first of them \
+                 will be done in {retry_after} s"
+            );
             ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
         }
         SubmitError::TooLate { needs, alone, retry_after } => {

@@ -46,6 +46,12 @@ pub struct Config {
     pub frame_limit: usize,
     /// How ticks are formed.
     pub scheduling: Scheduling,
+    /// Studies that one caller may have under way.
+    pub study_quota: usize,
+    /// Largest answer of a study in bytes.
+    pub study_limit: usize,
+    /// Time after which a graph of the insides that nobody asks for is let go.
+    pub insides_idle: Duration,
     /// The API keys.
     pub keys: Keys,
     /// How often the model folder is looked at for new versions; never without.
@@ -128,6 +134,9 @@ impl Config {
         within("max-backlog", args.max_backlog, 1, 3600);
         // Below what one request may keep, that request would have to be alone.
         within("frame-limit", args.frame_limit as u64, MAX_FRAME_BYTES as u64, 1 << 40);
+        within("study-quota", args.study_quota as u64, 1, 10_000);
+        within("study-limit", args.study_limit as u64, 1, 1 << 16);
+        within("insides-idle", args.insides_idle, 1, 86_400);
         within("batch-delay-ms", args.batch_delay_ms, 0, 60_000);
         within("watch", args.watch.unwrap_or(1), 1, 3600);
         within("watchdog", args.watchdog, 1, 3600);
@@ -196,6 +205,9 @@ impl Config {
             max_backlog: Duration::from_secs(args.max_backlog),
             frame_limit: args.frame_limit,
             scheduling,
+            study_quota: args.study_quota,
+            study_limit: args.study_limit << 20,
+            insides_idle: Duration::from_secs(args.insides_idle),
             keys,
             watch: args.watch.map(Duration::from_secs),
             traces,
@@ -229,6 +241,9 @@ impl Default for Config {
             max_backlog: Duration::from_secs(30),
             frame_limit: 1 << 29,
             scheduling: Scheduling::Continuous,
+            study_quota: 4,
+            study_limit: 64 << 20,
+            insides_idle: Duration::from_secs(300),
             keys: Keys::default(),
             watch: None,
             traces: None,

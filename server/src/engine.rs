@@ -1,11 +1,12 @@
 //! What does the network say? The vocabulary between batcher and network: a batch of rows in, a prediction for each
-//! out. Two implementations: ONNX Runtime (`engine/ort.rs`) and a closed form for tests (`engine/fake.rs`). Around
-//! them: finding the library, opening a package, and the checks that a model passes before it serves.
+//! out. Two implementations: ONNX Runtime (`engine/ort.rs`) and a closed form for tests (`engine/fake.rs`). Beside it the
+//! graphs that show its insides (`engine/insides.rs`). Around them: finding the library, opening a package, and the checks that a model passes before it serves.
 
 pub mod check;
 pub mod dylib;
 pub mod externals;
 pub mod fake;
+pub mod insides;
 pub mod onnx;
 pub mod ort;
 pub mod package;
@@ -61,6 +62,17 @@ pub enum EngineError {
         got: usize,
         /// Values expected.
         expected: usize,
+    },
+    /// The package has no such graph.
+    #[error("the package has no `{0}` graph")]
+    Missing(&'static str),
+    /// A graph of the insides does not open, or is not what its golden says.
+    #[error("`{file}` does not open: {reason}")]
+    Unopened {
+        /// The graph's file.
+        file: String,
+        /// Why.
+        reason: String,
     },
     /// Built anew, it is another network than it was.
     #[error("built anew, it is not what it was: {0}")]

@@ -32,6 +32,7 @@ mod pieces;
 pub mod router;
 pub mod routes;
 
+pub mod analysis;
 pub mod batcher;
 pub mod decode;
 pub mod encode;

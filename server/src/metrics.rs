@@ -123,6 +123,22 @@ metrics! {
     failures: IntCounterVec = "windowpane_failures_total" ["model", "cause"];
     /// Sessions built anew after a tick that failed, by outcome: done, failed.
     rebuilds: IntCounterVec = "windowpane_session_rebuilds_total" ["model", "outcome"];
+    /// Studies admitted and not ended: looks inside a model.
+    studies: IntGaugeVec = "windowpane_studies" ["model"];
+    /// Studies of one caller beyond which more are refused (--study-quota).
+    study_quota: IntGauge = "windowpane_study_quota" [];
+    /// Studies that ended, by outcome: done, failed, disconnect, cancelled, deadline, shutdown.
+    studies_total: IntCounterVec = "windowpane_studies_total" ["model", "outcome"];
+    /// Time from a study's admission to its end.
+    study: HistogramVec = "windowpane_study_duration_seconds" ["model"] in SECONDS;
+    /// Units of studies, each one call of a graph: attention, jvp, vjp, denoiser.
+    study_units: IntCounterVec = "windowpane_study_units_total" ["model", "graph"];
+    /// Duration of a unit on the worker, the opening of its graph included.
+    study_unit: HistogramVec = "windowpane_study_unit_duration_seconds" ["model", "graph"] in SECONDS;
+    /// Graphs of a model's insides opened, each behind its golden, by outcome: done, failed.
+    insides_opened: IntCounterVec = "windowpane_insides_opened_total" ["model", "graph", "outcome"];
+    /// Sessions of a graph of a model's insides that are open, of every version that has requests; they take memory.
+    insides_open: IntGaugeVec = "windowpane_insides_open" ["model", "graph"];
     /// 1 for a model that serves.
     model_ready: IntGaugeVec = "windowpane_model_ready" ["model"];
     /// Model packages loaded, at start or later, by outcome: done, failed.
@@ -197,6 +213,22 @@ impl Metrics {
         }
         for outcome in ["done", "failed"] {
             self.rebuilds.with_label_values(&[model, outcome]);
+        }
+        self.study.with_label_values(&[model]);
+        for outcome in ["done", "failed", "disconnect", "cancelled", "deadline", "shutdown"] {
+            self.studies_total.with_label_values(&[model, outcome]);
+        }
+    }
+
+    /// The same of the graphs that a model has of its insides.
+    pub fn announce_insides<'a>(&self, model: &str, graphs: impl IntoIterator<Item = &'a str>) {
+        for graph in graphs {
+            self.study_units.with_label_values(&[model, graph]);
+            self.study_unit.with_label_values(&[model, graph]);
+            self.insides_open.with_label_values(&[model, graph]);
+            for outcome in ["done", "failed"] {
+                self.insides_opened.with_label_values(&[model, graph, outcome]);
+            }
         }
     }
 

@@ -97,6 +97,39 @@ pub(crate) fn manifest(name: &str, classes: &[&str]) -> Manifest {
     }
 }
 
+/// The same manifest with the graphs of its insides, for the fake network: their files need not exist.
+pub(crate) fn with_insides(mut manifest: Manifest) -> Manifest {
+    let (config, denoiser) = (manifest.config.clone(), manifest.graphs[0].clone());
+    let grid = config.grid();
+    let named =
+        |name: &str, shape: Vec<Dim>| TensorSpec { name: name.to_owned(), dtype: TensorType::F32, shape };
+    let image = [config.channels, config.height, config.width].map(Dim::Fixed);
+    let mut attention =
+        Graph { role: Role::Attention, file: "attention.f32.onnx".to_owned(), ..denoiser.clone() };
+    for (i, (window, plan)) in config.windows.iter().zip(&denoiser.plan).enumerate() {
+        let (tiles, queries, keys) = window.tile_counts(grid, *plan);
+        let sides = [config.heads, tiles, queries, keys].map(Dim::Fixed);
+        attention
+            .outputs
+            .push(named(&format!("attention.{i}"), [vec![Dim::batch()], sides.to_vec()].concat()));
+    }
+    manifest.graphs.push(attention);
+    for (role, name) in [(Role::Jvp, "jvp"), (Role::Vjp, "vjp")] {
+        let vectors = || [vec![Dim::Named("k".to_owned())], image.to_vec()].concat();
+        let mut graph = Graph { role, file: format!("{name}.f32.onnx"), ..denoiser.clone() };
+        graph.inputs.iter_mut().for_each(|input| input.shape[0] = Dim::Fixed(1));
+        graph.inputs.push(named("vectors", vectors()));
+        graph.outputs = vec![named("products", vectors())];
+        manifest.graphs.push(graph);
+    }
+    let digest = FileDigest { sha256: "0".repeat(64), size: 1 };
+    for graph in &manifest.graphs {
+        manifest.files.entry(graph.file.clone()).or_insert_with(|| digest.clone());
+    }
+    manifest.validate().unwrap_or_else(|error| panic!("{error}"));
+    manifest
+}
+
 /// Writes a whole package into `folder/name` whose network is `prediction = 0.5 · x`, and returns its folder.
 pub(crate) fn package(folder: &Path, name: &str) -> PathBuf {
     let folder = folder.join(name);
@@ -167,11 +200,12 @@ pub(crate) fn runtime() -> &'static Runtime {
     Runtime::get(&library, 2).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// An application that is ready with two fake models: `shoes`, with classes, and `plain`, without.
+/// An application that is ready with two fake models: `shoes`, with classes and insides, and `plain`, without.
 pub(crate) fn app(config: Config, faults: &Faults) -> App {
     let app = App::new(config);
     let fake = |manifest| Model::fake(manifest, faults.clone(), app.config(), app.metrics()).unwrap();
-    let models = [manifest("shoes", &["Sneaker", "Boot", "Sandal"]), manifest("plain", &[])].map(fake);
+    let shoes = with_insides(manifest("shoes", &["Sneaker", "Boot", "Sandal"]));
+    let models = [shoes, manifest("plain", &[])].map(fake);
     app.install(models.into());
     app
 }

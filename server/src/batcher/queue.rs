@@ -16,6 +16,8 @@ use super::device::Device;
 use super::eta::{Ahead, Demand, TickSize};
 use super::job::Job;
 use super::policy::{Candidate, Policy};
+use super::studies::{Pace, Studies, Turn};
+use super::study::{StudyRequest, StudyUnit};
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
 
@@ -35,6 +37,7 @@ pub struct Queue {
 #[derive(Debug, Clone)]
 struct Rules {
     max_images: usize,
+    study_quota: usize,
     max_backlog: Duration,
     /// Rows of a full tick.
     room: usize,
@@ -50,6 +53,9 @@ struct State {
     next_request: u64,
     arrivals: Vec<Job>,
     entries: BTreeMap<u64, Entry>,
+    studies: Studies,
+    /// Units that wait for their turn, by their study.
+    units: BTreeMap<u64, StudyUnit>,
     turns: Turns,
     ledger: Ledger,
     costs: TickCosts,
@@ -85,7 +91,7 @@ struct Entry {
 }
 
 /// What the worker shall do.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Choice {
     /// One call of the network.
     Tick {
@@ -94,6 +100,8 @@ pub enum Choice {
         /// Rows to fill up to.
         padded: Option<usize>,
     },
+    /// One call for a study.
+    Study(StudyUnit),
     /// Nothing yet.
     Wait(Duration),
 }
@@ -109,6 +117,8 @@ pub struct Standing {
     pub rows: u64,
     /// Time that all of it still takes.
     pub backlog: Duration,
+    /// Studies admitted and not ended.
+    pub studies: usize,
 }
 
 // === impl Queue ===
@@ -126,12 +136,16 @@ impl Queue {
             Scheduling::Serial => Turns::Baseline(Cohort::serial()),
         };
         let buckets = || config.costs.buckets().map(|(rows, _)| rows);
+        // Until one was measured: a graph of the insides does about twice what the network does.
+        let unit = 2 * config.costs.tick(1);
         Self {
             state: Mutex::new(State {
                 next_id: 0,
                 next_request: 0,
                 arrivals: Vec::new(),
                 entries: BTreeMap::new(),
+                studies: Studies::new(config.study_quota, unit),
+                units: BTreeMap::new(),
                 turns,
                 ledger: Ledger::default(),
                 costs: config.costs.clone(),
@@ -143,6 +157,7 @@ impl Queue {
             member,
             rules: Rules {
                 max_images: config.queue_limit,
+                study_quota: config.study_quota,
                 max_backlog: config.max_backlog,
                 room,
                 pinned: config.pinned,
@@ -177,7 +192,7 @@ impl Queue {
                 retry_after: whole_seconds(eta.saturating_sub(left)),
             });
         }
-        let row = state.costs.row(size.room) * self.device.sharers(self.member);
+        let row = state.costs.row(size.room) * self.factor(&state);
         if units.len() > state.places(caller, self.rules.max_images) {
             let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
             return Err(SubmitError::Crowded { retry_after: whole_seconds(half) });
@@ -222,8 +237,79 @@ impl Queue {
             backlog: state
                 .costs
                 .work(state.ledger.outstanding(), self.rules.tick_size(state.is_pinned()).room)
-                .mul_f64(self.device.sharers(self.member)),
+                .mul_f64(self.factor(&state)),
+            studies: state.studies.len(),
         }
+    }
+
+    /// Admits a study, and the time until it is done, as things stand.
+    pub(super) fn study(&self, request: StudyRequest) -> Result<(u64, Duration), SubmitError> {
+        let StudyRequest { caller, deadline, units } = request;
+        let mut state = self.lock();
+        if state.end != End::No {
+            return Err(SubmitError::Ended);
+        }
+        let tick = if state.entries.is_empty() { 0.0 } else { self.tick(&state) };
+        let pace = Pace { tick, sharers: self.device.sharers(self.member) };
+        let eta = state.studies.eta(caller, units, pace);
+        if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            && eta > left
+        {
+            let alone = Studies::new(1, state.studies.unit()).eta(caller, units, Pace { tick: 0.0, ..pace });
+            let retry_after = whole_seconds(eta.saturating_sub(left));
+            return Err(SubmitError::TooLate { needs: eta, alone, retry_after });
+        }
+        let quota = self.rules.study_quota;
+        let admitted = state.studies.admit(caller, units, pace);
+        let id = admitted.map_err(|full| SubmitError::Studying { quota, retry_after: full.retry_after })?;
+        Ok((id, eta))
+    }
+
+    /// A study waits with a unit. `false`: the worker has ended.
+    pub(super) fn ask(&self, id: u64, unit: StudyUnit) -> bool {
+        let mut state = self.lock();
+        if state.end == End::Now || !state.studies.wait(id) {
+            return false;
+        }
+        state.units.insert(id, unit);
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    /// A study ended; a unit that it waited with is let go.
+    pub(super) fn end_study(&self, id: u64) {
+        let mut state = self.lock();
+        state.studies.end(id);
+        state.units.remove(&id);
+    }
+
+    /// Whether a unit waits.
+    pub(super) fn has_units(&self) -> bool {
+        !self.lock().units.is_empty()
+    }
+
+    /// A unit took so long.
+    pub(super) fn studied(&self, elapsed: Duration) {
+        self.lock().studies.measured(elapsed);
+    }
+
+    /// Units that wait and shall not have their turn.
+    pub(super) fn departed_units(&self, now: Instant) -> Vec<StudyUnit> {
+        let mut state = self.lock();
+        let State { units, studies, .. } = &mut *state;
+        let departed = units.extract_if(.., |_, unit| unit.ended(now).is_some());
+        departed
+            .map(|(id, unit)| {
+                studies.leave(id);
+                unit
+            })
+            .collect()
+    }
+
+    /// Units that wait.
+    pub(super) fn take_units(&self) -> Vec<StudyUnit> {
+        std::mem::take(&mut self.lock().units).into_values().collect()
     }
 
     /// For how long its device has been in one piece of work, whoever's; none between two.
@@ -248,10 +334,10 @@ impl Queue {
         loop {
             match state.end {
                 End::Now => return false,
-                End::WhenDone if idle && state.arrivals.is_empty() => return false,
+                End::WhenDone if idle && state.arrivals.is_empty() && state.units.is_empty() => return false,
                 End::No | End::WhenDone => {}
             }
-            if !state.arrivals.is_empty() || !(idle || pause.is_some()) {
+            if !(state.arrivals.is_empty() && state.units.is_empty() && (idle || pause.is_some())) {
                 live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
                 return true;
             }
@@ -273,7 +359,12 @@ impl Queue {
         live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
         let pinned = self.rules.pinned.filter(|_| state.is_pinned());
         let room = pinned.unwrap_or(self.rules.room);
-        let State { turns, entries, .. } = &mut *state;
+        let State { turns, entries, studies, units, .. } = &mut *state;
+        if let Turn::Study(id) = studies.turn(!entries.is_empty())
+            && let Some(unit) = units.remove(&id)
+        {
+            return Choice::Study(unit);
+        }
         let chosen = match turns {
             Turns::Continuous(policy) => {
                 let candidates: Vec<_> = entries.values().map(|entry| entry.candidate).collect();
@@ -290,7 +381,10 @@ impl Queue {
                 let now = self.began.elapsed();
                 match cohort.select(&members, room, now) {
                     Pick::Run(chosen) => chosen,
-                    Pick::WaitUntil(due) => return Choice::Wait(due.saturating_sub(now)),
+                    Pick::WaitUntil(due) => {
+                        let unit = studies.unit_turn().and_then(|id| units.remove(&id));
+                        return unit.map_or_else(|| Choice::Wait(due.saturating_sub(now)), Choice::Study);
+                    }
                 }
             }
         };
@@ -362,7 +456,17 @@ impl Queue {
             work: (left * candidate.rows) as u64,
             goes_first: candidate.deadline <= due,
         });
-        demand.eta(ahead, &state.costs, size).mul_f64(self.device.sharers(self.member))
+        demand.eta(ahead, &state.costs, size).mul_f64(self.factor(state))
+    }
+
+    /// By what factor others slow this model's images down: models on the same device, and studies.
+    fn factor(&self, state: &State) -> f64 {
+        self.device.sharers(self.member) * state.studies.slowdown(self.tick(state))
+    }
+
+    /// Seconds of a full tick.
+    fn tick(&self, state: &State) -> f64 {
+        state.costs.tick(self.rules.room).as_secs_f64()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,15 +8,16 @@ use windowpane_diffusion::{Sampler, SolverConfig, TimeGrid};
 
 use super::*;
 use crate::config::Config;
-use crate::engine::StepBatch;
 use crate::engine::fake::{FakeDenoiser, Faults};
+use crate::engine::{Denoiser, StepBatch};
 use crate::model::Model;
 use crate::sampler::{Evaluate, Trajectory};
 use crate::spec::SampleSpec;
-use crate::testing::manifest;
+use crate::testing::{manifest, with_insides};
 
 mod load;
 mod order;
+mod study;
 
 const CLASSES: [&str; 3] = ["Sneaker", "Boot", "Sandal"];
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use super::device::Seat;
 use super::job::{Departure, Job};
 use super::queue::{Choice, Queue};
+use super::study::{Ask, Findings, StudyUnit};
 use super::{Event, Sample, SampleError, WorkerConfig};
+use crate::engine::insides::{Engine, Inside, Insides};
 use crate::engine::{Denoiser, EngineError, StepBatch};
 use crate::metrics::Metrics;
 use crate::middleware::rescue::message_of;
@@ -18,6 +20,9 @@ use crate::sampler::{self, Progress};
 /// Everything the thread owns.
 pub(super) struct Worker {
     engine: Box<dyn Denoiser>,
+    insides: Box<dyn Insides>,
+    /// Those that are open, and when they were last asked.
+    open: BTreeMap<Inside, Instant>,
     config: WorkerConfig,
     queue: Arc<Queue>,
     metrics: Metrics,
@@ -47,16 +52,26 @@ struct Live {
 // === impl Worker ===
 
 impl Worker {
-    pub(super) fn new(
-        engine: Box<dyn Denoiser>,
-        config: WorkerConfig,
-        queue: Arc<Queue>,
-        metrics: Metrics,
-    ) -> Self {
+    pub(super) fn new(engine: Engine, config: WorkerConfig, queue: Arc<Queue>, metrics: Metrics) -> Self {
+        let Engine { denoiser: engine, insides } = engine;
         metrics.announce(&config.model, config.costs.buckets().map(|(rows, _)| rows));
+        metrics.announce_insides(&config.model, config.insides.iter().map(|inside| inside.as_str()));
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
-        Self { engine, config, queue, metrics, live, batch, prediction, last_call: None, rest: None }
+        let open = BTreeMap::new();
+        Self {
+            engine,
+            insides,
+            open,
+            config,
+            queue,
+            metrics,
+            live,
+            batch,
+            prediction,
+            last_call: None,
+            rest: None,
+        }
     }
 
     /// Runs until it is told to stop, or until the handle is gone and the last job is done.
@@ -64,19 +79,22 @@ impl Worker {
         let mut pause = None;
         loop {
             let idle = self.live.is_empty();
-            if idle {
+            if idle && !self.queue.has_units() {
                 seat.rest();
                 self.last_call = None;
+                pause = self.close_unused();
             }
             if !self.queue.collect(&mut Arrivals(&mut self.live), idle, pause) {
                 break;
             }
             self.drop_departed();
+            self.close_unused();
             pause = None;
             match self.queue.choose(&mut Arrivals(&mut self.live)) {
                 Choice::Wait(time) => pause = Some(time),
                 Choice::Tick { ids, .. } if ids.is_empty() => {}
                 Choice::Tick { ids, padded } => self.tick(seat, &ids, padded),
+                Choice::Study(unit) => self.study(seat, unit),
             }
         }
         let arrivals = self.queue.take_arrivals();
@@ -84,6 +102,10 @@ impl Worker {
         for job in left {
             self.abandon(&job, "shutdown", Some(SampleError::ShuttingDown));
         }
+        for unit in self.queue.take_units() {
+            let _ = unit.reply.send(Err(SampleError::ShuttingDown));
+        }
+        Inside::ALL.into_iter().for_each(|inside| self.close(inside));
     }
 
     fn drop_departed(&mut self) {
@@ -96,6 +118,89 @@ impl Worker {
                 Departure::Cancelled => self.abandon(&job, "cancelled", Some(SampleError::Cancelled)),
                 Departure::Late => self.abandon(&job, "deadline", Some(SampleError::DeadlinePassed)),
             }
+        }
+        for unit in self.queue.departed_units(now) {
+            if let Some(error) = unit.ended(now).and_then(Departure::error) {
+                let _ = unit.reply.send(Err(error));
+            }
+        }
+    }
+
+    /// One call for a study. A failure ends that study, and nobody else.
+    fn study(&mut self, seat: &Seat<'_>, unit: StudyUnit) {
+        let (model, graph) = (self.config.model.clone(), unit.ask.graph());
+        let began = Instant::now();
+        let outcome = match &unit.ask {
+            Ask::Denoise(batch) => {
+                let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
+                let mut prediction = Vec::new();
+                let engine = &mut *self.engine;
+                let (outcome, elapsed) = seat.run(|| denoise(engine, batch, &mut prediction, row));
+                self.queue.studied(elapsed);
+                outcome.map(|()| vec![prediction])
+            }
+            Ask::Look(look) => self.opened(seat, look.inside).and_then(|()| {
+                let insides = &mut *self.insides;
+                let call = || catch_unwind(AssertUnwindSafe(|| insides.look(look)));
+                let (outcome, elapsed) = seat.run(call);
+                self.queue.studied(elapsed);
+                self.open.insert(look.inside, Instant::now());
+                outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))
+            }),
+        };
+        self.last_call = Some(Instant::now());
+        self.metrics.study_units.with_label_values(&[model.as_str(), graph]).inc();
+        let elapsed = began.elapsed().as_secs_f64();
+        self.metrics.study_unit.with_label_values(&[model.as_str(), graph]).observe(elapsed);
+        if let Err(error) = &outcome {
+            let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
+            self.metrics.failures.with_label_values(&[model.as_str(), cause]).inc();
+            tracing::error!(model, graph, %error, "a study's call failed; the study fails, images go on");
+            match &unit.ask {
+                Ask::Denoise(_) => self.begin_anew(seat),
+                // What made it fail may have left it broken: whoever comes next opens it anew.
+                Ask::Look(look) => self.close(look.inside),
+            }
+        }
+        let answer: Result<Findings, _> = outcome.map_err(|error| SampleError::Engine(error.to_string()));
+        let _ = unit.reply.send(answer);
+    }
+
+    /// Opens a graph of the insides, if it is not open.
+    fn opened(&mut self, seat: &Seat<'_>, inside: Inside) -> Result<(), EngineError> {
+        if self.open.contains_key(&inside) {
+            return Ok(());
+        }
+        let (model, graph) = (self.config.model.as_str(), inside.as_str());
+        let insides = &mut *self.insides;
+        let (outcome, elapsed) = seat.run(|| catch_unwind(AssertUnwindSafe(|| insides.open(inside))));
+        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let word = if outcome.is_ok() { "done" } else { "failed" };
+        self.metrics.insides_opened.with_label_values(&[model, graph, word]).inc();
+        if outcome.is_ok() {
+            let milliseconds = elapsed.as_secs_f64() * 1e3;
+            tracing::info!(model, graph, milliseconds, "opened, and its golden matches");
+            self.open.insert(inside, Instant::now());
+            self.metrics.insides_open.with_label_values(&[model, graph]).inc();
+        }
+        outcome
+    }
+
+    /// Lets go of graphs that nobody has asked for in a while; the time until the next is due.
+    fn close_unused(&mut self) -> Option<Duration> {
+        let idle = self.config.insides_idle;
+        let unused = |(&inside, last): (&Inside, &Instant)| (last.elapsed() >= idle).then_some(inside);
+        for inside in self.open.iter().filter_map(unused).collect::<Vec<_>>() {
+            self.close(inside);
+        }
+        self.open.values().map(|last| idle.saturating_sub(last.elapsed())).min()
+    }
+
+    fn close(&mut self, inside: Inside) {
+        self.insides.close(inside);
+        if self.open.remove(&inside).is_some() {
+            let labels = [self.config.model.as_str(), inside.as_str()];
+            self.metrics.insides_open.with_label_values(&labels).dec();
         }
     }
 
@@ -316,11 +421,15 @@ fn denoise(
 ) -> Result<(), EngineError> {
     // After a panic nothing of the engine's answer is read, so a half-written one does no harm.
     let call = AssertUnwindSafe(|| engine.denoise(batch, prediction));
-    catch_unwind(call).unwrap_or_else(|panic| Err(EngineError::Panicked(message_of(&*panic).to_owned())))?;
+    catch_unwind(call).unwrap_or_else(|panic| Err(panicked(&*panic)))?;
     let expected = batch.rows() * row;
     if prediction.len() == expected {
         Ok(())
     } else {
         Err(EngineError::OutputSize { got: prediction.len(), expected })
     }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> EngineError {
+    EngineError::Panicked(message_of(panic).to_owned())
 }

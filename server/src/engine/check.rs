@@ -101,7 +101,7 @@ pub enum CheckError {
     NotFinite {
         /// The case.
         case: String,
-        /// `the model's output` or `the stored prediction`.
+        /// Whose numbers, in words.
         whose: &'static str,
     },
     /// The engine failed.
@@ -256,7 +256,7 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
 }
 
 /// max|Δ| / max|reference|; NaN if any value is, infinite if the reference is all zero and the values are not.
-fn relative(values: &[f32], reference: &[f32]) -> f64 {
+pub(super) fn relative(values: &[f32], reference: &[f32]) -> f64 {
     if values.len() != reference.len() || values.iter().chain(reference).any(|v| v.is_nan()) {
         return f64::NAN;
     }

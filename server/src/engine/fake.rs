@@ -7,6 +7,7 @@ use std::time::Duration;
 use windowpane_diffusion::Schedule;
 
 use super::check::{Determinism, DeterminismClass};
+use super::insides::fake::InsideFaults;
 use super::{Denoiser, EngineError, StepBatch};
 use crate::batcher::costs::TickCosts;
 
@@ -42,6 +43,8 @@ pub struct Faults {
     pub row_delay: Duration,
     /// Every value depends, in its last bits, on the size of the batch.
     pub sized: bool,
+    /// What goes wrong with the insides.
+    pub insides: InsideFaults,
 }
 
 // === impl FakeDenoiser ===
@@ -80,6 +83,12 @@ impl FakeDenoiser {
     /// The mean of class `y`'s images at pixel `i`: a stripe pattern of its own; grey for the null class.
     pub fn mean(&self, y: i64, i: usize) -> f64 {
         if y as usize >= self.classes { 0.0 } else { ((i as f64 + 1.0) * (y as f64 + 1.0) * 0.7).sin() * 0.8 }
+    }
+
+    /// How its prediction of every value follows the value itself: its Jacobian is this, times the identity.
+    pub fn slope(&self, t: f32) -> f64 {
+        let bar = self.alpha_bar(t);
+        (1.0 - bar).sqrt() / (bar * SPREAD * SPREAD + 1.0 - bar)
     }
 
     /// `alpha_bar` at a fractional timestep, linear between the table's entries.

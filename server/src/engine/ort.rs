@@ -235,7 +235,7 @@ struct Buffer(RunOptions<HasSelectedOutputs>);
 
 /// What a session is made of, as it was verified: a package that somebody replaces meanwhile is another model.
 #[derive(Debug, Clone)]
-struct Source {
+pub(super) struct Source {
     runtime: &'static Runtime,
     graph: Arc<[u8]>,
     weights: Arc<[u8]>,
@@ -246,7 +246,7 @@ struct Source {
 
 impl Source {
     /// A session. On CUDA every node must run there: a part that falls back to the CPU is a refusal, not a slow surprise.
-    fn session(&self) -> ::ort::Result<Session> {
+    pub(super) fn session(&self) -> ::ort::Result<Session> {
         let mut builder = self.runtime.builder()?;
         if self.provider == Provider::Cuda {
             // TF32 would take ten of the 23 bits of every product.
@@ -256,6 +256,11 @@ impl Source {
         builder
             .with_external_initializer_file_in_memory(WEIGHTS_FILE, Arc::clone(&self.weights))?
             .commit_from_memory(&self.graph)
+    }
+
+    /// Another graph over the same weights.
+    pub(super) fn of(&self, graph: Vec<u8>) -> Self {
+        Self { graph: graph.into(), ..self.clone() }
     }
 }
 
@@ -286,6 +291,11 @@ impl OrtDenoiser {
         ports_match(&session, graph)?;
         let out_channels = manifest.config.out_channels();
         Ok(Self { session, source, out_channels, piece: usize::MAX, buffers: BTreeMap::new(), proof: None })
+    }
+
+    /// What its session is made of.
+    pub(super) fn source(&self) -> &Source {
+        &self.source
     }
 
     /// From now on a session that is built anew has to answer this case of the golden before it serves.
@@ -381,7 +391,7 @@ impl fmt::Debug for Buffer {
 }
 
 /// Names and types of the session's ports against the manifest's.
-fn ports_match(session: &Session, graph: &Graph) -> Result<(), SessionError> {
+pub(super) fn ports_match(session: &Session, graph: &Graph) -> Result<(), SessionError> {
     let mismatch = |what: String| Err(SessionError::Mismatch { file: graph.file.clone(), what });
     let sides = [("input", session.inputs(), &graph.inputs), ("output", session.outputs(), &graph.outputs)];
     for (side, ports, specs) in sides {

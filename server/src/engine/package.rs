@@ -131,11 +131,11 @@ pub fn find(models: &Path) -> Result<Vec<PathBuf>, PackageError> {
     if found.is_empty() { Err(PackageError::Empty(models.to_owned())) } else { Ok(found) }
 }
 
-/// Name and digest of the package in `folder`, if its manifest reads: nothing else of it is looked at.
-pub fn identity(folder: &Path) -> Option<(String, String)> {
+/// Manifest and digest of the package in `folder`, if its manifest reads: nothing else of it is looked at.
+pub fn identity(folder: &Path) -> Option<(Manifest, String)> {
     let bytes = fs::read(folder.join(MANIFEST_FILE)).ok()?;
     let manifest = Manifest::from_json(std::str::from_utf8(&bytes).ok()?).ok()?;
-    Some((manifest.name, hex(&Sha256::digest(&bytes))))
+    Some((manifest, hex(&Sha256::digest(&bytes))))
 }
 
 // === impl Package ===

@@ -9,9 +9,11 @@ use super::{Card, CardError, Model, Served};
 use crate::batcher::device::Seat;
 use crate::batcher::{Batcher, StartError};
 use crate::config::Config;
+use crate::engine::Provider;
 use crate::engine::check::GoldenReport;
 use crate::engine::fake::{FakeDenoiser, Faults};
-use crate::engine::{Denoiser, Provider};
+use crate::engine::insides::Engine;
+use crate::engine::insides::fake::FakeInsides;
 use crate::metrics::Metrics;
 
 // === impl Model ===
@@ -27,8 +29,8 @@ impl Model {
     ) -> Result<Self, CardError> {
         let card = Arc::new(Card::new(manifest, "0".repeat(64), 0)?);
         let model = &card.manifest.config;
-        let fake =
-            FakeDenoiser::new(card.schedule.clone(), model.out_channels(), model.classes).with_faults(faults);
+        let fake = FakeDenoiser::new(card.schedule.clone(), model.out_channels(), model.classes)
+            .with_faults(faults.clone());
         let served = Served {
             provider: Provider::Fake,
             dtype: Dtype::F32,
@@ -44,8 +46,9 @@ impl Model {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(work)
         };
-        let open =
-            move |_: &Seat<'_>| Ok::<_, CardError>((Box::new(fake) as Box<dyn Denoiser>, worker, served));
+        let insides = FakeInsides::new(Arc::clone(&card), fake.clone(), faults.insides);
+        let engine = || Engine { denoiser: Box::new(fake), insides: Box::new(insides) };
+        let open = move |_: &Seat<'_>| Ok::<_, CardError>((engine(), worker, served));
         let (batcher, served) = Batcher::start(spawn, open, &name, Arc::default(), metrics.clone()).map_err(
             |error| match error {
                 StartError::Open(error) => error,

@@ -18,9 +18,11 @@ use crate::batcher::{Batcher, StartError, WorkerConfig};
 use crate::config::Config;
 use crate::engine::check::{self, Case, DeterminismClass};
 use crate::engine::dylib;
+use crate::engine::insides::ort::OrtInsides;
+use crate::engine::insides::{Engine, Inside};
 use crate::engine::ort::{OrtDenoiser, Runtime};
 use crate::engine::package::{Package, find, identity};
-use crate::engine::{Denoiser, Provider, package, probe};
+use crate::engine::{Provider, package, probe};
 use crate::metrics::Metrics;
 
 /// Loads packages of one folder, at start and later, onto the devices it knows.
@@ -77,10 +79,16 @@ impl Loader {
     /// folders. A folder whose manifest does not read is left out.
     pub fn available(&self) -> Result<Vec<(String, String, PathBuf)>, LoadError> {
         let named = |folder: PathBuf| {
-            let (name, digest) = identity(&folder)?;
-            Some((name, digest, folder))
+            let (manifest, digest) = identity(&folder)?;
+            Some((manifest.name, digest, folder))
         };
         Ok(find(&self.config.models)?.into_iter().filter_map(named).collect())
+    }
+
+    /// The manifest of every such package.
+    pub fn manifests(&self) -> Result<Vec<Manifest>, LoadError> {
+        let manifest = |folder: PathBuf| identity(&folder).map(|(manifest, _)| manifest);
+        Ok(find(&self.config.models)?.into_iter().filter_map(manifest).collect())
     }
 
     /// Whether a folder has a manifest that does not read.
@@ -225,7 +233,7 @@ impl Attempt {
         let open = move |seat: &Seat<'_>| {
             let (engine, served) = self.open(runtime, seat, config.max_rows)?;
             let worker = worker_config(&self.card, &served, &config);
-            Ok((Box::new(engine) as Box<dyn Denoiser>, worker, served))
+            Ok((engine, worker, served))
         };
         let thread = format!("wp-{}", card.manifest.name);
         let spawn = |name: &str, work| runtime.spawn(name, work);
@@ -243,7 +251,7 @@ impl Attempt {
         runtime: &'static Runtime,
         seat: &Seat<'_>,
         max_rows: usize,
-    ) -> Result<(OrtDenoiser, Served), ModelError> {
+    ) -> Result<(Engine, Served), ModelError> {
         let Self { card, folder, graph, provider } = self;
         let check = |cause| ModelError::Check { graph: graph.file.clone(), provider: *provider, cause };
         if !probe::subnormals_are_flushed(runtime).map_err(|error| check(error.into()))? {
@@ -253,6 +261,7 @@ impl Attempt {
         let golden = package::read(folder, &card.manifest, GOLDEN_FILE)
             .map_err(|error| ModelError::Golden(std::io::Error::other(error)))?;
         let cases = Case::all(card, graph, &golden).map_err(check)?;
+        let insides = OrtInsides::read(&engine, folder, card, *provider, golden)?;
         let golden = check::replay(&mut engine, seat, &cases).map_err(check)?;
         engine.prove_by(cases.into_iter().min_by_key(Case::rows));
         let measured = check::measure(&mut engine, seat, card, max_rows).map_err(check)?;
@@ -266,7 +275,7 @@ impl Attempt {
             costs: measured.costs,
             piece: measured.piece,
         };
-        Ok((engine, served))
+        Ok((Engine { denoiser: Box::new(engine), insides: Box::new(insides) }, served))
     }
 }
 
@@ -283,6 +292,12 @@ pub(super) fn worker_config(card: &Card, served: &Served, config: &Config) -> Wo
         padded: served.provider == Provider::Cuda,
         pinned: served.determinism.pinned_rows,
         scheduling: config.scheduling,
+        study_quota: config.study_quota,
+        insides: Inside::ALL
+            .into_iter()
+            .filter(|inside| inside.graph(&card.manifest, served.provider).is_some())
+            .collect(),
+        insides_idle: config.insides_idle,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Metrics for Prometheus. Counters and histograms move as things happen; gauges of the moment are looked up here, when
 //! somebody asks.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
@@ -38,12 +40,14 @@ fn look(app: &App, metrics: &Metrics) {
     metrics.frame_limit.set(whole(app.config().frame_limit));
     // One scrape at a time: nobody adds to it in between.
     metrics.log_lost.inc_by(telemetry::lost_lines().saturating_sub(metrics.log_lost.get()));
+    metrics.study_quota.set(whole(app.config().study_quota));
     for gauge in [
         &metrics.trajectories,
         &metrics.waiting,
         &metrics.backlog_rows,
         &metrics.backlog_bytes,
         &metrics.tick_room,
+        &metrics.studies,
     ] {
         gauge.reset();
     }
@@ -52,8 +56,9 @@ fn look(app: &App, metrics: &Metrics) {
         metrics.tick_room.with_label_values(&[model.name()]).set(whole(model.batcher.room()));
         add(metrics, &model);
     }
-    // A version that was replaced counts until its last image is done.
-    app.retired().iter().filter(|model| model.batcher.images() > 0).for_each(|model| add(metrics, model));
+    // A version that was replaced counts until its last image or study is done.
+    let works = |model: &&Arc<Model>| model.batcher.images() + model.batcher.standing().studies > 0;
+    app.retired().iter().filter(works).for_each(|model| add(metrics, model));
 }
 
 fn add(metrics: &Metrics, model: &Model) {
@@ -63,6 +68,7 @@ fn add(metrics: &Metrics, model: &Model) {
     metrics.waiting.with_label_values(name).add(whole(standing.waiting));
     metrics.backlog_rows.with_label_values(name).add(i64::try_from(standing.rows).unwrap_or(i64::MAX));
     metrics.backlog_bytes.with_label_values(name).add(whole(bytes));
+    metrics.studies.with_label_values(name).add(whole(standing.studies));
     metrics.backlog.with_label_values(name).add(standing.backlog.as_secs_f64());
 }
 

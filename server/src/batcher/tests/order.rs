@@ -19,6 +19,9 @@ fn queue_of(model: &Model, max_rows: usize) -> Queue {
         padded: false,
         pinned: None,
         scheduling: Scheduling::Continuous,
+        study_quota: 4,
+        insides: Vec::new(),
+        insides_idle: Duration::from_secs(60),
     };
     Queue::new(&config, Arc::default(), 0)
 }

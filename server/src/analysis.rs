@@ -1,0 +1,35 @@
+//! What is looked at inside a model, and what comes of it: a study asks the worker for one call after another and computes
+//! between them, away from the worker's thread. One kind of study a file; what a client may ask for and how it is told is
+//! in `routes/analysis.rs`.
+
+use crate::batcher::study::{Ask, Findings};
+
+/// A study: a state machine that asks for calls of the model's graphs. Each call lasts about one tick, so that images are
+/// never kept waiting for longer.
+pub trait Study: Send + 'static {
+    /// What it comes to.
+    type Findings: Send + 'static;
+
+    /// Calls that are still to come.
+    fn left(&self) -> usize;
+
+    /// The next call; `None`: that was the last.
+    fn next(&mut self) -> Option<Ask>;
+
+    /// Takes what the latest call brought.
+    fn take(&mut self, findings: Findings) -> Result<(), StudyError>;
+
+    /// What it comes to, once there is no further call.
+    fn finish(self) -> Self::Findings;
+}
+
+/// A study came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StudyError {
+    /// The model put out values that are infinite or not numbers.
+    #[error("values are not finite")]
+    NotFinite,
+    /// The engine's answer has another form than was asked for.
+    #[error("{0}")]
+    Shape(String),
+}
