@@ -47,6 +47,8 @@ pub const TABLE: &[(&str, &str, Need)] = &[
     ("POST",   "/v1/replay",                           Key(Role::Generate)),
     ("DELETE", "/v1/requests/{id}",                    Key(Role::Generate)),
     ("POST",   "/v2/models/{name}/infer",              Key(Role::Generate)),
+    // Looks inside.
+    ("POST",   "/v1/analysis/attention",               Key(Role::Analyse)),
     // What is served.
     ("POST",   "/v2/repository/models/{name}/load",    Key(Role::Admin)),
     ("POST",   "/v2/repository/models/{name}/unload",  Key(Role::Admin)),

@@ -2,6 +2,11 @@
 //! between them, away from the worker's thread. One kind of study a file; what a client may ask for and how it is told is
 //! in `routes/analysis.rs`.
 
+pub mod attention;
+pub mod picture;
+pub mod selection;
+pub mod subject;
+
 use crate::batcher::study::{Ask, Findings};
 
 /// A study: a state machine that asks for calls of the model's graphs. Each call lasts about one tick, so that images are

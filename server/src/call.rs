@@ -59,7 +59,7 @@ pub struct Studying {
     /// How it ended; nobody waits any more where nothing has been written here.
     outcome: &'static str,
     _registered: Registered,
-    _job: Job,
+    job: Job,
 }
 
 impl FromRequestParts<App> for Call {
@@ -147,7 +147,7 @@ impl Call {
             began: Instant::now(),
             outcome: "disconnect",
             _registered: registered,
-            _job: job,
+            job,
         })
     }
 }
@@ -155,6 +155,11 @@ impl Call {
 // === impl Studying ===
 
 impl Studying {
+    /// What the drain waits for: to be held until the answer is with the client.
+    pub fn job(&self) -> Job {
+        self.job.clone()
+    }
+
     /// Takes the study to its end: its calls have their turns on the worker's thread, and what it computes between them
     /// keeps neither that thread nor an async one.
     pub async fn finish<S: Study>(mut self, study: S) -> Result<S::Findings, ApiError> {

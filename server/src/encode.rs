@@ -9,7 +9,7 @@ mod strip;
 mod webp;
 mod zip;
 
-pub use arrays::{ArrayFile, Arrays, Frames};
+pub use arrays::{ArrayError, ArrayFile, Arrays, Frames, Named, npz, safetensors};
 pub use png::KEYWORD;
 pub use resize::enlarge;
 pub use strip::strip;

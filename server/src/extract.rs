@@ -4,15 +4,18 @@
 mod accept;
 mod body;
 mod compression;
+mod fields;
 mod identity;
 mod infer;
 mod json;
+mod multipart;
 mod path;
 mod upload;
 
 pub use accept::{Accept, Form};
 pub(crate) use body::{too_large, too_slow};
 pub use compression::Compression;
+pub use fields::{ApiFields, Fields};
 pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;
 pub(crate) use path::nobody;

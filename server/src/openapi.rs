@@ -20,9 +20,11 @@ use crate::router::{self, MetricsAre};
     ),
     tags(
         (name = "images", description = "Generate images."),
+        (name = "analysis", description = "What a model looks like inside."),
         (name = "models", description = "What is served, and how to ask for it."),
         (name = "inference", description = "The Open Inference Protocol, version 2, with the binary tensor extension: a \
-            package `NAME` is the model `NAME`, its network, and the model `NAME.sampler`, which draws images."),
+            package `NAME` is the model `NAME`, its network, the model `NAME.sampler`, which draws images, and where it has their \
+            graphs `NAME.attention`, `NAME.jvp` and `NAME.vjp`, which show its insides and need a key of the role `analyse`."),
         (name = "operations", description = "Is it alive, is it ready, what does it do?"),
     )
 )]
@@ -61,6 +63,7 @@ mod tests {
                 "/metrics",
                 "/readyz",
                 "/startupz",
+                "/v1/analysis/attention",
                 "/v1/images/generations",
                 "/v1/models",
                 "/v1/models/{id}",

@@ -182,18 +182,23 @@ impl Provenance {
 
     /// The same in ASCII, for a header: other characters as JSON escapes.
     pub fn to_ascii(&self) -> String {
-        let mut ascii = String::new();
-        for character in self.to_json().chars() {
-            if character.is_ascii() && !character.is_ascii_control() {
-                ascii.push(character);
-            } else {
-                let mut units = [0; 2];
-                let escapes = character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"));
-                ascii.extend(escapes);
-            }
-        }
-        ascii
+        ascii(&self.to_json())
     }
+}
+
+/// JSON in ASCII, for a header: other characters as escapes.
+pub fn ascii(json: &str) -> String {
+    let mut ascii = String::new();
+    for character in json.chars() {
+        if character.is_ascii() && !character.is_ascii_control() {
+            ascii.push(character);
+        } else {
+            let mut units = [0; 2];
+            let escapes = character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"));
+            ascii.extend(escapes);
+        }
+    }
+    ascii
 }
 
 /// sha256 in hex of values as little-endian f32.

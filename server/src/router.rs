@@ -7,7 +7,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::app::App;
-use crate::routes::{fallback, health, images, metrics, models, replay, requests, v2};
+use crate::routes::{analysis, fallback, health, images, metrics, models, replay, requests, v2};
 use crate::{middleware, openapi};
 
 /// Whether the metrics are among the routes, or elsewhere.
@@ -23,6 +23,7 @@ pub(crate) fn routes(metrics: MetricsAre) -> OpenApiRouter<App> {
         // Clients.
         .routes(routes!(images::generate))
         .routes(routes!(replay::replay))
+        .routes(routes!(analysis::attention::attention))
         .routes(routes!(requests::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::get))

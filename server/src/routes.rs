@@ -1,5 +1,6 @@
 //! One file per noun: request and response types, and handlers that read as a sentence. Arithmetic lives elsewhere.
 
+pub mod analysis;
 pub mod fallback;
 pub mod health;
 pub mod images;

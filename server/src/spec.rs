@@ -21,6 +21,7 @@ pub use class::ClassRef;
 pub use names::{FileBytes, SamplerName, TimeGridName};
 pub use output::{File, MAX_SIDE, Output};
 pub use seed::{MAX_SEED, Seed};
+pub(crate) use start::unwrapped;
 pub use start::{DEFAULT_STRENGTH, MOST_NOISE, Start};
 pub use watch::{MAX_FRAME_BYTES, MAX_PREVIEWS, Watch};
 
@@ -177,9 +178,14 @@ fn neutral(request: &ImageRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// `count` seeds from the one asked for, or from a random one that every JSON library can hold.
+/// A random seed that every JSON library can hold.
+pub(crate) fn random_seed() -> u64 {
+    random_u64() >> 12
+}
+
+/// `count` seeds from the one asked for, or from a random one.
 fn seeds(seed: Option<Seed>, count: u64) -> Result<Vec<u64>, ApiError> {
-    let first = seed.map_or_else(|| random_u64() >> 12, |seed| seed.0);
+    let first = seed.map_or_else(random_seed, |seed| seed.0);
     match first.checked_add(count - 1).filter(|&last| last <= MAX_SEED) {
         Some(last) => Ok((first..=last).collect()),
         None => {
@@ -194,7 +200,7 @@ fn seeds(seed: Option<Seed>, count: u64) -> Result<Vec<u64>, ApiError> {
 ///
 /// A model with classes needs one: an empty prompt is no wish for an arbitrary picture. A model without takes no
 /// class, and of prompts only the empty one and its own name, since clients of the OpenAI API must send one.
-fn class(request: &ImageRequest, manifest: &Manifest) -> Result<Option<usize>, ApiError> {
+pub(crate) fn class(request: &ImageRequest, manifest: &Manifest) -> Result<Option<usize>, ApiError> {
     let prompt = request.prompt.as_deref().map(str::trim).filter(|prompt| !prompt.is_empty());
     if manifest.classes.is_empty() {
         if request.class.is_some() {
@@ -307,7 +313,7 @@ fn of_diffusion(error: &windowpane_diffusion::Error) -> ApiError {
 }
 
 /// A client's text in an error: quoted, and cut where nobody reads on.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     const MOST: usize = 80;
     let cut: String = text.chars().take(MOST).collect();
     let dots = if cut.len() < text.len() { "…" } else { "" };

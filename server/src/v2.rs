@@ -1,6 +1,7 @@
 //! The Open Inference Protocol, version 2, without its HTTP: tensors as JSON or as bytes, requests and responses made
-//! of them, and what a model package looks like through them. A package `NAME` has two faces: `NAME` is the network
-//! itself, `NAME.sampler` draws images with it. Pure code: the routes are in [`crate::routes::v2`].
+//! of them, and what a model package looks like through them. A package `NAME` has several faces: `NAME` is the
+//! network itself, `NAME.sampler` draws images with it, and where it has their graphs `NAME.attention`, `NAME.jvp` and
+//! `NAME.vjp` show its insides. Pure code: the routes are in [`crate::routes::v2`].
 //!
 //! Whatever the bytes, reading them takes memory in proportion to their number: every length that a client states is
 //! compared with what came before anything is allocated for it.
@@ -9,6 +10,7 @@ pub mod data;
 pub mod datatype;
 pub mod denoiser;
 pub mod face;
+pub mod insides;
 pub mod port;
 pub mod request;
 pub mod response;

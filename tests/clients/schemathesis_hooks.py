@@ -115,6 +115,7 @@ def fitting(pictures):
     parameters = st.sampled_from([{}, {"parameters": {"unload_dependents": False}}, {"parameters": None}])
     by_path = {
         "/v1/images/generations": sent(images().map(lambda body: (body, {}))),
+        "/v1/analysis/attention": sent(looks(pictures).map(lambda body: (body, {}))),
         "/v1/replay": sent(st.sampled_from(pictures).map(lambda file: ({"image": file}, {}))),
         "/v1/models/{id}": named(id=models),
         "/v1/requests/{id}": named(id=[RUNNING]),
@@ -162,6 +163,30 @@ def images():
             optional=either | {"trajectory": st.just(1)},
         ),
         st.fixed_dictionaries(always | {"eta": st.floats(0, 1), "sampler": st.just("ddim")}),
+    )
+
+
+def looks(pictures):
+    """What models/tiny attends to, in a picture or in a sample, in every form."""
+    always = {"model": st.just("tiny"), "timestep": st.floats(0, 999), "tokens": st.lists(st.integers(0, 1023) | st.tuples(
+        st.integers(0, 31), st.integers(0, 31)).map(list), min_size=1, max_size=1)}
+    either = {
+        "layers": st.lists(st.integers(0, 3), min_size=1, unique=True),
+        "heads": st.lists(st.integers(0, 1), min_size=1, unique=True),
+        "seed": seeds | seeds.map(str),
+    }
+    numbers = {
+        "maps": st.sampled_from(["heads", "mean", "both", "none"]),
+        "layout": st.sampled_from(["grid", "compact"]),
+        "output_format": st.sampled_from(["json", "npz", "safetensors"]),
+    }
+    sample = {"class": st.integers(0, 3) | st.sampled_from(CLASSES), "steps": steps}
+    how = {"sampler": st.sampled_from(SAMPLERS), "guidance_scale": scales, "clip_x0": st.booleans()}
+    picture = {"image": st.sampled_from(pictures)}
+    return st.one_of(
+        st.fixed_dictionaries(always | sample, optional=either | numbers | how),
+        st.fixed_dictionaries(always | picture, optional=either | numbers | {"class": st.integers(0, 3)}),
+        st.fixed_dictionaries(always | picture | {"output_format": st.just("png")}, optional=either),
     )
 
 

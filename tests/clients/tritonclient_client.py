@@ -119,6 +119,56 @@ def sample(client):
     return [base64.b64encode(image.tobytes()).decode() for image in images]
 
 
+def insides(client):
+    """The graphs of the network's insides: they agree with the network, and with each other."""
+    random = np.random.default_rng(11)
+    x = random.standard_normal((2, 1, 32, 32)).astype(np.float32)
+    arrays = {"x": x, "t": np.array([250, 700.5], np.float32), "y": np.array([1, 4], np.int64)}
+    metadata = client.get_model_metadata("tiny.attention")
+    names = [output["name"] for output in metadata["outputs"]]
+    assert names == ["prediction"] + [f"attention.{i}" for i in range(4)], names
+    whole = client.infer("tiny.attention", rows(**arrays))
+    prediction = client.infer("tiny", rows(**arrays)).as_numpy("prediction")
+    assert np.abs(whole.as_numpy("prediction") - prediction).max() < 1e-4 * np.abs(prediction).max()
+    for output in metadata["outputs"][1:]:
+        maps = whole.as_numpy(output["name"])
+        assert list(maps.shape) == [2, *output["shape"][1:]], (maps.shape, output)
+        assert np.abs(maps.sum(-1) - 1).max() < 1e-5 and maps.min() >= 0
+    wanted = [http.InferRequestedOutput("attention.1", binary_data=False)]
+    alone = client.infer("tiny.attention", rows(**{n: a[1:] for n, a in arrays.items()}), outputs=wanted)
+    assert np.array_equal(alone.as_numpy("attention.1")[0], whole.as_numpy("attention.1")[1])
+
+    # Seven vectors are several calls.
+    one = {name: array[:1] for name, array in arrays.items()}
+    v, u = (random.standard_normal((7, 1, 32, 32)).astype(np.float32) for _ in range(2))
+    forward = client.infer("tiny.jvp", rows(**one, vectors=v)).as_numpy("products")
+    back = client.infer("tiny.vjp", rows(**one, vectors=u)).as_numpy("products")
+    assert forward.shape == back.shape == v.shape and forward.dtype == np.float32
+    # <u, J v> = <J' u, v> for every pair.
+    one_way = np.einsum("achw,bchw->ab", u.astype(np.float64), forward.astype(np.float64))
+    other = np.einsum("achw,bchw->ab", back.astype(np.float64), v.astype(np.float64))
+    adjoint = float(np.abs(one_way - other).max() / np.abs(one_way).max())
+    # And J v is what the prediction does a small step away.
+    step = np.float32(1e-2)
+    moved = {"x": np.concatenate([one["x"] + step * v[:1], one["x"] - step * v[:1]]), "t": one["t"].repeat(2), "y": one["y"].repeat(2)}
+    ahead, behind = client.infer("tiny", rows(**moved)).as_numpy("prediction").astype(np.float64)
+    difference = (ahead - behind) / (2 * step)
+    slope = float(np.abs(difference - forward[0]).max() / np.abs(forward[0]).max())
+    config = client.get_model_config("tiny.jvp")
+    return {
+        "adjoint": adjoint,
+        "slope": slope,
+        "jvp": client.get_model_metadata("tiny.jvp")["inputs"],
+        "max_batch_size": config["max_batch_size"],
+        "two_images": refused(lambda: client.infer("tiny.jvp", rows(**arrays, vectors=v))),
+        "no_vectors": refused(lambda: client.infer("tiny.vjp", rows(**one))),
+        "not_finite": refused(lambda: client.infer("tiny.vjp", rows(**one, vectors=v * np.inf))),
+        "too_many": refused(lambda: client.infer("tiny.vjp", rows(**one, vectors=np.zeros((65, 1, 32, 32), np.float32)))),
+        "too_large": refused(lambda: client.infer(
+            "tiny.attention", rows(x=x.repeat(16, 0), t=arrays["t"].repeat(16)), outputs=[http.InferRequestedOutput("attention.3")])),
+    }
+
+
 def failures(client):
     x, t = np.zeros((1, 1, 32, 32), np.float32), np.zeros(1, np.float32)
     seed, ring = np.array([7], np.int64), words("ring")
@@ -195,11 +245,12 @@ def main(url, key=None):
     denoise(client)
     images = sample(client)
     before = statistics(client)
+    inside = insides(client)
     failed = failures(client)
     one = client.get_inference_statistics("tiny.sampler")["model_stats"]
     assert [entry["name"] for entry in one] == ["tiny.sampler"], one
     print(json.dumps(said | {
-        "images": images, "failed": failed, "before": before, "after": statistics(client),
+        "images": images, "insides": inside, "failed": failed, "before": before, "after": statistics(client),
     }))
 
 

@@ -8,6 +8,8 @@ mod outputs;
 mod trajectories;
 // Pictures that are made again, and those that are not what they say.
 mod replay;
+// What a model attends to, in every form, beside images, and what a wrong look is told.
+mod analysis;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.

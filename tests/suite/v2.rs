@@ -40,6 +40,14 @@ fn one(seed: u64) -> Value {
     })
 }
 
+/// The faces of models/tiny, all in this state.
+fn faces(state: &str) -> Value {
+    ["tiny", "tiny.sampler", "tiny.attention", "tiny.jvp", "tiny.vjp"]
+        .map(|face| json!([face, state]))
+        .to_vec()
+        .into()
+}
+
 fn said() -> BTreeMap<String, Value> {
     let server = TestServer::start(TestServer::config());
     let said = python("tritonclient_client.py", [server.url().as_str()]);
@@ -74,10 +82,14 @@ fn the_tritonclient_package_works_unmodified() {
         ["seed", "class", "steps", "guidance", "eta", "sampler", "x_T"]
     );
     assert_eq!(said["config"]["max_batch_size"], 64);
-    assert_eq!(said["index"], json!([["tiny", "READY"], ["tiny.sampler", "READY"]]));
+    assert_eq!(said["index"], faces("READY"));
 
     let words = [
-        ("unknown_model", "404", "no model `none`; models here: tiny, tiny.sampler"),
+        (
+            "unknown_model",
+            "404",
+            "no model `none`; models here: tiny, tiny.sampler, tiny.attention, tiny.jvp, tiny.vjp",
+        ),
         ("unknown_version", "404", "no version `2`; every model's only version is 1"),
         ("missing", "422", "`inputs.t` is missing, expected FP32 or FP64 of shape [n]"),
         ("unknown_input", "422", "no input `z`; the inputs are x, t, y"),
@@ -116,7 +128,28 @@ fn the_tritonclient_package_works_unmodified() {
         assert!(error["message"].as_str().unwrap().starts_with(message), "{name}: {error}");
     }
 
+    let inside = &said["insides"];
+    // Sums of a thousand products in f32; and a step of 1e-2, whose square is what a difference leaves out.
+    assert!(inside["adjoint"].as_f64().unwrap() < 1e-5, "{inside}");
+    assert!(inside["slope"].as_f64().unwrap() < 1e-2, "{inside}");
+    assert_eq!(inside["jvp"][3], json!({"name": "vectors", "datatype": "FP32", "shape": [-1, 1, 32, 32]}));
+    assert_eq!((&inside["jvp"][0]["shape"], &inside["max_batch_size"]), (&json!([1, 1, 32, 32]), &json!(0)));
+    for (name, message) in [
+        ("two_images", "`inputs.x.shape` is [2, 1, 32, 32], expected [1, 1, 32, 32]"),
+        ("no_vectors", "`inputs.vectors` is missing, expected FP32 of shape [n, 1, 32, 32]"),
+        ("not_finite", "`inputs.vectors` is not finite at element 0"),
+        ("too_many", "`inputs.vectors.shape` is 65 rows, expected 1 to 64 rows"),
+        ("too_large", "the answer would have 268435456 bytes, more than 67108864"),
+    ] {
+        let error = &inside[name];
+        assert_eq!(error["status"], "422", "{name}: {error}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{name}: {error}");
+    }
     let stats = |when: &str, name: &str| said[when][name].clone();
+    let attention = stats("after", "tiny.attention");
+    // Two rows and one; a call each, as are those that the request which failed never made.
+    assert_eq!((&attention["inference_count"], &attention["execution_count"]), (&json!(3), &json!(3)));
+    assert_eq!(stats("after", "tiny.jvp")["execution_count"], 2, "seven vectors in pieces of four");
     let (before, after) = (stats("before", "tiny.sampler"), stats("after", "tiny.sampler"));
     assert_eq!(before["inference_count"], 7, "{before}");
     assert_eq!(before["inference_stats"]["success"]["count"], 3, "{before}");
@@ -138,8 +171,7 @@ fn an_administrator_unloads_and_loads() {
     let server = TestServer::start(Config { keys, ..package.config() });
     let said: Value =
         serde_json::from_str(&python("tritonclient_client.py", [server.url().as_str(), secret])).unwrap();
-    let all = |state: &str| json!([["tiny", state], ["tiny.sampler", state]]);
-    assert_eq!(said["states"], json!([all("READY"), all("UNAVAILABLE"), all("READY")]));
+    assert_eq!(said["states"], json!([faces("READY"), faces("UNAVAILABLE"), faces("READY")]));
     for (name, status, message) in [
         ("nobody", "401", "no key that is known here"),
         ("unknown", "404", "no model `..tiny`; models here: tiny"),
@@ -301,4 +333,28 @@ fn a_request_has_the_time_that_it_asks_for() {
     let company: Vec<_> = (0..2).map(|_| server.spawn(server.answer(server.post(company.clone())))).collect();
     refused(&server.block_on(late).unwrap(), 504, "deadline_passed", None);
     company.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[test]
+fn who_may_not_look_inside_may_still_ask_the_network() {
+    let keys = keys(&[("eve", "generate"), ("ann", "analyse")]);
+    let server = TestServer::start(Config { keys, ..TestServer::config() });
+    let body = json!({
+        "inputs": [
+            {"name": "x", "shape": [1, 1, 32, 32], "datatype": "FP32", "data": vec![0.25; 1024]},
+            {"name": "t", "shape": [1], "datatype": "FP32", "data": [3]},
+        ],
+        "outputs": [{"name": "prediction"}],
+    });
+    let ask = |model: &str, who: &str| {
+        server.send(infer(&server, model, body.to_string()).bearer_auth(format!("{who}'s secret")))
+    };
+    refused(&ask("tiny.attention", "eve"), 403, "forbidden", None);
+    let (network, inside) = (ask("tiny", "eve").ok().json(), ask("tiny.attention", "ann").ok().json());
+    assert_eq!(inside["model_name"], "tiny.attention");
+    let values = |answer: &Value| -> Vec<f64> {
+        answer["outputs"][0]["data"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let worst = values(&network).iter().zip(values(&inside)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst < 1e-4, "{worst}");
 }

@@ -44,6 +44,16 @@ pub struct Frames {
     pub x0: Vec<f32>,
 }
 
+/// An array with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Little-endian.
+    bytes: Vec<u8>,
+}
+
 /// A file of numbers could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("writing arrays: {0}")]
@@ -59,50 +69,21 @@ impl Arrays {
                 None => npy("<f4", &self.shape, &floats(&self.images)),
                 Some(frames) => npy("<f4", &self.frame_shape(frames), &floats(&frames.x)),
             }),
-            ArrayFile::Npz => self.npz(),
-            ArrayFile::Safetensors => self.safetensors(),
+            ArrayFile::Npz => npz(&self.tensors(), "provenance", &self.provenance),
+            ArrayFile::Safetensors => safetensors(&self.tensors(), "provenance", &self.provenance),
         }
     }
 
-    fn npz(&self) -> Result<Vec<u8>, ArrayError> {
-        let tensors: Vec<_> = self
-            .tensors()
-            .into_iter()
-            .map(|(name, dtype, shape, bytes)| {
-                let descr = if dtype == Dtype::F32 { "<f4" } else { "<i8" };
-                (format!("{name}.npy"), npy(descr, &shape, &bytes))
-            })
-            .collect();
-        let mut members: Vec<(&str, &[u8])> =
-            tensors.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-        members.push(("provenance.json", self.provenance.as_bytes()));
-        zip::store(&members).ok_or_else(|| ArrayError("more than a ZIP archive holds".to_owned()))
-    }
-
-    fn safetensors(&self) -> Result<Vec<u8>, ArrayError> {
-        let failed = |error: safetensors::SafeTensorError| ArrayError(error.to_string());
-        let tensors = self.tensors();
-        let views = tensors
-            .iter()
-            .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed)?;
-        // One key: the order of several would differ from call to call.
-        let metadata = HashMap::from([("provenance".to_owned(), self.provenance.clone())]);
-        serialize(views, Some(metadata)).map_err(failed)
-    }
-
-    /// Name, type, shape and little-endian bytes of every array.
-    fn tensors(&self) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
-        let seeds = self.seeds.iter().flat_map(|seed| seed.to_le_bytes()).collect();
-        let mut all = vec![("images", Dtype::F32, self.shape.to_vec(), floats(&self.images))];
+    /// Every array.
+    fn tensors(&self) -> Vec<Named> {
+        let mut all = vec![Named::floats("images", &self.shape, &self.images)];
         if let Some(frames) = &self.frames {
-            let shape = self.frame_shape(frames).to_vec();
-            all.push(("frames", Dtype::F32, shape.clone(), floats(&frames.x)));
-            all.push(("frames_x0", Dtype::F32, shape, floats(&frames.x0)));
+            let shape = self.frame_shape(frames);
+            all.push(Named::floats("frames", &shape, &frames.x));
+            all.push(Named::floats("frames_x0", &shape, &frames.x0));
         }
         // A seed is below 2^63, so the signed type, which every reader has, holds it.
-        all.push(("seeds", Dtype::I64, vec![self.seeds.len()], seeds));
+        all.push(Named::integers("seeds", self.seeds.iter().map(|&seed| seed as i64)));
         all
     }
 
@@ -110,6 +91,52 @@ impl Arrays {
         let [n, c, h, w] = self.shape;
         [n, frames.count, c, h, w]
     }
+}
+
+// === impl Named ===
+
+impl Named {
+    /// Numbers of single precision.
+    pub fn floats(name: impl Into<String>, shape: &[usize], values: &[f32]) -> Self {
+        Self { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), bytes: floats(values) }
+    }
+
+    /// A list of whole numbers.
+    pub fn integers(name: impl Into<String>, values: impl IntoIterator<Item = i64>) -> Self {
+        let bytes: Vec<u8> = values.into_iter().flat_map(i64::to_le_bytes).collect();
+        Self { name: name.into(), dtype: Dtype::I64, shape: vec![bytes.len() / size_of::<i64>()], bytes }
+    }
+}
+
+/// A ZIP of `.npy` files, and what is said of them as `about.json`.
+pub fn npz(tensors: &[Named], about: &str, text: &str) -> Result<Vec<u8>, ArrayError> {
+    let files: Vec<_> = tensors
+        .iter()
+        .map(|Named { name, dtype, shape, bytes }| {
+            let descr = if *dtype == Dtype::F32 { "<f4" } else { "<i8" };
+            (format!("{name}.npy"), npy(descr, shape, bytes))
+        })
+        .collect();
+    let about = format!("{about}.json");
+    let mut members: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    members.push((&about, text.as_bytes()));
+    zip::store(&members).ok_or_else(|| ArrayError("more than a ZIP archive holds".to_owned()))
+}
+
+/// Named tensors, and what is said of them in the metadata, under the name `about`.
+pub fn safetensors(tensors: &[Named], about: &str, text: &str) -> Result<Vec<u8>, ArrayError> {
+    let failed = |error: ::safetensors::SafeTensorError| ArrayError(error.to_string());
+    let views = tensors
+        .iter()
+        .map(|Named { name, dtype, shape, bytes }| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    // One key: the order of several would differ from call to call.
+    let metadata = HashMap::from([(about.to_owned(), text.to_owned())]);
+    serialize(views, Some(metadata)).map_err(failed)
 }
 
 /// Little-endian bytes.

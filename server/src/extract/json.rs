@@ -73,7 +73,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
 }
 
 /// The first field that does not parse alone, and why.
-fn culprit<T: DeserializeOwned>(fields: serde_json::Map<String, Value>) -> Option<ApiError> {
+pub(super) fn culprit<T: DeserializeOwned>(fields: serde_json::Map<String, Value>) -> Option<ApiError> {
     fields.into_iter().find_map(|(name, value)| {
         let alone = serde_json::Map::from_iter([(name.clone(), value)]);
         let error = serde_json::from_value::<T>(Value::Object(alone)).err()?;

@@ -74,7 +74,8 @@ fn all() -> Vec<ApiError> {
 
 /// Whether an operation can fail in this way.
 fn fits(cause: Cause, path: &str) -> bool {
-    let generates = path == "/v1/images/generations" || path == "/v1/replay" || path.ends_with("/infer");
+    let works = path.starts_with("/v1/analysis/") || path == "/v1/images/generations" || path == "/v1/replay";
+    let generates = works || path.ends_with("/infer");
     let loads = path.ends_with("/load");
     match cause {
         Cause::ModelChanged => path == "/v1/replay",

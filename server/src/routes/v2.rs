@@ -29,14 +29,17 @@ pub fn max_rows(config: &Config) -> usize {
 fn find(app: &App, name: &str) -> Result<(Arc<Model>, Face), ApiError> {
     for (package, face) in Face::meanings(name) {
         match app.model(Some(package)) {
-            Ok(model) => return Ok((model, face)),
+            Ok(model) if Face::of(&model.card.manifest).any(|has| has == face) => return Ok((model, face)),
+            Ok(_) => {}
             Err(error) if error.cause == Cause::ModelNotFound => {}
             Err(error) => return Err(error),
         }
     }
-    let packages = app.model_names()?;
-    let known: Vec<String> =
-        packages.iter().flat_map(|package| Face::ALL.map(|face| face.name(package))).collect();
+    let models = app.models();
+    let faces = |model: &Arc<Model>| -> Vec<String> {
+        Face::of(&model.card.manifest).map(|face| face.name(model.name())).collect()
+    };
+    let known: Vec<String> = models.iter().flat_map(faces).collect();
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let shown: String = name.chars().take(64).collect();
     Err(ApiError::model_not_found(&shown, &known))

@@ -136,7 +136,7 @@ fn picture_of(file: &str, card: &Card) -> Result<Vec<f32>, ApiError> {
 }
 
 /// The bytes of a field in base64.
-fn unwrapped(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+pub(crate) fn unwrapped(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     STANDARD
         .decode(text)
         .map_err(|_| ApiError::invalid(field, shown(text), "standard base64, without a `data:` prefix"))

@@ -30,13 +30,18 @@ pub fn outputs(card: &Card) -> Vec<Port> {
 
 /// The rows of a request, as work.
 pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
-    let rows = inputs.rows();
+    let rows = checked(card, &mut inputs)?.into_iter();
+    Ok(rows.map(|(x, t, y)| Unit::Evaluate(Evaluate::new(x, t, y))).collect())
+}
+
+/// Images, timesteps and labels, row by row, as the network takes them.
+pub fn checked(card: &Card, inputs: &mut Inputs) -> Result<Vec<(Vec<f32>, f32, i64)>, ApiError> {
     let null = card.manifest.config.null_class() as u64;
     let last = (card.schedule.len() - 1) as f64;
     let x = inputs.rows_of("x").unwrap_or_default();
     let t = inputs.reals("t").unwrap_or_default();
-    let y = inputs.naturals("y").unwrap_or_else(|| Ok(vec![null; rows]))?;
-    let mut units = Vec::with_capacity(rows);
+    let y = inputs.naturals("y").unwrap_or_else(|| Ok(vec![null; x.len()]))?;
+    let mut rows = Vec::with_capacity(x.len());
     for (row, ((x, t), y)) in x.into_iter().zip(t).zip(y).enumerate() {
         moderate("x", row, &x)?;
         if !(0.0..=last).contains(&t) {
@@ -51,16 +56,16 @@ pub fn units(card: &Card, mut inputs: Inputs) -> Result<Vec<Unit>, ApiError> {
             let expected = format!("0 to {null}, which is no class");
             return Err(ApiError::invalid("inputs.y", format!("{y} at row {row}"), expected));
         }
-        units.push(Unit::Evaluate(Evaluate::new(x, t as f32, y as i64)));
+        rows.push((x, t as f32, y as i64));
     }
-    Ok(units)
+    Ok(rows)
 }
 
 /// The predictions as the output.
 pub fn answer(card: &Card, predictions: &[Sample]) -> Vec<Tensor> {
     let [port] = <[Port; 1]>::try_from(outputs(card)).expect("there is one output; this is a bug");
     vec![Tensor {
-        name: port.name.to_owned(),
+        name: port.name.clone().into_owned(),
         shape: port.shape(predictions.len()),
         values: Values::F32(predictions.iter().flat_map(|row| &row.values).copied().collect()),
     }]

@@ -1,6 +1,7 @@
 //! What goes into a model and what comes out of it, each with one row for each image, and the check of a request's
 //! tensors against it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use windowpane_diffusion::error::number;
@@ -9,11 +10,13 @@ use super::{Datatype, Tensor, Values};
 use crate::error::{ApiError, Cause};
 use crate::spec::MOST_NOISE;
 
-/// An input or an output. Its first dimension is the number of rows, the same for all of a request.
+/// An input or an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
     /// Its name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
+    /// What its first dimension is.
+    pub lead: Lead,
     /// Its datatype.
     pub datatype: Datatype,
     /// Other datatypes in which it is taken.
@@ -24,11 +27,20 @@ pub struct Port {
     pub optional: bool,
 }
 
+/// The first dimension of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lead {
+    /// The number of rows, the same for all of a request.
+    Rows,
+    /// 1: one for all rows.
+    One,
+}
+
 /// The inputs of a request that fit the ports of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     rows: usize,
-    values: BTreeMap<&'static str, Values>,
+    values: BTreeMap<String, (Lead, Values)>,
 }
 
 /// Refuses a row with values so large that the network's own would not be finite.
@@ -47,8 +59,16 @@ pub fn moderate(name: &str, row: usize, values: &[f32]) -> Result<(), ApiError> 
 
 impl Port {
     /// A port that must be given.
-    pub fn new(name: &'static str, datatype: Datatype, row: &[usize]) -> Self {
-        Self { name, datatype, also: &[], row: row.to_vec(), optional: false }
+    pub fn new(name: impl Into<Cow<'static, str>>, datatype: Datatype, row: &[usize]) -> Self {
+        let (name, row) = (name.into(), row.to_vec());
+        Self { name, lead: Lead::Rows, datatype, also: &[], row, optional: false }
+    }
+
+    /// The same with another first dimension.
+    #[must_use]
+    pub fn led_by(mut self, lead: Lead) -> Self {
+        self.lead = lead;
+        self
     }
 
     /// The same, taken in other datatypes too.
@@ -67,13 +87,15 @@ impl Port {
 
     /// The shape with so many rows.
     pub fn shape(&self, rows: usize) -> Vec<usize> {
-        std::iter::once(rows).chain(self.row.iter().copied()).collect()
+        let first = if self.lead == Lead::One { 1 } else { rows };
+        std::iter::once(first).chain(self.row.iter().copied()).collect()
     }
 
     /// The shape in words.
     fn shape_in_words(&self) -> String {
         let row: String = self.row.iter().map(|dim| format!(", {dim}")).collect();
-        format!("[n{row}]")
+        let first = if self.lead == Lead::One { "1" } else { "n" };
+        format!("[{first}{row}]")
     }
 
     /// The datatypes in words.
@@ -94,7 +116,7 @@ impl Port {
             return Err(ApiError::invalid(&place, datatype.as_str(), self.datatypes_in_words()));
         }
         match tensor.shape.split_first() {
-            Some((&rows, row)) if row == self.row => Ok(rows),
+            Some((&rows, row)) if row == self.row && (self.lead == Lead::Rows || rows == 1) => Ok(rows),
             _ => {
                 let place = format!("inputs.{}.shape", self.name);
                 Err(ApiError::invalid(&place, format!("{:?}", tensor.shape), self.shape_in_words()))
@@ -109,25 +131,29 @@ impl Inputs {
     /// Every tensor has a port, every port its tensor unless it is optional, and all have the same number of rows, at
     /// most `most`.
     pub fn check(ports: &[Port], tensors: Vec<Tensor>, most: usize) -> Result<Self, ApiError> {
-        let mut first: Option<(&'static str, usize)> = None;
+        let mut first: Option<(&str, usize)> = None;
         let mut values = BTreeMap::new();
         for tensor in tensors {
             let port = ports.iter().find(|port| port.name == tensor.name).ok_or_else(|| {
-                let names = ports.iter().map(|port| port.name).collect::<Vec<_>>().join(", ");
+                let names = ports.iter().map(|port| &*port.name).collect::<Vec<_>>().join(", ");
                 let got: String = tensor.name.chars().take(64).collect();
                 let message = format!("no input `{got}`; the inputs are {names}");
                 ApiError::new(Cause::UnknownField, message).param(format!("inputs.{got}"))
             })?;
             let rows = port.check(&tensor)?;
-            let (named, expected) = *first.get_or_insert((port.name, rows));
+            if port.lead == Lead::One {
+                values.insert(tensor.name, (port.lead, tensor.values));
+                continue;
+            }
+            let (named, expected) = *first.get_or_insert((&*port.name, rows));
             if rows != expected {
                 let place = format!("inputs.{}.shape", port.name);
                 let expected = format!("as many rows as `{named}`, {expected}");
                 return Err(ApiError::invalid(&place, format!("{:?}", tensor.shape), expected));
             }
-            values.insert(port.name, tensor.values);
+            values.insert(tensor.name, (port.lead, tensor.values));
         }
-        if let Some(missing) = ports.iter().find(|port| !port.optional && !values.contains_key(port.name)) {
+        if let Some(missing) = ports.iter().find(|port| !port.optional && !values.contains_key(&*port.name)) {
             let expected = format!("{} of shape {}", missing.datatypes_in_words(), missing.shape_in_words());
             return Err(ApiError::invalid(&format!("inputs.{}", missing.name), "missing", expected));
         }
@@ -147,8 +173,9 @@ impl Inputs {
     /// The rows of a number tensor of single precision, where it was given.
     pub fn rows_of(&mut self, name: &'static str) -> Option<Vec<Vec<f32>>> {
         match self.values.remove(name) {
-            Some(Values::F32(values)) => {
-                Some(values.chunks_exact(values.len() / self.rows).map(<[f32]>::to_vec).collect())
+            Some((lead, Values::F32(values))) => {
+                let rows = if lead == Lead::One { 1 } else { self.rows };
+                Some(values.chunks_exact(values.len() / rows).map(<[f32]>::to_vec).collect())
             }
             _ => None,
         }
@@ -156,7 +183,7 @@ impl Inputs {
 
     /// A real number for each row, where they were given.
     pub fn reals(&mut self, name: &'static str) -> Option<Vec<f64>> {
-        match self.values.remove(name)? {
+        match self.values.remove(name)?.1 {
             Values::F32(values) => Some(values.into_iter().map(f64::from).collect()),
             Values::F64(values) => Some(values),
             _ => None,
@@ -165,10 +192,10 @@ impl Inputs {
 
     /// A string for each row, where they were given.
     pub fn strings(&mut self, name: &'static str) -> Option<Result<Vec<String>, ApiError>> {
-        if self.values.get(name)?.datatype() != Datatype::Bytes {
+        if self.values.get(name)?.1.datatype() != Datatype::Bytes {
             return None;
         }
-        let Some(Values::Bytes(strings)) = self.values.remove(name) else { return None };
+        let Some((_, Values::Bytes(strings))) = self.values.remove(name) else { return None };
         let text = |(row, string)| {
             String::from_utf8(string).map_err(|_| {
                 ApiError::invalid(&format!("inputs.{name}"), format!("not UTF-8 at row {row}"), "text")
@@ -184,7 +211,7 @@ impl Inputs {
                 ApiError::invalid(&format!("inputs.{name}"), format!("{value} at row {row}"), "0 or more")
             })
         };
-        Some(match self.values.remove(name)? {
+        Some(match self.values.remove(name)?.1 {
             Values::U8(values) => Ok(values.into_iter().map(u64::from).collect()),
             Values::U32(values) => Ok(values.into_iter().map(u64::from).collect()),
             Values::U64(values) => Ok(values),
@@ -227,6 +254,23 @@ mod tests {
         let mut inputs = Inputs::check(&ports(), vec![x(2), negative], 4).unwrap();
         let error = inputs.naturals("k").unwrap().unwrap_err();
         assert_eq!(error.message, "`inputs.k` is -1 at row 1, expected 0 or more");
+    }
+
+    #[test]
+    fn one_for_all_rows_is_counted_apart() {
+        let ports =
+            [Port::new("x", Datatype::Fp32, &[2]).led_by(Lead::One), Port::new("v", Datatype::Fp32, &[2])];
+        let x = |rows: usize| tensor("x", &[rows, 2], Values::F32(vec![0.5; 2 * rows]));
+        let v = || tensor("v", &[3, 2], Values::F32(vec![1.0; 6]));
+        let mut inputs = Inputs::check(&ports, vec![x(1), v()], 4).unwrap();
+        assert_eq!(inputs.rows(), 3);
+        assert_eq!(inputs.rows_of("x"), Some(vec![vec![0.5; 2]]));
+        assert_eq!(inputs.rows_of("v"), Some(vec![vec![1.0; 2]; 3]));
+        let error = Inputs::check(&ports, vec![x(3), v()], 4).unwrap_err();
+        assert_eq!(error.message, "`inputs.x.shape` is [3, 2], expected [1, 2]");
+        let error = Inputs::check(&ports, vec![x(1)], 4).unwrap_err();
+        assert_eq!(error.message, "`inputs.v` is missing, expected FP32 of shape [n, 2]");
+        assert_eq!(ports.map(|port| port.shape(3)), [vec![1, 2], vec![3, 2]]);
     }
 
     #[test]

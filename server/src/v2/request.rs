@@ -10,7 +10,7 @@ use crate::error::{ApiError, Cause, words};
 use head::{Head, InputTensor};
 
 /// Inputs of a request, and outputs: more than any model here has.
-const MAX_TENSORS: usize = 16;
+const MAX_TENSORS: usize = 64;
 
 /// Dimensions of a tensor: more than any tensor here has.
 const MAX_RANK: usize = 8;

@@ -109,8 +109,11 @@ pub fn answer(card: &Card, samples: &[Sample]) -> Vec<Tensor> {
         Picture::from_planar(&sample.values, colour, config.height, config.width, range).pixels
     };
     let planar = samples.iter().flat_map(|sample| &sample.values).copied().collect();
-    let tensor =
-        |port: &Port, values| Tensor { name: port.name.to_owned(), shape: port.shape(samples.len()), values };
+    let tensor = |port: &Port, values| Tensor {
+        name: port.name.clone().into_owned(),
+        shape: port.shape(samples.len()),
+        values,
+    };
     vec![
         tensor(&images, Values::U8(samples.iter().flat_map(picture).collect())),
         tensor(&values, Values::F32(planar)),

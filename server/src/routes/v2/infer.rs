@@ -1,4 +1,5 @@
-//! Inference: rows in, rows out. The rows of a request join the same ticks as every other image.
+//! Inference: rows in, rows out. The rows of a request join the same ticks as every other image; those of a graph of the
+//! insides have the turns of a study.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,15 +11,20 @@ use axum::response::Response;
 use utoipa::IntoParams;
 
 use super::{find, max_rows};
+use crate::analysis::Study as _;
 use crate::app::App;
+use crate::batcher::Sample;
 use crate::call::Call;
 use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, Cause, V2ErrorBody};
 use crate::extract::{self, Compression, VersionedModel};
+use crate::keys::Role;
+use crate::middleware::access::forbidden;
 use crate::middleware::track::Stages;
 use crate::model::{Card, Model};
 use crate::routes::images::stages;
 use crate::spec::FileBytes;
+use crate::v2::face::Work;
 use crate::v2::port::Inputs;
 use crate::v2::request::head::Head;
 use crate::v2::request::{HEAD_LENGTH, Wanted};
@@ -92,6 +98,10 @@ pub async fn infer(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let (model, face) = find(&app, &name)?;
+    // Not of the route, which is the network's too.
+    if face.is_inside() && call.identity.role < Role::Analyse {
+        return Err(forbidden(true));
+    }
     let answer = answer(&app, call, &model, face, request).await;
     let name = face.name(model.name());
     match &answer {
@@ -119,28 +129,40 @@ async fn answer(
         Inputs::check(&face.inputs(&card), std::mem::take(&mut request.inputs), max_rows(app.config()))?;
     let wanted = wanted(face, &card, &mut request)?;
     let rows = inputs.rows();
-    let of = Arc::clone(&card);
+    let (of, limit) = (Arc::clone(&card), app.config().study_limit);
+    let names: Vec<String> = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     // Up to as many solvers as rows.
-    let units = app.compute(move || face.units(&of, inputs)).await??;
+    let work = app.compute(move || face.work(&of, inputs, &names, limit)).await??;
     let timeout = request.timeout.map(|microseconds| microseconds.div_ceil(1000));
     let call = call.asking(&fingerprint).within("parameters.timeout", timeout)?;
     let call = call.reproducible(request.reproducible, model)?;
     let input = start.elapsed();
-    let running = call.submit(app, model, units)?;
-    let job = running.job();
-    let samples = running.finish().await?;
-    let Stages { queue, denoise, .. } = stages(&samples);
+    let admitted = Instant::now();
+    let (done, Stages { queue, denoise, .. }, job) = match work {
+        Work::Units(units) => {
+            let running = call.submit(app, model, units)?;
+            let job = running.job();
+            let samples = running.finish().await?;
+            let stages = stages(&samples);
+            (Done::Samples(samples), stages, job)
+        }
+        Work::Study(study) => {
+            let studying = call.study(app, model, study.left())?;
+            let job = studying.job();
+            let tensors = studying.finish(study).await?;
+            (Done::Tensors(tensors), Stages { denoise: admitted.elapsed(), ..Stages::default() }, job)
+        }
+    };
     let start = Instant::now();
     let (determinism, id) = (model.served.determinism.class, request.id);
     let write = move || {
         let about = ResponseParameters { digest: &card.digest, determinism };
         let name = face.name(&card.manifest.name);
-        write(
-            InferResponse::new(&name, id.as_deref(), about),
-            &face.answer(&card, &samples),
-            &wanted,
-            compression,
-        )
+        let tensors = match done {
+            Done::Samples(samples) => face.answer(&card, &samples),
+            Done::Tensors(tensors) => tensors,
+        };
+        write(InferResponse::new(&name, id.as_deref(), about), &tensors, &wanted, compression)
     };
     let mut response = app.compute(write).await??;
     response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
@@ -151,19 +173,28 @@ async fn answer(
     Ok((response, rows, Times { total: Duration::ZERO, queue, input, infer: denoise, output }))
 }
 
+/// What became of the work.
+enum Done {
+    Samples(Vec<Sample>),
+    Tensors(Vec<Tensor>),
+}
+
 /// The outputs that are wanted, in the order of the answer: those that the request names, or all.
 fn wanted(face: Face, card: &Card, request: &mut InferRequest) -> Result<Vec<Wanted>, ApiError> {
     let ports = face.outputs(card);
     let unknown = |wanted: &&Wanted| ports.iter().all(|port| port.name != wanted.name);
     if let Some(unknown) = request.outputs.iter().find(unknown) {
-        let names = ports.iter().map(|port| port.name).collect::<Vec<_>>().join(", ");
+        let names = ports.iter().map(|port| &*port.name).collect::<Vec<_>>().join(", ");
         let got: String = unknown.name.chars().take(64).collect();
         let message = format!("no output `{got}`; the outputs are {names}");
         return Err(ApiError::new(Cause::UnknownField, message).param(format!("outputs.{got}")));
     }
     if request.outputs.is_empty() {
         let binary = request.binary;
-        return Ok(ports.iter().map(|port| Wanted { name: port.name.to_owned(), binary }).collect());
+        return Ok(ports
+            .iter()
+            .map(|port| Wanted { name: port.name.clone().into_owned(), binary })
+            .collect());
     }
     Ok(std::mem::take(&mut request.outputs))
 }

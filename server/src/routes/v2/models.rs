@@ -35,13 +35,13 @@ pub enum NotReady {
 }
 
 /// What goes into a model and what comes out of it. The first dimension, -1, is the number of rows, at most the
-/// configuration's `max_batch_size`.
+/// configuration's `max_batch_size`; of a product with the Jacobian, that of the vectors.
 #[utoipa::path(
     get,
     path = "/",
     operation_id = "v2_model_metadata",
     tag = "inference",
-    params(("name" = String, Path, description = "A package's name, or that with `.sampler`.", example = "fashion-dit.sampler")),
+    params(("name" = String, Path, description = "A package's name, or that with `.sampler`, `.attention`, `.jvp` or `.vjp`.", example = "fashion-dit.sampler")),
     responses(
         (status = 200, description = "The metadata.", body = Metadata),
         (status = 404, description = "No such model or version.", body = V2ErrorBody),

@@ -8,6 +8,7 @@ use axum::extract::State;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use windowpane_diffusion::Manifest;
 
 use super::find;
 use crate::app::{App, Phase};
@@ -100,33 +101,36 @@ pub async fn index(
     State(app): State<App>,
     OptionalJson(request): OptionalJson<IndexRequest>,
 ) -> Result<Json<Vec<IndexEntry>>, ApiError> {
-    let mut states: BTreeMap<String, (&str, &str)> = BTreeMap::new();
+    let mut states: BTreeMap<String, (Vec<Face>, &str, &str)> = BTreeMap::new();
     if request.ready != Some(true) {
         let loading = app.phase() == Phase::Loading;
         let state = if loading { ("LOADING", "") } else { ("UNAVAILABLE", "not loaded") };
         let here = app.clone();
-        let available = tokio::task::spawn_blocking(move || here.loader().available())
+        let available = tokio::task::spawn_blocking(move || here.loader().manifests())
             .await
             .map_err(|error| ApiError::internal(format!("looking for packages ended early: {error}")))?
             .map_err(|error| ApiError::internal(error.to_string()))?;
-        states.extend(available.into_iter().map(|(name, ..)| (name, state)));
+        let faces = |manifest: &Manifest| (Face::of(manifest).collect(), state.0, state.1);
+        states.extend(available.into_iter().map(|manifest| (manifest.name.clone(), faces(&manifest))));
     }
     for model in app.models() {
+        let (name, faces) = (model.name().to_owned(), Face::of(&model.card.manifest).collect());
         match model.batcher.is_alive() {
-            true => states.insert(model.name().to_owned(), ("READY", "")),
+            true => states.insert(name, (faces, "READY", "")),
             false if request.ready == Some(true) => None,
-            false => states.insert(model.name().to_owned(), ("UNAVAILABLE", "its worker has died")),
+            false => states.insert(name, (faces, "UNAVAILABLE", "its worker has died")),
         };
     }
-    let faces = |(package, (state, reason)): (String, _)| {
-        Face::ALL.map(|face| IndexEntry::new(face.name(&package), state, reason))
-    };
-    Ok(Json(states.into_iter().flat_map(faces).collect()))
+    let mut index = Vec::new();
+    for (package, (faces, state, reason)) in states {
+        index.extend(faces.iter().map(|face| IndexEntry::new(face.name(&package), state, reason)));
+    }
+    Ok(Json(index))
 }
 
 /// Load a package.
 ///
-/// It comes from the server's own folder of packages, and serves once its golden matches, both faces at once. If it is
+/// It comes from the server's own folder of packages, and serves once its golden matches, all its faces at once. If it is
 /// served already it is loaded as it is now: new requests go to the new one, those under way finish with the old one.
 /// If it does not load, nothing changes.
 #[utoipa::path(
@@ -134,7 +138,7 @@ pub async fn index(
     path = "/v2/repository/models/{name}/load",
     operation_id = "v2_load",
     tag = "inference",
-    params(("name" = String, Path, description = "A package's name, or that with `.sampler`.", example = "fashion-dit")),
+    params(("name" = String, Path, description = "A package's name, or that of one of its faces.", example = "fashion-dit")),
     request_body(content = Option<LoadRequest>, description = "May be left out."),
     responses(
         (status = 200, description = "It serves."),
@@ -171,13 +175,13 @@ pub async fn load(
     Err(missing.unwrap_or_else(|| ApiError::internal("a name that means nothing")))
 }
 
-/// Unload a package: both faces, and the images of `/v1`. Requests under way are finished.
+/// Unload a package: all its faces, and the images of `/v1`. Requests under way are finished.
 #[utoipa::path(
     post,
     path = "/v2/repository/models/{name}/unload",
     operation_id = "v2_unload",
     tag = "inference",
-    params(("name" = String, Path, description = "A package's name, or that with `.sampler`.", example = "fashion-dit")),
+    params(("name" = String, Path, description = "A package's name, or that of one of its faces.", example = "fashion-dit")),
     request_body(content = Option<UnloadRequest>, description = "May be left out."),
     responses(
         (status = 200, description = "It serves no longer."),

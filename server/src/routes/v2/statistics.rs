@@ -1,7 +1,5 @@
 //! What was asked of each model, how often and for how long.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
@@ -24,7 +22,11 @@ pub struct StatisticsBody {
 }
 
 fn stats(app: &App, model: &Model, face: Face) -> ModelStats {
-    let ticks = app.metrics().ticks.with_label_values(&[model.name()]).get();
+    let metrics = app.metrics();
+    let ticks = match face {
+        Face::Denoiser | Face::Sampler => metrics.ticks.with_label_values(&[model.name()]).get(),
+        Face::Inside(inside) => metrics.study_units.with_label_values(&[model.name(), inside.as_str()]).get(),
+    };
     app.statistics().of(face.name(model.name()), ticks)
 }
 
@@ -37,8 +39,11 @@ fn stats(app: &App, model: &Model, face: Face) -> ModelStats {
     responses((status = 200, description = "The statistics; empty while models load.", body = StatisticsBody))
 )]
 pub async fn all(State(app): State<App>) -> Json<StatisticsBody> {
-    let each = |model| Face::ALL.map(|face| stats(&app, model, face));
-    Json(StatisticsBody { model_stats: app.models().iter().map(Arc::as_ref).flat_map(each).collect() })
+    let mut model_stats = Vec::new();
+    for model in app.models() {
+        model_stats.extend(Face::of(&model.card.manifest).map(|face| stats(&app, &model, face)));
+    }
+    Json(StatisticsBody { model_stats })
 }
 
 /// The statistics of one model, since the server started.

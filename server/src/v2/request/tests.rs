@@ -227,10 +227,10 @@ fn a_wrong_head_is_told_what_is_wrong_with_it() {
         ("[]".to_owned(), (M, "", "the body is not a JSON object")),
         ("{".to_owned(), (M, "", "the body is not valid JSON: it ends too early")),
         ("{}".to_owned(), (I, "inputs", "`inputs` is missing")),
-        (r#"{"inputs":[]}"#.to_owned(), (I, "inputs", "`inputs` is a list of 0, expected 1 to 16")),
+        (r#"{"inputs":[]}"#.to_owned(), (I, "inputs", "`inputs` is a list of 0, expected 1 to 64")),
         (
-            format!(r#"{{"inputs":[{}]}}"#, vec![a; 17].join(",")),
-            (I, "inputs", "`inputs` is a list of 17, expected 1 to 16"),
+            format!(r#"{{"inputs":[{}]}}"#, vec![a; 65].join(",")),
+            (I, "inputs", "`inputs` is a list of 65, expected 1 to 64"),
         ),
         (
             format!(r#"{{"inputs":[{a},{a}]}}"#),

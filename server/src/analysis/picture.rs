@@ -1,0 +1,304 @@
+//! Attention as a picture, as Figure 4 of An et al. (arXiv 2410.21273) shows it. For each layer, from the top: its number and
+//! window; the mean over the heads, every token's row, normalised to [0, 1] and coloured up to 0.1 unless another value is asked for, with its centre enlarged
+//! in the corner; and for a token the row that is its own, as the token grid has it, with its neighbourhood in a box.
+
+use windowpane_diffusion::{Grid, Window};
+
+use super::attention::Attention;
+use crate::encode::{Colour, Picture};
+
+/// Pixels of a panel, at least: the words above it fit.
+const PANEL: usize = 192;
+
+/// Pixels between panels and around them.
+const GAP: usize = 12;
+
+/// Longest side of a picture, as far as panels can be put below each other.
+const WIDEST: usize = 2048;
+
+/// The largest value that has a colour of its own, of a map normalised to [0, 1]: that of the paper.
+pub const FULL: f32 = 0.1;
+
+/// Pixels of one dot of a letter.
+const DOT: usize = 2;
+
+/// Height of a line of words.
+const LINE: usize = 5 * DOT + 4;
+
+/// From nothing to the most: light to dark blue.
+const COLOURS: [[u8; 3]; 6] =
+    [[255, 247, 251], [208, 209, 230], [166, 189, 219], [54, 144, 192], [4, 90, 141], [2, 56, 88]];
+
+const WHITE: [u8; 3] = [255; 3];
+const INK: [u8; 3] = [40; 3];
+const BOX: [u8; 3] = [217, 95, 2];
+
+/// Where everything lies: decided before anything is drawn, so that its size can be told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    grid: Grid,
+    layers: usize,
+    tokens: usize,
+    /// Pixels of a token in a map.
+    scale: usize,
+    /// Pixels of a panel along its side.
+    side: usize,
+    /// Layers beside each other.
+    columns: usize,
+    /// The value from which on all is darkest.
+    full: f32,
+}
+
+// === impl Figure ===
+
+impl Figure {
+    /// Of so many layers, with the rows of so many tokens below each.
+    pub fn new(grid: Grid, layers: usize, tokens: usize) -> Self {
+        let scale = PANEL.div_ceil(grid.tokens()).max(1);
+        let side = scale * grid.tokens();
+        let columns = (WIDEST.saturating_sub(GAP) / (side + GAP)).clamp(1, layers.max(1));
+        Self { grid, layers, tokens, scale, side, columns, full: FULL }
+    }
+
+    /// The same, with colours for the values up to this one.
+    #[must_use]
+    pub fn coloured_up_to(mut self, full: f32) -> Self {
+        self.full = full;
+        self
+    }
+
+    /// The colour of a value.
+    fn colour(&self, value: f32) -> [u8; 3] {
+        colour(value / self.full)
+    }
+
+    /// Width and height in pixels.
+    pub fn size(&self) -> [usize; 2] {
+        let rows = self.layers.div_ceil(self.columns);
+        [GAP + self.columns * (self.side + GAP), rows * self.row() + GAP + LINE + GAP]
+    }
+
+    /// Bytes of its pixels.
+    pub fn bytes(&self) -> usize {
+        let [width, height] = self.size();
+        width.saturating_mul(height).saturating_mul(3)
+    }
+
+    /// Pixels of a token in the panel of a row.
+    fn zoom(&self) -> usize {
+        (self.side / self.grid.height.max(self.grid.width)).max(1)
+    }
+
+    /// Height of a row of panels.
+    fn row(&self) -> usize {
+        GAP + LINE + self.side + self.tokens * (GAP + self.zoom() * self.grid.height)
+    }
+
+    /// Draws it; `attention` holds every token's row, and `tokens` are those that are shown.
+    pub fn draw(&self, attention: &Attention, tokens: &[usize]) -> Picture {
+        let [width, height] = self.size();
+        let mut canvas = Canvas::new(width, height);
+        let count = self.grid.tokens();
+        for (i, layer) in attention.layers.iter().enumerate() {
+            let left = GAP + i % self.columns * (self.side + GAP);
+            let mut top = GAP + i / self.columns * self.row();
+            let window = match layer.window {
+                Window::Global => "GLOBAL".to_owned(),
+                Window::Local { side } => format!("{side}X{side}"),
+            };
+            canvas.write((left, top), &format!("LAYER {} {window}", layer.layer));
+            top += LINE;
+            let map = normalised(attention.of_mean(layer));
+            for (place, &value) in map.iter().enumerate() {
+                let (y, x) = (place / count, place % count);
+                canvas.fill(
+                    (left + x * self.scale, top + y * self.scale),
+                    [self.scale; 2],
+                    self.colour(value),
+                );
+            }
+            canvas.frame((left, top), [self.side; 2], INK);
+            self.inset(&mut canvas, (left, top), &map);
+            top += self.side;
+            for &token in tokens {
+                top += GAP;
+                let row = map.get(token * count..(token + 1) * count).unwrap_or_default();
+                self.token(&mut canvas, (left, top), row, (token, layer.window));
+                top += self.zoom() * self.grid.height;
+            }
+        }
+        self.legend(&mut canvas, (GAP, height - GAP - LINE));
+        canvas.0
+    }
+
+    /// The centre of a map, in its upper right corner.
+    fn inset(&self, canvas: &mut Canvas, (left, top): (usize, usize), map: &[f32]) {
+        let count = self.grid.tokens();
+        let shown = (count / 8).max(6).min(count);
+        let size = self.side * 2 / 5;
+        let zoom = size / shown;
+        if zoom <= self.scale {
+            return;
+        }
+        let (first, side) = ((count - shown) / 2, shown * zoom);
+        let (left, top) = (left + self.side - side - 3, top + 3);
+        for y in 0..shown {
+            for x in 0..shown {
+                let value = map[(first + y) * count + first + x];
+                canvas.fill((left + x * zoom, top + y * zoom), [zoom; 2], self.colour(value));
+            }
+        }
+        canvas.frame((left, top), [side; 2], INK);
+    }
+
+    /// A token's row as the token grid has it; the box is its window, or where it has none its neighbours.
+    fn token(
+        &self,
+        canvas: &mut Canvas,
+        (left, top): (usize, usize),
+        row: &[f32],
+        (token, window): (usize, Window),
+    ) {
+        let (grid, zoom) = (self.grid, self.zoom());
+        for (place, &value) in row.iter().enumerate() {
+            let (y, x) = grid.position(place);
+            canvas.fill((left + x * zoom, top + y * zoom), [zoom; 2], self.colour(value));
+        }
+        canvas.frame((left, top), [grid.width * zoom, grid.height * zoom], INK);
+        let reach = match window {
+            Window::Global => 1,
+            Window::Local { side } => side / 2,
+        };
+        let (y, x) = grid.position(token);
+        let (y0, x0) = (y.saturating_sub(reach), x.saturating_sub(reach));
+        let (y1, x1) = ((y + reach + 1).min(grid.height), (x + reach + 1).min(grid.width));
+        let size = [(x1 - x0) * zoom, (y1 - y0) * zoom];
+        canvas.frame((left + x0 * zoom, top + y0 * zoom), size, BOX);
+    }
+
+    /// What the colours mean.
+    fn legend(&self, canvas: &mut Canvas, (left, top): (usize, usize)) {
+        const LENGTH: usize = 100;
+        canvas.write((left, top), "0");
+        let bar = left + 8 * DOT;
+        for x in 0..LENGTH {
+            canvas.fill((bar + x, top), [1, 5 * DOT], colour(x as f32 / LENGTH as f32));
+        }
+        canvas.frame((bar, top), [LENGTH, 5 * DOT], INK);
+        canvas.write((bar + LENGTH + 4 * DOT, top), &self.full.to_string());
+    }
+}
+
+/// The values from 0 to 1.
+fn normalised(mut values: Vec<f32>) -> Vec<f32> {
+    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let range = high - low;
+    values.iter_mut().for_each(|value| *value = if range > 0.0 { (*value - low) / range } else { 0.0 });
+    values
+}
+
+/// The colour of a value, of which 1 is the darkest.
+fn colour(value: f32) -> [u8; 3] {
+    let place = value.clamp(0.0, 1.0) * (COLOURS.len() - 1) as f32;
+    let low = (place as usize).min(COLOURS.len() - 2);
+    let part = place - low as f32;
+    std::array::from_fn(|c| {
+        let (a, b) = (f32::from(COLOURS[low][c]), f32::from(COLOURS[low + 1][c]));
+        (a + part * (b - a)).round() as u8
+    })
+}
+
+/// Pixels to draw on. What lies beyond its edge is not drawn.
+struct Canvas(Picture);
+
+// === impl Canvas ===
+
+impl Canvas {
+    fn new(width: usize, height: usize) -> Self {
+        Self(Picture { width, height, colour: Colour::Rgb, pixels: WHITE.repeat(width * height) })
+    }
+
+    fn fill(&mut self, (left, top): (usize, usize), [width, height]: [usize; 2], colour: [u8; 3]) {
+        let Picture { width: across, height: down, pixels, .. } = &mut self.0;
+        let (right, bottom) = ((left + width).min(*across), (top + height).min(*down));
+        for y in top..bottom {
+            let line = pixels.get_mut(3 * (y * *across + left)..3 * (y * *across + right));
+            line.unwrap_or_default().as_chunks_mut::<3>().0.fill(colour);
+        }
+    }
+
+    /// A line of one pixel just inside of this rectangle.
+    fn frame(&mut self, (left, top): (usize, usize), [width, height]: [usize; 2], colour: [u8; 3]) {
+        let (right, bottom) = ((left + width).saturating_sub(1), (top + height).saturating_sub(1));
+        self.fill((left, top), [width, 1], colour);
+        self.fill((left, bottom), [width, 1], colour);
+        self.fill((left, top), [1, height], colour);
+        self.fill((right, top), [1, height], colour);
+    }
+
+    /// Words of the letters that there are.
+    fn write(&mut self, (left, top): (usize, usize), words: &str) {
+        for (i, letter) in words.chars().enumerate() {
+            let Some((_, dots)) = LETTERS.iter().find(|(known, _)| *known == letter) else { continue };
+            for dot in (0..15).filter(|dot| dots >> (14 - dot) & 1 == 1) {
+                let (x, y) = (left + (4 * i + dot % 3) * DOT, top + dot / 3 * DOT);
+                self.fill((x, y), [DOT; 2], INK);
+            }
+        }
+    }
+}
+
+/// Letters of three by five dots, row by row from the top.
+#[rustfmt::skip]
+const LETTERS: [(char, u16); 21] = [
+    ('0', 0b111_101_101_101_111), ('1', 0b010_110_010_010_111), ('2', 0b111_001_111_100_111),
+    ('3', 0b111_001_111_001_111), ('4', 0b101_101_111_001_001), ('5', 0b111_100_111_001_111),
+    ('6', 0b111_100_111_101_111), ('7', 0b111_001_001_010_010), ('8', 0b111_101_111_101_111),
+    ('9', 0b111_101_111_001_111), ('.', 0b000_000_000_000_010), ('A', 0b010_101_111_101_101),
+    ('B', 0b110_101_110_101_110), ('E', 0b111_100_110_100_111), ('G', 0b011_100_101_101_011),
+    ('L', 0b100_100_100_100_111), ('O', 0b010_101_101_101_010), ('R', 0b110_101_110_101_101),
+    ('X', 0b101_101_010_101_101), ('Y', 0b101_101_010_010_010), ('-', 0b000_000_111_000_000),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_colours_go_up_to_a_tenth_or_to_what_is_asked_for() {
+        let figure = Figure::new(Grid::new(2, 2), 1, 0);
+        let colours = [0.0, 0.02, 0.1, 1.0].map(|value| figure.colour(value));
+        assert_eq!(colours, [COLOURS[0], COLOURS[1], COLOURS[5], COLOURS[5]]);
+        assert_eq!(figure.coloured_up_to(1.0).colour(0.2), COLOURS[1]);
+        assert_eq!(normalised(vec![0.25, 0.75, 0.5]), [0.0, 1.0, 0.5]);
+        assert_eq!(normalised(vec![0.25, 0.25]), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_figure_is_as_large_as_it_says_and_no_wider_than_it_may_be() {
+        for (grid, layers, tokens) in [
+            (Grid::new(7, 7), 8, 1),
+            (Grid::new(32, 32), 12, 3),
+            (Grid::new(1, 2), 1, 0),
+            (Grid::new(64, 64), 2, 1),
+        ] {
+            let figure = Figure::new(grid, layers, tokens);
+            let [width, height] = figure.size();
+            assert!(width <= WIDEST.max(figure.side + 2 * GAP), "{figure:?}");
+            assert_eq!(figure.bytes(), 3 * width * height);
+            assert!(figure.columns * layers.div_ceil(figure.columns) >= layers);
+        }
+    }
+
+    #[test]
+    fn nothing_is_drawn_beyond_the_edge() {
+        let mut canvas = Canvas::new(4, 3);
+        canvas.fill((3, 2), [9, 9], INK);
+        canvas.fill((9, 9), [1, 1], INK);
+        canvas.write((2, 0), "88888");
+        canvas.frame((0, 0), [0, 0], BOX);
+        assert_eq!(canvas.0.pixels.len(), 36);
+        assert_eq!(canvas.0.pixels[33..], INK);
+    }
+}

@@ -1,0 +1,275 @@
+//! What is looked at: a noisy image, the timestep that the network is told, and a label. It is uploaded as it is, or an
+//! uploaded picture is made noisy, or it is sampled up to that level. Uploads are bounded and checked here.
+
+use std::sync::Arc;
+
+use image::imageops::FilterType;
+use windowpane_diffusion::error::number;
+use windowpane_diffusion::{Level, noise};
+
+use crate::decode::npy::Npy;
+use crate::decode::picture;
+use crate::encode::{Colour, Picture};
+use crate::error::{ApiError, Cause};
+use crate::extract::Accept;
+use crate::model::Card;
+use crate::routes::analysis::attention::AttentionRequest;
+use crate::routes::images::ImageRequest;
+use crate::sampler::Trajectory;
+use crate::spec::{self, MAX_SIDE, MOST_NOISE, Order, SampleSpec, Seed, unwrapped};
+
+/// What is looked at, and how it came about.
+#[derive(Debug)]
+pub struct Subject {
+    /// Where it begins.
+    pub start: Start,
+    /// Its noise level, and the timestep that the network is told.
+    pub level: Level,
+    /// The class, if the model has classes and one was named.
+    pub class: Option<usize>,
+    /// The label that the network is told.
+    pub label: i64,
+    /// The seed of its noise, where it has one.
+    pub seed: Option<u64>,
+    /// `image`, `x_t` or `sample`.
+    pub kind: &'static str,
+}
+
+/// Where the work begins.
+#[derive(Debug)]
+pub enum Start {
+    /// At the noisy image itself.
+    At(Vec<f32>),
+    /// It is still to be sampled.
+    Sample(Box<Trajectory>),
+}
+
+/// An uploaded image, as noisy as it is looked at.
+struct Upload {
+    x: Vec<f32>,
+    seed: Option<u64>,
+    kind: &'static str,
+}
+
+// === impl Subject ===
+
+impl Subject {
+    /// From the checked fields of a request.
+    pub fn resolve(request: &AttentionRequest, card: &Card) -> Result<Self, ApiError> {
+        let level = level(request, card)?;
+        match (&request.image, &request.x_t) {
+            (Some(_), Some(_)) => {
+                let message = "`image` and `x_t` are two things to look at; give one of them";
+                Err(ApiError::new(Cause::InvalidValue, message).param("x_t"))
+            }
+            (None, None) => Self::sample(request, card, level),
+            (Some(file), None) => {
+                only_for_a_sample(request)?;
+                let x0 = image_of(file, request.resize == Some(true), card)?;
+                let seed = seed(request);
+                let (alpha, sigma) = (level.alpha as f32, level.sigma as f32);
+                let noise = noise::normal(seed, noise::INITIAL, x0.len());
+                let x = x0.iter().zip(noise).map(|(x0, noise)| alpha * x0 + sigma * noise).collect();
+                Self::given(request, card, level, Upload { x, seed: Some(seed), kind: "image" })
+            }
+            (None, Some(file)) => {
+                only_for_a_sample(request)?;
+                for (field, given) in [("seed", request.seed.is_some()), ("resize", request.resize.is_some())]
+                {
+                    if given {
+                        let message = format!("`{field}` is given with `x_t`, which is looked at as it is");
+                        return Err(ApiError::new(Cause::InvalidValue, message).param(field));
+                    }
+                }
+                let x = array_of("x_t", file, card)?;
+                Self::given(request, card, level, Upload { x, seed: None, kind: "x_t" })
+            }
+        }
+    }
+
+    /// What was uploaded, at this level; with the class that was named, if one was.
+    fn given(
+        request: &AttentionRequest,
+        card: &Card,
+        level: Level,
+        upload: Upload,
+    ) -> Result<Self, ApiError> {
+        let named =
+            request.class.is_some() || request.prompt.as_deref().is_some_and(|p| !p.trim().is_empty());
+        let class = if named { spec::class(&sampling(request), &card.manifest)? } else { None };
+        let label = class.unwrap_or(card.manifest.config.null_class()) as i64;
+        let Upload { x, seed, kind } = upload;
+        Ok(Self { start: Start::At(x), level, class, label, seed, kind })
+    }
+
+    /// A sample as the images route draws it, up to the step of its time grid that is nearest to the level.
+    fn sample(request: &AttentionRequest, card: &Card, level: Level) -> Result<Self, ApiError> {
+        if request.resize.is_some() {
+            let message = "`resize` is for `image`, which is missing";
+            return Err(ApiError::new(Cause::InvalidValue, message).param("resize"));
+        }
+        let asked = ImageRequest { seed: Some(Seed(seed(request))), ..sampling(request) };
+        let order = Order::resolve(&asked, &Accept::default(), card)?;
+        let (spec, seed) = (&order.spec, order.seeds[0]);
+        // A solver that looks at a step twice comes to its level with the first evaluation.
+        let first = |i: usize| i == 0 || spec.evaluations[i - 1].step != spec.evaluations[i].step;
+        let distance = |&i: &usize| (f64::from(spec.evaluations[i].t) - level.t).abs();
+        let begins = (0..spec.evaluations.len()).filter(|&i| first(i));
+        let calls = begins.min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+        let at = &spec.evaluations[calls];
+        let level = Level { t: f64::from(at.t), alpha: at.alpha, sigma: at.sigma };
+        let elements = card.manifest.config.elements();
+        let start = if calls == 0 {
+            Start::At(noise::normal(seed, noise::INITIAL, elements))
+        } else {
+            let before = SampleSpec { evaluations: spec.evaluations[..calls].to_vec(), ..(**spec).clone() };
+            Start::Sample(Box::new(Trajectory::new(Arc::new(before), seed, elements)))
+        };
+        let (class, label) = (spec.class, spec.label);
+        Ok(Self { start, level, class, label, seed: Some(seed), kind: "sample" })
+    }
+
+    /// Calls of the network that it takes to come to the level.
+    pub fn calls(&self) -> usize {
+        match &self.start {
+            Start::At(_) => 0,
+            Start::Sample(trajectory) => trajectory.evaluations_left(),
+        }
+    }
+}
+
+/// The noise level that `timestep` or `sigma` names.
+fn level(request: &AttentionRequest, card: &Card) -> Result<Level, ApiError> {
+    let schedule = &card.schedule;
+    let last = schedule.len() - 1;
+    match (request.timestep, request.sigma) {
+        (Some(t), None) => {
+            if !(0.0..=last as f64).contains(&t) {
+                let expected = format!("0 to {last}, the schedule's last");
+                return Err(ApiError::invalid("timestep", number(t), expected));
+            }
+            Ok(schedule.level_at(t))
+        }
+        (None, Some(sigma)) => {
+            let (low, high) = (schedule.level(0).sigma, schedule.level(last).sigma);
+            if !(low..=high).contains(&sigma) {
+                let expected = format!("{low:.6} to {high:.6}, the schedule's first and last `sigma`");
+                return Err(ApiError::invalid("sigma", number(sigma), expected));
+            }
+            Ok(schedule.level_at_sigma(sigma / (1.0 - sigma * sigma).max(f64::MIN_POSITIVE).sqrt()))
+        }
+        (Some(_), Some(_)) => {
+            let message = "`timestep` and `sigma` are two ways to say one thing; give one of them";
+            Err(ApiError::new(Cause::InvalidValue, message).param("sigma"))
+        }
+        (None, None) => {
+            let expected = format!("0 to {last}, or `sigma` instead");
+            Err(ApiError::invalid("timestep", "missing", expected))
+        }
+    }
+}
+
+fn seed(request: &AttentionRequest) -> u64 {
+    request.seed.map_or_else(spec::random_seed, |seed| seed.0)
+}
+
+/// The fields that say how to sample, as the images route takes them.
+fn sampling(request: &AttentionRequest) -> ImageRequest {
+    ImageRequest {
+        prompt: request.prompt.clone(),
+        class: request.class.clone(),
+        steps: request.steps,
+        sampler: request.sampler.clone(),
+        time_grid: request.time_grid.clone(),
+        guidance_scale: request.guidance_scale,
+        eta: request.eta,
+        clip_x0: request.clip_x0,
+        ..ImageRequest::default()
+    }
+}
+
+/// Refuses fields that say how to sample, where nothing is sampled.
+fn only_for_a_sample(request: &AttentionRequest) -> Result<(), ApiError> {
+    let given = [
+        ("steps", request.steps.is_some()),
+        ("sampler", request.sampler.is_some()),
+        ("time_grid", request.time_grid.is_some()),
+        ("guidance_scale", request.guidance_scale.is_some()),
+        ("eta", request.eta.is_some()),
+        ("clip_x0", request.clip_x0.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((field, _)) => {
+            let message = format!("`{field}` is for a sample; what is uploaded is not sampled");
+            Err(ApiError::new(Cause::InvalidValue, message).param(field))
+        }
+    }
+}
+
+/// An uploaded picture or array as the model's values.
+fn image_of(file: &str, resize: bool, card: &Card) -> Result<Vec<f32>, ApiError> {
+    let bytes = unwrapped("image", file)?;
+    let Some([width, height]) = picture::size(&bytes) else {
+        if bytes.starts_with(b"\x93NUMPY") {
+            return array_in("image", &bytes, card);
+        }
+        let message =
+            "`image` is neither a PNG nor a .npy; expected one of them, in base64 where the body is JSON";
+        return Err(ApiError::new(Cause::InvalidValue, message).param("image"));
+    };
+    let config = &card.manifest.config;
+    let own = [config.width, config.height];
+    let wrong = |what: &dyn std::fmt::Display| {
+        let offer = if resize {
+            format!("a PNG of at most {MAX_SIDE}x{MAX_SIDE} pixels")
+        } else {
+            format!("a PNG of {}x{} pixels, or `resize` true", own[0], own[1])
+        };
+        ApiError::new(Cause::InvalidValue, format!("`image`: {what}; expected {offer}")).param("image")
+    };
+    if resize && [width, height].iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
+        return Err(wrong(&format_args!("it is {width}x{height} pixels")));
+    }
+    let size = if resize { [width, height] } else { own };
+    let mut shown = picture::png(&bytes, card.colour, size).map_err(|error| wrong(&error))?;
+    if size != own {
+        shown = resized(shown, own);
+    }
+    Ok(picture::planar(&shown, card.manifest.value_range))
+}
+
+/// The picture in another size, by a triangle filter.
+fn resized(from: Picture, [width, height]: [usize; 2]) -> Picture {
+    let sides = [from.width, from.height, width, height].map(|side| side as u32);
+    let pixels = match from.colour {
+        Colour::Grey => image::GrayImage::from_raw(sides[0], sides[1], from.pixels)
+            .map(|from| image::imageops::resize(&from, sides[2], sides[3], FilterType::Triangle).into_raw()),
+        Colour::Rgb => image::RgbImage::from_raw(sides[0], sides[1], from.pixels)
+            .map(|from| image::imageops::resize(&from, sides[2], sides[3], FilterType::Triangle).into_raw()),
+    };
+    // A picture has as many pixels as its sides say.
+    Picture { width, height, colour: from.colour, pixels: pixels.unwrap_or_default() }
+}
+
+/// An uploaded array in base64.
+fn array_of(field: &str, file: &str, card: &Card) -> Result<Vec<f32>, ApiError> {
+    array_in(field, &unwrapped(field, file)?, card)
+}
+
+fn array_in(field: &str, bytes: &[u8], card: &Card) -> Result<Vec<f32>, ApiError> {
+    let [channels, height, width] = card.shape();
+    let elements = channels * height * width;
+    let invalid = |what: &dyn std::fmt::Display| {
+        let message = format!("`{field}`: {what}; expected a .npy of f32 [{channels}, {height}, {width}]");
+        ApiError::new(Cause::InvalidValue, message).param(field)
+    };
+    let Npy { shape, values } = Npy::read(bytes, elements).map_err(|error| invalid(&error))?;
+    if shape != [channels, height, width] && shape != [1, channels, height, width] {
+        return Err(invalid(&format_args!("its shape is {shape:?}")));
+    }
+    match values.iter().position(|value| value.abs() > MOST_NOISE) {
+        Some(place) => Err(invalid(&format_args!("value {place} is beyond {MOST_NOISE} in magnitude"))),
+        None => Ok(values),
+    }
+}

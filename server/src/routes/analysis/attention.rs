@@ -1,0 +1,226 @@
+//! Attention: what do the layers of a model attend to in this image?
+
+mod request;
+mod response;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use windowpane_diffusion::error::number;
+
+use crate::analysis::Study as _;
+use crate::analysis::attention::AttentionStudy;
+use crate::analysis::picture::{FULL, Figure};
+use crate::analysis::selection::{Layout, Maps, Selection, Weight};
+use crate::analysis::subject::Subject;
+use crate::app::App;
+use crate::call::Call;
+use crate::encode::ArrayFile;
+use crate::engine::Provider;
+use crate::engine::insides::Inside;
+use crate::error::{ApiError, Cause, ErrorBody};
+use crate::extract::{Accept, ApiFields, Form};
+use crate::model::Card;
+use crate::spec::{FileBytes, shown};
+pub use request::{AttentionForm, AttentionRequest, TokenRef};
+use response::{About, Drawn};
+pub use response::{AttentionResponse, WindowSide};
+
+/// Look at attention.
+///
+/// For every layer what each token attends to, the mean over the heads, and numbers of how local that is: how far away what
+/// is attended to lies, how much of it within squares around the token, how spread it is, and how large a window would hold
+/// nearly all of it. The image is an uploaded picture made as noisy as is asked, an uploaded `x_t`, or a sample on its way.
+///
+/// JSON with the numbers inside, unless `output_format` or `accept` ask for a file: `npz` and `safetensors` hold
+/// `layer.L.heads` and `layer.L.mean`; `png` is a picture of them. How large an answer is, is known before it is begun, and
+/// what is too large is refused with its size.
+#[utoipa::path(
+    post,
+    path = "/v1/analysis/attention",
+    tag = "analysis",
+    request_body(content(
+        (AttentionRequest = "application/json"),
+        (AttentionForm = "multipart/form-data"),
+    ), description = "What is looked at, and what of it is told."),
+    responses(
+        (status = 200, description = "The attention.", content(
+            (AttentionResponse = "application/json"),
+            (FileBytes = "application/x-npz"),
+            (FileBytes = "application/vnd.safetensors"),
+            (FileBytes = "image/png"),
+        ), headers(
+            ("x-about" = String, description = "What was looked at, as JSON, with raw bytes."),
+        )),
+        (status = 400, description = "The body is neither JSON nor a form.", body = ErrorBody),
+        (status = 401, description = "No key that is known here.", body = ErrorBody),
+        (status = 403, description = "The key may not do that.", body = ErrorBody),
+        (status = 404, description = "No such model.", body = ErrorBody),
+        (status = 406, description = "Nothing that `accept` allows can be produced.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 409, description = "Somebody cancelled the request.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body's type is neither JSON nor a form.", body = ErrorBody),
+        (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it. The model has no attention graph, or the answer would be too large.", body = ErrorBody),
+        (status = 429, description = "As many looks as a caller may have are under way, or it cannot be done in time; `retry-after` says when the first of them will be done.", body = ErrorBody,
+            headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
+        (status = 500, description = "The engine failed.", body = ErrorBody),
+        (status = 503, description = "Loading or shutting down.", body = ErrorBody),
+        (status = 504, description = "The time given for the request has passed.", body = ErrorBody),
+    )
+)]
+pub async fn attention(
+    State(app): State<App>,
+    call: Call,
+    Ok(accept): Result<Accept, std::convert::Infallible>,
+    ApiFields(request): ApiFields<AttentionRequest>,
+) -> Result<Response, ApiError> {
+    let model = app.model(request.model.as_deref())?;
+    let call = call.within("timeout_ms", request.timeout_ms)?;
+    let (card, limit) = (Arc::clone(&model.card), app.config().study_limit);
+    let provider = model.served.provider;
+    let resolve = move || Order::resolve(&request, &accept, &card, provider, limit);
+    let Order { study, tokens, full, output, about } = app.compute(resolve).await??;
+    let studying = call.study(&app, &model, study.left())?;
+    let found = studying.finish(study).await?;
+    app.compute(move || response::respond(&model, about, &Drawn { found, tokens, full }, output)).await?
+}
+
+/// A valid request.
+struct Order {
+    study: AttentionStudy,
+    /// The tokens that are told or shown.
+    tokens: Vec<usize>,
+    /// The value from which on a picture is darkest.
+    full: f32,
+    output: Output,
+    about: About,
+}
+
+/// How the answer is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Output {
+    /// JSON, or the bytes of the file.
+    form: Form,
+    /// A file; none, where the numbers are in the JSON.
+    file: Option<File>,
+}
+
+/// A file of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum File {
+    Arrays(ArrayFile),
+    Picture,
+}
+
+// === impl Order ===
+
+impl Order {
+    /// Checks a request for the model of `card`, whose answer may have `limit` bytes.
+    fn resolve(
+        request: &AttentionRequest,
+        accept: &Accept,
+        card: &Card,
+        provider: Provider,
+        limit: usize,
+    ) -> Result<Self, ApiError> {
+        let graph = Inside::Attention.graph(&card.manifest, provider).ok_or_else(|| {
+            let message = format!(
+                "the package of `{}` has no attention graph; export it with this version's trainer to look at it",
+                card.manifest.name
+            );
+            ApiError::new(Cause::Unsupported, message).param("model")
+        })?;
+        let output = Output::resolve(request, accept)?;
+        let mut selection = Selection::resolve(request, card)?;
+        let mut tokens = selection.tokens.clone();
+        let weight = match output.file {
+            None => Weight::Json,
+            Some(File::Arrays(_)) => Weight::File,
+            Some(File::Picture) => {
+                for (field, given) in [("maps", request.maps.is_some()), ("layout", request.layout.is_some())]
+                {
+                    if given {
+                        let message =
+                            format!("`{field}` is for numbers; a picture shows every layer's mean as it is");
+                        return Err(ApiError::new(Cause::InvalidValue, message).param(field));
+                    }
+                }
+                if request.tokens.is_none() {
+                    tokens = vec![selection.grid.token(selection.grid.height / 2, selection.grid.width / 2)];
+                }
+                let figure = Figure::new(selection.grid, selection.layers.len(), tokens.len());
+                selection.tokens = (0..selection.grid.tokens()).collect();
+                (selection.maps, selection.layout) = (Maps::Mean, Layout::Grid);
+                Weight::Picture(figure.bytes())
+            }
+        };
+        let subject = Subject::resolve(request, card)?;
+        selection.check(card, &graph.plan, weight, limit)?;
+        let full = full(request, output)?;
+        let about = About::new(card, &subject, &graph.file);
+        let study = AttentionStudy::new(subject, selection, card, &graph.plan);
+        Ok(Self { study, tokens, full, output, about })
+    }
+}
+
+/// The value that `full` names, where there is a picture.
+fn full(request: &AttentionRequest, output: Output) -> Result<f32, ApiError> {
+    let Some(full) = request.full else { return Ok(FULL) };
+    if output.file != Some(File::Picture) {
+        let message = "`full` is for a picture; numbers have no colours";
+        return Err(ApiError::new(Cause::InvalidValue, message).param("full"));
+    }
+    if !(0.001..=1.0).contains(&full) {
+        return Err(ApiError::invalid("full", number(full), "0.001 to 1"));
+    }
+    Ok(full as f32)
+}
+
+// === impl Output ===
+
+impl Output {
+    /// Forms that are files here.
+    const FILES: [Form; 3] = [Form::Npz, Form::Safetensors, Form::Png];
+
+    /// JSON, or the type of file that `accept` prefers; `output_format` says which file that is, and comes inside of JSON
+    /// where `accept` does not name its type.
+    fn resolve(request: &AttentionRequest, accept: &Accept) -> Result<Self, ApiError> {
+        let asked = match request.output_format.as_deref() {
+            None | Some("json") => None,
+            Some(word) => {
+                let found = Self::FILES.into_iter().find(|form| form.as_str() == word);
+                let expected = "`json`, `npz`, `safetensors` or `png`";
+                Some(found.ok_or_else(|| ApiError::invalid("output_format", shown(word), expected))?)
+            }
+        };
+        let mut offers = vec![Form::Json];
+        match (asked, request.output_format.is_some()) {
+            (Some(asked), _) => offers.push(asked),
+            (None, true) => {}
+            (None, false) => offers.extend(Self::FILES),
+        }
+        let form = accept.best(&offers).ok_or_else(|| {
+            let types = offers.iter().map(|form| form.media_type()).collect::<Vec<_>>().join(", ");
+            let message = format!("nothing that `accept` allows can be produced; {types} can");
+            ApiError::new(Cause::NotAcceptable, message)
+        })?;
+        let file = asked.or(form.is_file().then_some(form)).map(|form| match form {
+            Form::Npz => File::Arrays(ArrayFile::Npz),
+            Form::Safetensors => File::Arrays(ArrayFile::Safetensors),
+            _ => File::Picture,
+        });
+        Ok(Self { form, file })
+    }
+
+    /// The word of its file.
+    fn as_str(self) -> &'static str {
+        match self.file {
+            None => "json",
+            Some(File::Arrays(ArrayFile::Safetensors)) => "safetensors",
+            Some(File::Arrays(_)) => "npz",
+            Some(File::Picture) => "png",
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! What a client is told: the maps and the numbers, as JSON, as arrays or as a picture.
+
+use axum::Json;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use windowpane_diffusion::Window;
+use windowpane_diffusion::locality::LocalityNumbers;
+
+use super::{File, Output};
+use crate::analysis::attention::{Attention, LayerMaps};
+use crate::analysis::picture::Figure;
+use crate::analysis::subject::Subject;
+use crate::encode::{self, ArrayFile, Encoding, Named};
+use crate::error::ApiError;
+use crate::extract::Form;
+use crate::model::{Card, Model};
+use crate::provenance::ascii;
+use crate::spec::Seed;
+
+/// What was looked at.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AttentionSubject)]
+pub struct About {
+    /// The model.
+    #[schema(example = "fashion-dit")]
+    pub model: String,
+    /// Its identity: the sha256 of its manifest.
+    pub digest: String,
+    /// The graph's file in the package.
+    #[schema(example = "attention.f32.onnx")]
+    pub graph: String,
+    /// `image`, `x_t` or `sample`.
+    #[schema(example = "sample")]
+    pub input: &'static str,
+    /// The seed of its noise, a decimal string; null for an `x_t`.
+    #[schema(required, value_type = Option<String>, example = "7")]
+    pub seed: Option<Seed>,
+    /// The class's name; null where the network was told none.
+    #[schema(required, example = "sneaker")]
+    pub class: Option<String>,
+    /// The class's index.
+    #[schema(required)]
+    pub class_index: Option<usize>,
+    /// The timestep that the network was told.
+    pub timestep: f64,
+    /// The share of the image's variance that is the picture's, at that timestep.
+    pub alpha_bar: f64,
+    /// The standard deviation of the noise, `sqrt(1 - alpha_bar)`.
+    pub sigma: f64,
+}
+
+/// What a model's layers attend to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AttentionResponse {
+    /// What was looked at.
+    pub about: About,
+    /// Rows and columns of the token grid.
+    #[schema(example = json!([7, 7]))]
+    pub grid: [usize; 2],
+    /// The heads, in the order of the maps.
+    pub heads: Vec<usize>,
+    /// The query tokens, in the order of the maps.
+    pub tokens: Vec<usize>,
+    /// `grid` or `compact`.
+    #[schema(example = "grid")]
+    pub layout: &'static str,
+    /// The layers, in the order that was asked for.
+    pub layers: Vec<LayerObject>,
+    /// `json`, or the file that is in `b64_json`.
+    #[schema(example = "json")]
+    pub output_format: &'static str,
+    /// The file in base64, where one was asked for; else null.
+    #[schema(required)]
+    pub b64_json: Option<String>,
+}
+
+/// What a layer attends to.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AttentionLayer)]
+pub struct LayerObject {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The side of its window in tokens, or `global`.
+    pub window: WindowSide,
+    /// `[heads, tokens, height, width]`: what each head makes of each token; null where it was not asked for, or is in the file.
+    #[schema(required)]
+    pub attention: Option<ArrayObject>,
+    /// `[tokens, height, width]`: the mean over the heads.
+    #[schema(required)]
+    pub mean: Option<ArrayObject>,
+    /// How local it is, over all heads and tokens that were asked for.
+    pub locality: LocalityObject,
+    /// The same of each head.
+    pub locality_by_head: Vec<LocalityObject>,
+}
+
+/// The side of a window in tokens, or `global`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = AttentionWindow)]
+pub enum WindowSide {
+    /// Odd.
+    Side(usize),
+    /// `global`.
+    Global(&'static str),
+}
+
+/// An array of numbers.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AttentionArray)]
+pub struct ArrayObject {
+    /// Its sides.
+    pub shape: Vec<usize>,
+    /// Its numbers, the last side fastest: f32, written so that they read back as they were.
+    #[schema(value_type = Vec<f32>)]
+    pub data: Box<RawValue>,
+}
+
+/// How local attention is: each number is a mean over query tokens.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AttentionLocality)]
+pub struct LocalityObject {
+    /// Mean Euclidean distance of what is attended to, in tokens.
+    pub distance: f64,
+    /// Entropy of a token's attention in nats: 0 where it is all at one place.
+    pub entropy: f64,
+    /// The share that lies within the square of each odd side around a token.
+    pub within: Vec<ShareObject>,
+    /// The least odd side of a square that holds 95 % of it.
+    pub effective_window: usize,
+}
+
+/// The share of attention within a square.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AttentionShare)]
+pub struct ShareObject {
+    /// The square's side in tokens.
+    pub side: usize,
+    /// The share.
+    pub share: f64,
+}
+
+/// What was found, which tokens are told, and in which colours.
+pub(super) struct Drawn {
+    pub(super) found: Attention,
+    pub(super) tokens: Vec<usize>,
+    /// The value from which on a picture is darkest.
+    pub(super) full: f32,
+}
+
+// === impl About ===
+
+impl About {
+    pub(super) fn new(card: &Card, subject: &Subject, graph: &str) -> Self {
+        let (manifest, level) = (&card.manifest, subject.level);
+        Self {
+            model: manifest.name.clone(),
+            digest: card.digest.clone(),
+            graph: graph.to_owned(),
+            input: subject.kind,
+            seed: subject.seed.map(Seed),
+            class: subject.class.map(|class| manifest.classes[class].name.clone()),
+            class_index: subject.class,
+            timestep: level.t,
+            alpha_bar: level.alpha * level.alpha,
+            sigma: level.sigma,
+        }
+    }
+
+    fn to_json(&self) -> Result<String, ApiError> {
+        serde_json::to_string(self).map_err(|error| ApiError::internal(error.to_string()))
+    }
+}
+
+// === impl ArrayObject ===
+
+impl ArrayObject {
+    fn new(shape: Vec<usize>, values: &[f32]) -> Result<Self, ApiError> {
+        let data = serde_json::value::to_raw_value(values);
+        Ok(Self { shape, data: data.map_err(|error| ApiError::internal(error.to_string()))? })
+    }
+}
+
+// === impl LocalityObject ===
+
+impl From<LocalityNumbers> for LocalityObject {
+    fn from(numbers: LocalityNumbers) -> Self {
+        let LocalityNumbers { distance, entropy, within, effective_window } = numbers;
+        let share = |(reach, share): (usize, f64)| ShareObject { side: 2 * reach + 1, share };
+        let within = within.into_iter().enumerate().map(share).collect();
+        Self { distance, entropy, within, effective_window }
+    }
+}
+
+// === impl LayerObject ===
+
+impl LayerObject {
+    fn new(found: &Attention, layer: &LayerMaps, inline: bool) -> Result<Self, ApiError> {
+        let (selection, [height, width]) = (&found.selection, found.sides(layer));
+        let (heads, tokens) = (selection.heads.len(), selection.tokens.len());
+        let attention = (inline && selection.maps.of_heads())
+            .then(|| ArrayObject::new(vec![heads, tokens, height, width], &found.of_heads(layer)));
+        let mean = (inline && selection.maps.of_mean())
+            .then(|| ArrayObject::new(vec![tokens, height, width], &found.of_mean(layer)));
+        Ok(Self {
+            layer: layer.layer,
+            window: match layer.window {
+                Window::Local { side } => WindowSide::Side(side),
+                Window::Global => WindowSide::Global("global"),
+            },
+            attention: attention.transpose()?,
+            mean: mean.transpose()?,
+            locality: found.locality(layer, None).into(),
+            locality_by_head: (0..heads).map(|head| found.locality(layer, Some(head)).into()).collect(),
+        })
+    }
+}
+
+/// The answer.
+pub(super) fn respond(
+    model: &Model,
+    about: About,
+    drawn: &Drawn,
+    output: Output,
+) -> Result<Response, ApiError> {
+    let found = &drawn.found;
+    let file = output.file.map(|file| bytes(file, &about, drawn)).transpose()?;
+    if let (Form::Json, file) = (output.form, &file) {
+        let layers = found.layers.iter().map(|layer| LayerObject::new(found, layer, file.is_none()));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let selection = &found.selection;
+        return Ok(Json(AttentionResponse {
+            about,
+            grid: [selection.grid.height, selection.grid.width],
+            heads: selection.heads.clone(),
+            tokens: drawn.tokens.clone(),
+            layout: selection.layout.as_str(),
+            layers,
+            output_format: output.as_str(),
+            b64_json: file.as_ref().map(|file| STANDARD.encode(file)),
+        })
+        .into_response());
+    }
+    let text = ascii(&about.to_json()?);
+    let value =
+        |text: String| HeaderValue::try_from(text).map_err(|error| ApiError::internal(error.to_string()));
+    let mut response = file.unwrap_or_default().into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(output.form.media_type()));
+    headers.insert("x-about", value(text)?);
+    headers.insert("x-model", value(model.name().to_owned())?);
+    headers.insert("x-model-digest", value(model.card.digest.clone())?);
+    Ok(response)
+}
+
+/// The bytes of a file.
+fn bytes(file: File, about: &About, drawn: &Drawn) -> Result<Vec<u8>, ApiError> {
+    let (found, about) = (&drawn.found, about.to_json()?);
+    match file {
+        File::Picture => {
+            let figure = Figure::new(found.selection.grid, found.layers.len(), drawn.tokens.len());
+            let picture = figure.coloured_up_to(drawn.full).draw(found, &drawn.tokens);
+            picture.encode(Encoding::Png, Some(&about)).map_err(|error| ApiError::internal(error.to_string()))
+        }
+        File::Arrays(file) => {
+            let tensors = tensors(found);
+            let bytes = match file {
+                ArrayFile::Safetensors => encode::safetensors(&tensors, "about", &about),
+                ArrayFile::Npz | ArrayFile::Npy => encode::npz(&tensors, "about", &about),
+            };
+            bytes.map_err(|error| ApiError::internal(error.to_string()))
+        }
+    }
+}
+
+/// The arrays of a file: the maps of each layer, and what they are of.
+fn tensors(found: &Attention) -> Vec<Named> {
+    let selection = &found.selection;
+    let (heads, tokens) = (selection.heads.len(), selection.tokens.len());
+    let integers = |numbers: &[usize]| numbers.iter().map(|&number| number as i64).collect::<Vec<_>>();
+    let mut all = vec![
+        Named::integers("heads", integers(&selection.heads)),
+        Named::integers("layers", integers(&selection.layers)),
+        Named::integers("tokens", integers(&selection.tokens)),
+        Named::floats("x_t", &found.shape, &found.x),
+        Named::floats("prediction", &found.out_shape(), &found.prediction),
+    ];
+    for layer in &found.layers {
+        let ([height, width], number) = (found.sides(layer), layer.layer);
+        if selection.maps.of_heads() {
+            let shape = [heads, tokens, height, width];
+            all.push(Named::floats(format!("layer.{number}.heads"), &shape, &found.of_heads(layer)));
+        }
+        if selection.maps.of_mean() {
+            let shape = [tokens, height, width];
+            all.push(Named::floats(format!("layer.{number}.mean"), &shape, &found.of_mean(layer)));
+        }
+        // The numbers of each square, so that a file alone tells how local a layer is.
+        let locality = found.locality(layer, None);
+        let within: Vec<f32> = locality.within.iter().map(|&share| share as f32).collect();
+        all.push(Named::floats(format!("layer.{number}.within"), &[within.len()], &within));
+    }
+    all
+}
