@@ -3,6 +3,9 @@
 //! had it for the shortest time goes first (start-time fair queueing, Goyal, Vin & Cheng 1996): equal shares of time,
 //! not of ticks.
 //!
+//! Looks inside a model that draws no images have what images leave: their time counts ninefold, so that they have a tenth
+//! of the device beside another model's images.
+//!
 //! A worker that has ended a tick is back with the next one in a moment. If its turn has come again the others wait
 //! that moment: without it two models would alternate, whatever their ticks take.
 
@@ -12,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// How long the device stays free for a worker whose turn it is and that is between two ticks.
 const MOMENT: Duration = Duration::from_micros(500);
+
+/// What a second of spare work counts as.
+const SPARE: u32 = 9;
 
 /// A device that several workers share.
 #[derive(Debug, Default)]
@@ -39,6 +45,8 @@ struct Member {
     /// Whether it has work.
     active: bool,
     waiting: bool,
+    /// Whether its latest work was spare.
+    spare: bool,
 }
 
 /// A worker's membership; it ends with the worker.
@@ -61,11 +69,24 @@ impl Device {
     }
 
     /// Models among which the device is shared while this member works, itself among them: the factor by which they slow it
-    /// down.
+    /// down. Of those whose work is spare each counts as a ninth.
     pub fn sharers(&self, member: u64) -> f64 {
+        let [others, spare] = self.others(member);
+        1.0 + others + spare / f64::from(SPARE)
+    }
+
+    /// The same for work of this member that is spare.
+    pub fn spare_sharers(&self, member: u64) -> f64 {
+        let [others, spare] = self.others(member);
+        1.0 + others * f64::from(SPARE) + spare
+    }
+
+    /// Other members at work: those whose work is not spare, and those whose is.
+    fn others(&self, member: u64) -> [f64; 2] {
         let state = self.lock();
         let others = state.members.iter().filter(|(id, other)| **id != member && other.active);
-        (1 + others.count()) as f64
+        let (spare, others): (Vec<_>, Vec<_>) = others.partition(|(_, other)| other.spare);
+        [others.len() as f64, spare.len() as f64]
     }
 
     /// For how long it has been in one piece of work; none between two.
@@ -118,7 +139,17 @@ impl Seat<'_> {
 
     /// Runs `work` with the device to itself, when it is this worker's turn; and how long the work took.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> (T, Duration) {
+        self.run_as(false, work)
+    }
+
+    /// The same for work that gives way to that of other models: its time counts ninefold.
+    pub fn run_spare<T>(&self, work: impl FnOnce() -> T) -> (T, Duration) {
+        self.run_as(true, work)
+    }
+
+    fn run_as<T>(&self, spare: bool, work: impl FnOnce() -> T) -> (T, Duration) {
         let mut state = self.device.lock();
+        state.member(self.id).spare = spare;
         if !state.member(self.id).active {
             // Idle time is no credit.
             let clock = state.clock;
@@ -140,7 +171,7 @@ impl Seat<'_> {
         state.busy = Some(began);
         drop(state);
         // Given free whatever becomes of the work: the engine may panic.
-        let turn = Turn { seat: self, began };
+        let turn = Turn { seat: self, began, price: if spare { SPARE } else { 1 } };
         let result = work();
         (result, turn.began.elapsed())
     }
@@ -157,13 +188,15 @@ impl Drop for Seat<'_> {
 struct Turn<'a> {
     seat: &'a Seat<'a>,
     began: Instant,
+    /// What its time counts as.
+    price: u32,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let elapsed = self.began.elapsed();
         let mut state = self.seat.device.lock();
-        state.member(self.seat.id).used += elapsed;
+        state.member(self.seat.id).used += elapsed * self.price;
         state.busy = None;
         state.freed = Some(Instant::now());
         drop(state);
@@ -203,6 +236,36 @@ mod tests {
         });
         let [short, long] = ticks.map(|ticks| ticks.load(SeqCst) as f64);
         assert!((3.0..8.0).contains(&(short / long)), "{short} {long}");
+    }
+
+    #[test]
+    fn what_is_spare_has_a_tenth_beside_what_is_not_and_everything_without() {
+        let (device, stop) = (Device::default(), AtomicBool::new(false));
+        let counts = [AtomicU64::new(0), AtomicU64::new(0)];
+        let (images, spare) = (device.join(), device.join());
+        images.run(|| ());
+        thread::scope(|scope| {
+            for (seat, is_spare) in [(images, false), (spare, true)] {
+                let (stop, count) = (&stop, &counts[usize::from(is_spare)]);
+                scope.spawn(move || {
+                    while !stop.load(SeqCst) {
+                        let work = || thread::sleep(Duration::from_millis(2));
+                        let _ = if is_spare { seat.run_spare(work) } else { seat.run(work) };
+                        count.fetch_add(1, SeqCst);
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(600));
+            // Known by how much the other slows each of them down.
+            assert_eq!((device.sharers(0), device.spare_sharers(1)), (1.0 + 1.0 / 9.0, 10.0));
+            stop.store(true, SeqCst);
+        });
+        let [images, spare] = counts.map(|count| count.load(SeqCst) as f64);
+        assert!((5.0..15.0).contains(&(images / spare)), "{images} {spare}");
+        let alone = device.join();
+        let began = Instant::now();
+        (0..5).for_each(|_| _ = alone.run_spare(|| thread::sleep(Duration::from_millis(2))));
+        assert!(began.elapsed() < Duration::from_millis(200), "nobody is there to give way to");
     }
 
     #[test]

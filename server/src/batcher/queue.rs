@@ -1,6 +1,8 @@
 //! What is admitted and not finished, behind one lock: handlers put requests in, the worker's thread takes its turns
 //! out. Admission, deadlines and the choice of a tick are decided here, by the pure parts beside this file; the lock is
-//! held for as long as that takes, never while the network runs.
+//! held for as long as that takes, never while the network runs. What studies ask of it is in `queue/lane.rs`.
+
+mod lane;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
@@ -16,8 +18,8 @@ use super::device::Device;
 use super::eta::{Ahead, Demand, TickSize};
 use super::job::Job;
 use super::policy::{Candidate, Policy};
-use super::studies::{Pace, Studies, Turn};
-use super::study::{StudyRequest, StudyUnit};
+use super::studies::{Studies, Turn};
+use super::study::StudyUnit;
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
 
@@ -240,76 +242,6 @@ impl Queue {
                 .mul_f64(self.factor(&state)),
             studies: state.studies.len(),
         }
-    }
-
-    /// Admits a study, and the time until it is done, as things stand.
-    pub(super) fn study(&self, request: StudyRequest) -> Result<(u64, Duration), SubmitError> {
-        let StudyRequest { caller, deadline, units } = request;
-        let mut state = self.lock();
-        if state.end != End::No {
-            return Err(SubmitError::Ended);
-        }
-        let tick = if state.entries.is_empty() { 0.0 } else { self.tick(&state) };
-        let pace = Pace { tick, sharers: self.device.sharers(self.member) };
-        let eta = state.studies.eta(caller, units, pace);
-        if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-            && eta > left
-        {
-            let alone = Studies::new(1, state.studies.unit()).eta(caller, units, Pace { tick: 0.0, ..pace });
-            let retry_after = whole_seconds(eta.saturating_sub(left));
-            return Err(SubmitError::TooLate { needs: eta, alone, retry_after });
-        }
-        let quota = self.rules.study_quota;
-        let admitted = state.studies.admit(caller, units, pace);
-        let id = admitted.map_err(|full| SubmitError::Studying { quota, retry_after: full.retry_after })?;
-        Ok((id, eta))
-    }
-
-    /// A study waits with a unit. `false`: the worker has ended.
-    pub(super) fn ask(&self, id: u64, unit: StudyUnit) -> bool {
-        let mut state = self.lock();
-        if state.end == End::Now || !state.studies.wait(id) {
-            return false;
-        }
-        state.units.insert(id, unit);
-        drop(state);
-        self.wake.notify_one();
-        true
-    }
-
-    /// A study ended; a unit that it waited with is let go.
-    pub(super) fn end_study(&self, id: u64) {
-        let mut state = self.lock();
-        state.studies.end(id);
-        state.units.remove(&id);
-    }
-
-    /// Whether a unit waits.
-    pub(super) fn has_units(&self) -> bool {
-        !self.lock().units.is_empty()
-    }
-
-    /// A unit took so long.
-    pub(super) fn studied(&self, elapsed: Duration) {
-        self.lock().studies.measured(elapsed);
-    }
-
-    /// Units that wait and shall not have their turn.
-    pub(super) fn departed_units(&self, now: Instant) -> Vec<StudyUnit> {
-        let mut state = self.lock();
-        let State { units, studies, .. } = &mut *state;
-        let departed = units.extract_if(.., |_, unit| unit.ended(now).is_some());
-        departed
-            .map(|(id, unit)| {
-                studies.leave(id);
-                unit
-            })
-            .collect()
-    }
-
-    /// Units that wait.
-    pub(super) fn take_units(&self) -> Vec<StudyUnit> {
-        std::mem::take(&mut self.lock().units).into_values().collect()
     }
 
     /// For how long its device has been in one piece of work, whoever's; none between two.

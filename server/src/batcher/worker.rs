@@ -1,5 +1,8 @@
 //! The thread that owns a model: take arrivals, drop the departed, choose, gather, run, apply, reply; and again.
-//! It is the only place that touches the engine, and nothing in it waits for a client.
+//! It is the only place that touches the engine, and nothing in it waits for a client. Between two ticks it may run a unit of
+//! a study: `worker/study.rs`.
+
+mod study;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +12,6 @@ use std::time::{Duration, Instant};
 use super::device::Seat;
 use super::job::{Departure, Job};
 use super::queue::{Choice, Queue};
-use super::study::{Ask, Findings, StudyUnit};
 use super::{Event, Sample, SampleError, WorkerConfig};
 use crate::engine::insides::{Engine, Inside, Insides};
 use crate::engine::{Denoiser, EngineError, StepBatch};
@@ -23,6 +25,8 @@ pub(super) struct Worker {
     insides: Box<dyn Insides>,
     /// Those that are open, and when they were last asked.
     open: BTreeMap<Inside, Instant>,
+    /// Those that did not open.
+    unopened: BTreeMap<Inside, study::Unopened>,
     config: WorkerConfig,
     queue: Arc<Queue>,
     metrics: Metrics,
@@ -58,11 +62,12 @@ impl Worker {
         metrics.announce_insides(&config.model, config.insides.iter().map(|inside| inside.as_str()));
         let batch = StepBatch::new(config.shape);
         let (live, prediction) = (BTreeMap::new(), Vec::new());
-        let open = BTreeMap::new();
+        let (open, unopened) = (BTreeMap::new(), BTreeMap::new());
         Self {
             engine,
             insides,
             open,
+            unopened,
             config,
             queue,
             metrics,
@@ -123,84 +128,6 @@ impl Worker {
             if let Some(error) = unit.ended(now).and_then(Departure::error) {
                 let _ = unit.reply.send(Err(error));
             }
-        }
-    }
-
-    /// One call for a study. A failure ends that study, and nobody else.
-    fn study(&mut self, seat: &Seat<'_>, unit: StudyUnit) {
-        let (model, graph) = (self.config.model.clone(), unit.ask.graph());
-        let began = Instant::now();
-        let outcome = match &unit.ask {
-            Ask::Denoise(batch) => {
-                let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
-                let mut prediction = Vec::new();
-                let engine = &mut *self.engine;
-                let (outcome, elapsed) = seat.run(|| denoise(engine, batch, &mut prediction, row));
-                self.queue.studied(elapsed);
-                outcome.map(|()| vec![prediction])
-            }
-            Ask::Look(look) => self.opened(seat, look.inside).and_then(|()| {
-                let insides = &mut *self.insides;
-                let call = || catch_unwind(AssertUnwindSafe(|| insides.look(look)));
-                let (outcome, elapsed) = seat.run(call);
-                self.queue.studied(elapsed);
-                self.open.insert(look.inside, Instant::now());
-                outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))
-            }),
-        };
-        self.last_call = Some(Instant::now());
-        self.metrics.study_units.with_label_values(&[model.as_str(), graph]).inc();
-        let elapsed = began.elapsed().as_secs_f64();
-        self.metrics.study_unit.with_label_values(&[model.as_str(), graph]).observe(elapsed);
-        if let Err(error) = &outcome {
-            let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-            self.metrics.failures.with_label_values(&[model.as_str(), cause]).inc();
-            tracing::error!(model, graph, %error, "a study's call failed; the study fails, images go on");
-            match &unit.ask {
-                Ask::Denoise(_) => self.begin_anew(seat),
-                // What made it fail may have left it broken: whoever comes next opens it anew.
-                Ask::Look(look) => self.close(look.inside),
-            }
-        }
-        let answer: Result<Findings, _> = outcome.map_err(|error| SampleError::Engine(error.to_string()));
-        let _ = unit.reply.send(answer);
-    }
-
-    /// Opens a graph of the insides, if it is not open.
-    fn opened(&mut self, seat: &Seat<'_>, inside: Inside) -> Result<(), EngineError> {
-        if self.open.contains_key(&inside) {
-            return Ok(());
-        }
-        let (model, graph) = (self.config.model.as_str(), inside.as_str());
-        let insides = &mut *self.insides;
-        let (outcome, elapsed) = seat.run(|| catch_unwind(AssertUnwindSafe(|| insides.open(inside))));
-        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));
-        let word = if outcome.is_ok() { "done" } else { "failed" };
-        self.metrics.insides_opened.with_label_values(&[model, graph, word]).inc();
-        if outcome.is_ok() {
-            let milliseconds = elapsed.as_secs_f64() * 1e3;
-            tracing::info!(model, graph, milliseconds, "opened, and its golden matches");
-            self.open.insert(inside, Instant::now());
-            self.metrics.insides_open.with_label_values(&[model, graph]).inc();
-        }
-        outcome
-    }
-
-    /// Lets go of graphs that nobody has asked for in a while; the time until the next is due.
-    fn close_unused(&mut self) -> Option<Duration> {
-        let idle = self.config.insides_idle;
-        let unused = |(&inside, last): (&Inside, &Instant)| (last.elapsed() >= idle).then_some(inside);
-        for inside in self.open.iter().filter_map(unused).collect::<Vec<_>>() {
-            self.close(inside);
-        }
-        self.open.values().map(|last| idle.saturating_sub(last.elapsed())).min()
-    }
-
-    fn close(&mut self, inside: Inside) {
-        self.insides.close(inside);
-        if self.open.remove(&inside).is_some() {
-            let labels = [self.config.model.as_str(), inside.as_str()];
-            self.metrics.insides_open.with_label_values(&labels).dec();
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use windowpane_diffusion::manifest::Graph;
 use windowpane_diffusion::{Grid, Plan, Window};
 
-use super::{Inside, Insides, Look};
+use super::{Inside, Insides, Look, Wanted};
 use crate::engine::fake::FakeDenoiser;
 use crate::engine::{Denoiser, EngineError, Provider};
 use crate::model::Card;
@@ -97,7 +97,7 @@ impl Insides for FakeInsides {
             return Err(EngineError::Runtime("asked to fail".to_owned()));
         }
         let outputs = self.outputs(look)?;
-        let part = |wanted: &super::Wanted| {
+        let part = |wanted: &Wanted| {
             let spec = graph.outputs.iter().find(|spec| spec.name == wanted.output);
             let missing = EngineError::OutputSize { got: 0, expected: 1 };
             let (spec, values) = spec.zip(outputs.get(&wanted.output)).ok_or(missing)?;

@@ -10,7 +10,8 @@ use ::ort::value::TensorRef;
 use windowpane_diffusion::manifest::Graph;
 
 use super::proof::Proof;
-use super::{Inside, Insides, Look};
+use super::{Inside, Insides, Look, Wanted};
+use crate::engine::check::CheckError;
 use crate::engine::ort::{OrtDenoiser, SessionError, Source, ports_match, runtime_error};
 use crate::engine::{EngineError, Provider, package};
 use crate::model::Card;
@@ -76,16 +77,12 @@ impl Insides for OrtInsides {
         let proofs =
             Proof::all(&card, inside, &held.graph, &golden).map_err(|error| unopened(error.to_string()))?;
         held.session = Some(session);
-        let replayed = proofs.iter().try_fold(0.0_f64, |worst, proof| Ok(worst.max(proof.replay(self)?)));
-        match replayed {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let error: crate::engine::check::CheckError = error;
-                let held = self.held(inside)?;
-                held.session = None;
-                Err(EngineError::Unopened { file: held.graph.file.clone(), reason: error.to_string() })
-            }
-        }
+        let file = held.graph.file.clone();
+        let proven = proofs.iter().try_for_each(|proof| proof.replay(self).map(drop));
+        proven.map_err(|error: CheckError| {
+            self.close(inside);
+            EngineError::Unopened { file, reason: error.to_string() }
+        })
     }
 
     fn close(&mut self, inside: Inside) {
@@ -114,7 +111,7 @@ impl Insides for OrtInsides {
         let selected = names.fold(OutputSelector::no_default(), OutputSelector::with);
         let options = RunOptions::new().map_err(error)?.with_outputs(selected);
         let outputs = session.run_with_options(inputs, &options).map_err(error)?;
-        let part = |wanted: &super::Wanted| {
+        let part = |wanted: &Wanted| {
             let spec = held.graph.outputs.iter().find(|spec| spec.name == wanted.output);
             let missing = EngineError::OutputSize { got: 0, expected: 1 };
             let (spec, output) = spec.zip(outputs.get(&wanted.output)).ok_or(missing)?;
