@@ -131,14 +131,16 @@ impl Denoising {
     }
 
     /// PSNR in dB of the estimate that follows from the network's prediction; further channels of that are not looked
-    /// at.
+    /// at. NaN, if one of its values is.
     pub fn psnr(&self, clean: &[f32], noisy: &[f32], predicted: &[f32]) -> f64 {
         let squares = clean.iter().zip(noisy).zip(predicted).map(|((&x0, &x), &p)| {
             let estimate = (self.a * f64::from(x) + self.b * f64::from(p)).clamp(-1.0, 1.0);
             (estimate - f64::from(x0)).powi(2)
         });
         let error = squares.sum::<f64>() / clean.len() as f64;
-        10.0 * libm::log10(RANGE_SQUARED / error.max(FLOOR))
+        // `max` would make the best of what is no number.
+        let error = if error < FLOOR { FLOOR } else { error };
+        10.0 * libm::log10(RANGE_SQUARED / error)
     }
 }
 
@@ -276,6 +278,7 @@ mod tests {
         let noisy = all[20].noisy(&clean, 3, 0);
         assert!((all[20].psnr(&clean, &noisy, &off) - 26.0206).abs() < 1e-4);
         assert!((all[20].psnr(&clean, &noisy, &clean) - 106.0206).abs() < 1e-4, "perfect, and finite");
+        assert!(all[20].psnr(&clean, &noisy, &[0.5, f32::NAN, 0.25]).is_nan());
         // Beyond the range of the data is as good as at its end.
         assert_eq!(all[20].psnr(&[1.0], &[0.0], &[7.0]), all[20].psnr(&[1.0], &[0.0], &[1.0]));
     }

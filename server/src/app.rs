@@ -52,7 +52,9 @@ struct Inner {
     retired: std::sync::Mutex<Vec<Weak<Model>>>,
     requests: Requests,
     /// Encodings that may run at a time: one for each core, since they take what the networks need.
-    encoders: Semaphore,
+    encoders: Arc<Semaphore>,
+    /// Who computes for a look inside: images come first.
+    studies: Arc<Semaphore>,
     /// Memory for bodies that are being read, in blocks.
     bodies: Semaphore,
     /// Memory for frames that are kept, in blocks.
@@ -104,6 +106,7 @@ impl App {
         let metrics = Metrics::new();
         let bodies = blocks(MOST_BODIES.max(config.body_limit)) as usize;
         let frames = blocks(config.frame_limit) as usize;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
             traces: config.traces.clone(),
@@ -118,7 +121,8 @@ impl App {
             requests: Requests::default(),
             bodies: Semaphore::new(bodies),
             frames: Arc::new(Semaphore::new(frames)),
-            encoders: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            encoders: Arc::new(Semaphore::new(cores)),
+            studies: Arc::new(Semaphore::new(cores.div_ceil(2))),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
         }))
@@ -221,10 +225,15 @@ impl App {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        // The semaphore is never closed.
-        let _permit = self.0.encoders.acquire().await;
-        let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
-        tokio::task::spawn_blocking(work).await.map_err(ended)
+        computed(&self.0.encoders, work).await
+    }
+
+    /// The same for a look inside, on half of the cores: what images need of them is not kept waiting.
+    pub async fn study<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        computed(&self.0.studies, work).await
     }
 
     /// Room in memory for a body of so many bytes that is about to be read, for as long as it is held.
@@ -375,4 +384,19 @@ pub(crate) fn loading() -> ApiError {
 /// What a request reads while the server leaves.
 pub fn shutting_down() -> ApiError {
     ApiError::new(Cause::ShuttingDown, "the server is shutting down").retry_after(5)
+}
+/// Does the work once there is a place for it. The place is the work's, and not the caller's: a client that goes away does not
+/// end what has begun.
+async fn computed<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    // The semaphore is never closed.
+    let place = Arc::clone(places).acquire_owned().await;
+    let work = move || {
+        let _place = place;
+        work()
+    };
+    let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(ended)
 }

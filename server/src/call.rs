@@ -180,14 +180,14 @@ impl Studying {
                 let ask = study.next();
                 (study, ask)
             };
-            let (back, ask) = self.app.compute(next).await?;
+            let (back, ask) = self.app.study(next).await?;
             study = back;
             let Some(ask) = ask else { break };
             let findings = self.ticket.ask(ask).await.map_err(failed)?;
             let take = move || study.take(findings).map(|()| study);
-            study = self.app.compute(take).await?.map_err(unstudied)?;
+            study = self.app.study(take).await?.map_err(unstudied)?;
         }
-        self.app.compute(move || study.finish()).await
+        self.app.study(move || study.finish()).await
     }
 }
 

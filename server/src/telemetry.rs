@@ -72,6 +72,11 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     if installed.is_ok() {
         let _ = LOST.set(lost);
         *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        // The hook that is there writes to standard error itself, and whoever panics would wait for its reader.
+        std::panic::set_hook(Box::new(|info| {
+            let backtrace = std::backtrace::Backtrace::capture();
+            tracing::error!(panic = %info, %backtrace, "a thread panicked");
+        }));
     }
     Ok(())
 }

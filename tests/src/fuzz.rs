@@ -46,7 +46,7 @@ pub fn accept(bytes: &[u8]) {
     }
 }
 
-/// The file of `--config`: whatever it says, there are values, and every problem has its place and is one line.
+/// The file of `--config`: whatever it says, there are values, and every problem has its place.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let found = Found::in_file(text).expect("a file is no command line");

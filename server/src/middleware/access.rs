@@ -10,35 +10,28 @@ use axum::response::{IntoResponse, Response};
 use crate::access::{Need, need};
 use crate::app::App;
 use crate::error::{ApiError, Cause};
-use crate::keys::{Identity, Keys, Role};
 use crate::middleware::track::Who;
 
-/// The layer. Handlers find the [`Identity`] in the request.
+/// The layer. Handlers find the [`crate::keys::Identity`] in the request.
 pub async fn layer(State(app): State<App>, mut request: Request, next: Next) -> Response {
     // What matches no route does nothing.
     let path = request.extensions().get::<MatchedPath>();
     let need = path.map_or(Need::Nothing, |path| need(request.method(), path.as_str()));
     if let Need::Key(role) = need {
         let keys = app.keys();
-        match identify(request.headers(), &keys, role) {
-            Ok(identity) => {
-                if let (Some(who), Some(name)) =
-                    (request.extensions().get::<Who>(), keys.name(identity.caller))
-                {
-                    who.is(name);
-                }
-                request.extensions_mut().insert(identity);
-            }
-            Err(error) => return error.into_response(),
+        let Some(identity) = keys.identify(secret(request.headers())) else {
+            return unauthenticated().into_response();
+        };
+        // Who may not do it is told in the log as well.
+        if let (Some(who), Some(name)) = (request.extensions().get::<Who>(), keys.name(identity.caller)) {
+            who.is(name);
         }
+        if identity.role < role {
+            return forbidden(keys.required()).into_response();
+        }
+        request.extensions_mut().insert(identity);
     }
     next.run(request).await
-}
-
-/// The caller, if it may do what `role` may.
-fn identify(headers: &HeaderMap, keys: &Keys, role: Role) -> Result<Identity, ApiError> {
-    let identity = keys.identify(secret(headers)).ok_or_else(unauthenticated)?;
-    if identity.role >= role { Ok(identity) } else { Err(forbidden(keys.required())) }
 }
 
 /// What a caller without a key that is known is told.

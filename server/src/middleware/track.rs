@@ -144,6 +144,8 @@ pub async fn layer(
         let (parent, method, id) = (&parent, line.method.as_str(), line.id.as_str());
         traces.record(&Finished { parent, method, route, id, status, total, stages });
     }
+    // Of that nothing is sent but its head.
+    line.whole = line.method == Method::HEAD;
     line.head = Some(Head { status, stages, total, fate });
     response.map(|body| Body::new(Sent { body: body.into(), line, _job: job }))
 }
@@ -303,6 +305,9 @@ mod tests {
         let ask = || Request::get("/openapi.json").body(Body::empty()).unwrap();
         send(&app, ask()).await;
         assert_eq!(hangups(), [0, 0]);
+        let head = send(&app, Request::head("/openapi.json").body(Body::empty()).unwrap()).await;
+        assert!(head.status == 200 && head.bytes.is_empty());
+        assert_eq!(hangups(), [0, 0], "of an answer to HEAD there is nothing more to take");
         let mut response = router(&app).oneshot(ask()).await.unwrap();
         response.body_mut().frame().await.unwrap().unwrap();
         drop(response);
