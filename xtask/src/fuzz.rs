@@ -119,8 +119,7 @@ fn one(target: &str, args: &FuzzArgs, environment: &Environment) -> Result<Found
     .with_context(|| {
         format!("`{target}` broke: keep the input that is named above in fuzz/crashes/{target}, and mend it")
     })?;
-    // What adds no coverage is not kept.
-    process::capture(environment.apply(&mut cargo_fuzz(&["cmin", target])))?;
+    distil(target, &corpus, environment)?;
     found.corpus = fs::read_dir(&corpus).with_context(|| format!("reading {}", corpus.display()))?.count();
     Ok(found)
 }
@@ -140,6 +139,26 @@ impl Found {
             self.coverage = edges;
         }
     }
+}
+
+/// Keeps of a corpus as few inputs as reach all that it reaches: they lie in the repository, and the suite replays each. Of
+/// those that reach the same edges more or less often one is enough, else there would be thousands.
+fn distil(target: &str, corpus: &Path, environment: &Environment) -> Result<()> {
+    let beside = |name: &str| paths::root().join("fuzz/artifacts").join(format!("{name}-{target}"));
+    let (kept, old) = (beside("kept"), beside("old"));
+    for folder in [&kept, &old] {
+        if folder.exists() {
+            fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+    }
+    fs::create_dir_all(&kept).with_context(|| format!("making {}", kept.display()))?;
+    let mut merge = cargo_fuzz(&["run", target]);
+    merge.args([kept.as_path(), corpus]).args(["--", "-set_cover_merge=1", "-use_counters=0"]);
+    process::capture(environment.apply(&mut merge))?;
+    for (from, to) in [(corpus, old.as_path()), (kept.as_path(), corpus)] {
+        fs::rename(from, to).with_context(|| format!("moving {} to {}", from.display(), to.display()))?;
+    }
+    fs::remove_dir_all(&old).with_context(|| format!("removing {}", old.display()))
 }
 
 /// The targets, by their files.

@@ -57,6 +57,11 @@ pub fn png(bytes: &[u8], colour: Colour, [width, height]: [usize; 2]) -> Result<
     decoder.set_ignore_text_chunk(true);
     decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(wrong)?;
+    // Three bytes a colour, and no more colours than a byte can name: the decoder takes that for granted.
+    if reader.info().palette.as_ref().is_some_and(|palette| palette.len() % 3 != 0 || palette.len() > 3 * 256)
+    {
+        return Err(PictureError::Png("its palette is damaged"));
+    }
     let mut pixels = vec![0; reader.output_buffer_size().ok_or(PictureError::Png("it is too large"))?];
     reader.next_frame(&mut pixels).map_err(wrong)?;
     let pixels = match reader.output_color_type().0 {
