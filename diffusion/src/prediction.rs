@@ -41,6 +41,20 @@ impl Prediction {
         }
     }
 
+    /// The same for any quantity: `(a, b)` such that `wanted = a · x + b · prediction`, where `x` has signal `alpha > 0` and
+    /// noise `sigma > 0`.
+    pub fn to(self, wanted: Self, alpha: f64, sigma: f64) -> (f64, f64) {
+        let (a, b) = self.to_x0(alpha, sigma);
+        // eps = (x - alpha x0) / sigma, and v by its definition.
+        let eps = ((1.0 - alpha * a) / sigma, -alpha * b / sigma);
+        match wanted {
+            _ if wanted == self => (0.0, 1.0),
+            Self::X0 => (a, b),
+            Self::Eps => eps,
+            Self::V => (alpha * eps.0 - sigma * a, alpha * eps.1 - sigma * b),
+        }
+    }
+
     /// The name in manifests and recipes.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -91,6 +105,13 @@ mod tests {
             {
                 let (a, b) = prediction.to_x0(alpha, sigma);
                 assert!((a * x + b * truth - x0).abs() < 1e-12, "{prediction} at {angle}");
+                for (wanted, expected) in
+                    [(Prediction::Eps, eps), (Prediction::X0, x0), (Prediction::V, alpha * eps - sigma * x0)]
+                {
+                    let (a, b) = prediction.to(wanted, alpha, sigma);
+                    let got = a * x + b * truth;
+                    assert!((got - expected).abs() < 1e-10, "{wanted} from {prediction} at {angle}");
+                }
             }
         }
     }

@@ -49,6 +49,7 @@ pub const TABLE: &[(&str, &str, Need)] = &[
     ("POST",   "/v2/models/{name}/infer",              Key(Role::Generate)),
     // Looks inside.
     ("POST",   "/v1/analysis/attention",               Key(Role::Analyse)),
+    ("POST",   "/v1/analysis/jacobian",                Key(Role::Analyse)),
     // What is served.
     ("POST",   "/v2/repository/models/{name}/load",    Key(Role::Admin)),
     ("POST",   "/v2/repository/models/{name}/unload",  Key(Role::Admin)),

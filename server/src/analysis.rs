@@ -3,8 +3,12 @@
 //! in `routes/analysis.rs`.
 
 pub mod attention;
+mod canvas;
+pub mod decomposition;
+pub mod jacobian;
 pub mod picture;
 pub mod selection;
+pub mod sheet;
 pub mod subject;
 
 use crate::batcher::study::{Ask, Findings};

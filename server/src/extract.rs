@@ -15,6 +15,7 @@ mod upload;
 pub use accept::{Accept, Form};
 pub(crate) use body::{too_large, too_slow};
 pub use compression::Compression;
+pub(crate) use fields::form_of;
 pub use fields::{ApiFields, Fields};
 pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;

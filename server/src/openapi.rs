@@ -64,6 +64,7 @@ mod tests {
                 "/readyz",
                 "/startupz",
                 "/v1/analysis/attention",
+                "/v1/analysis/jacobian",
                 "/v1/images/generations",
                 "/v1/models",
                 "/v1/models/{id}",

@@ -24,6 +24,7 @@ pub(crate) fn routes(metrics: MetricsAre) -> OpenApiRouter<App> {
         .routes(routes!(images::generate))
         .routes(routes!(replay::replay))
         .routes(routes!(analysis::attention::attention))
+        .routes(routes!(analysis::jacobian::jacobian))
         .routes(routes!(requests::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::get))

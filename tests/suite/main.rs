@@ -10,6 +10,8 @@ mod trajectories;
 mod replay;
 // What a model attends to, in every form, beside images, and what a wrong look is told.
 mod analysis;
+// The Jacobian: against libtorch, against itself by other ways, its pictures, and what a wrong look is told.
+mod jacobian;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.

@@ -5,24 +5,25 @@ use windowpane_diffusion::locality::{Locality, LocalityNumbers};
 use windowpane_diffusion::{Plan, TilePlan, Window};
 
 use super::selection::{Layout, Selection};
-use super::subject::{Start, Subject};
+use super::subject::{Subject, Way};
 use super::{Study, StudyError};
 use crate::batcher::study::{Ask, Findings};
 use crate::engine::StepBatch;
 use crate::engine::insides::{Inside, Look, Wanted};
 use crate::model::Card;
-use crate::sampler::Progress;
 
 /// The study.
 #[derive(Debug)]
 pub struct AttentionStudy {
-    subject: Subject,
+    way: Way,
+    /// The timestep and the label that the network is told.
+    told: (f32, i64),
     selection: Selection,
     shape: [usize; 3],
     windows: Vec<Window>,
     plans: Vec<Plan>,
     /// The noisy image, once it is there.
-    x: Option<Vec<f32>>,
+    x: Vec<f32>,
     asked: bool,
     prediction: Vec<f32>,
     layers: Vec<LayerMaps>,
@@ -60,30 +61,18 @@ pub struct LayerMaps {
 impl AttentionStudy {
     /// Of a model whose graph has these plans.
     pub fn new(subject: Subject, selection: Selection, card: &Card, plans: &[Plan]) -> Self {
+        let shape = card.shape();
         Self {
-            subject,
+            told: (subject.level.t as f32, subject.label),
+            way: Way::new(subject.start, shape),
             selection,
-            shape: card.shape(),
+            shape,
             windows: card.manifest.config.windows.clone(),
             plans: plans.to_vec(),
-            x: None,
+            x: Vec::new(),
             asked: false,
             prediction: Vec::new(),
             layers: Vec::new(),
-        }
-    }
-
-    /// The noisy image's values, if it is there: it was given, or the last call was the last on the way to it.
-    fn arrive(&mut self) {
-        if self.x.is_none() {
-            let start = std::mem::replace(&mut self.subject.start, Start::At(Vec::new()));
-            match start {
-                Start::Sample(trajectory) if trajectory.evaluations_left() > 0 => {
-                    self.subject.start = Start::Sample(trajectory);
-                }
-                Start::Sample(trajectory) => self.x = Some(trajectory.into_values()),
-                Start::At(x) => self.x = Some(x),
-            }
         }
     }
 }
@@ -92,20 +81,19 @@ impl Study for AttentionStudy {
     type Findings = Attention;
 
     fn left(&self) -> usize {
-        self.subject.calls() + usize::from(!self.asked)
+        self.way.left() + usize::from(!self.asked)
     }
 
     fn next(&mut self) -> Option<Ask> {
-        self.arrive();
-        let mut batch = StepBatch::new(self.shape);
-        if let (None, Start::Sample(trajectory)) = (&self.x, &mut self.subject.start) {
-            trajectory.gather(&mut batch);
-            return Some(Ask::Denoise(batch));
+        if let Some(ask) = self.way.next_call() {
+            return Some(ask);
         }
         if std::mem::replace(&mut self.asked, true) {
             return None;
         }
-        batch.push(self.x.as_deref()?, self.subject.level.t as f32, self.subject.label);
+        self.x = self.way.arrive();
+        let mut batch = StepBatch::new(self.shape);
+        batch.push(&self.x, self.told.0, self.told.1);
         let mut wanted = vec![Wanted::all("prediction")];
         for &layer in &self.selection.layers {
             let window = self.windows[layer];
@@ -118,15 +106,12 @@ impl Study for AttentionStudy {
     }
 
     fn take(&mut self, findings: Findings) -> Result<(), StudyError> {
+        if !self.asked {
+            return self.way.take(findings);
+        }
         let mut findings = findings.into_iter();
         let missing = || StudyError::Shape("the engine gave fewer outputs than were asked for".to_owned());
-        let mut first = findings.next().ok_or_else(missing)?;
-        if let (None, Start::Sample(trajectory)) = (&self.x, &mut self.subject.start) {
-            return match trajectory.apply(&mut first) {
-                Progress::NotFinite => Err(StudyError::NotFinite),
-                Progress::Running | Progress::Finished => Ok(()),
-            };
-        }
+        let first = findings.next().ok_or_else(missing)?;
         let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
         let mut is_finite = finite(&first);
         self.prediction = first;
@@ -139,7 +124,7 @@ impl Study for AttentionStudy {
 
     fn finish(self) -> Attention {
         let Self { x, shape, prediction, selection, layers, .. } = self;
-        Attention { x: x.unwrap_or_default(), shape, prediction, selection, layers }
+        Attention { x, shape, prediction, selection, layers }
     }
 }
 

@@ -5,7 +5,8 @@
 use windowpane_diffusion::{Grid, Window};
 
 use super::attention::Attention;
-use crate::encode::{Colour, Picture};
+use super::canvas::{Canvas, DOT, INK, LINE};
+use crate::encode::Picture;
 
 /// Pixels of a panel, at least: the words above it fit.
 const PANEL: usize = 192;
@@ -19,18 +20,10 @@ const WIDEST: usize = 2048;
 /// The largest value that has a colour of its own, of a map normalised to [0, 1]: that of the paper.
 pub const FULL: f32 = 0.1;
 
-/// Pixels of one dot of a letter.
-const DOT: usize = 2;
-
-/// Height of a line of words.
-const LINE: usize = 5 * DOT + 4;
-
 /// From nothing to the most: light to dark blue.
 const COLOURS: [[u8; 3]; 6] =
     [[255, 247, 251], [208, 209, 230], [166, 189, 219], [54, 144, 192], [4, 90, 141], [2, 56, 88]];
 
-const WHITE: [u8; 3] = [255; 3];
-const INK: [u8; 3] = [40; 3];
 const BOX: [u8; 3] = [217, 95, 2];
 
 /// Where everything lies: decided before anything is drawn, so that its size can be told.
@@ -128,7 +121,7 @@ impl Figure {
             }
         }
         self.legend(&mut canvas, (GAP, height - GAP - LINE));
-        canvas.0
+        canvas.into_picture()
     }
 
     /// The centre of a map, in its upper right corner.
@@ -209,58 +202,6 @@ fn colour(value: f32) -> [u8; 3] {
     })
 }
 
-/// Pixels to draw on. What lies beyond its edge is not drawn.
-struct Canvas(Picture);
-
-// === impl Canvas ===
-
-impl Canvas {
-    fn new(width: usize, height: usize) -> Self {
-        Self(Picture { width, height, colour: Colour::Rgb, pixels: WHITE.repeat(width * height) })
-    }
-
-    fn fill(&mut self, (left, top): (usize, usize), [width, height]: [usize; 2], colour: [u8; 3]) {
-        let Picture { width: across, height: down, pixels, .. } = &mut self.0;
-        let (right, bottom) = ((left + width).min(*across), (top + height).min(*down));
-        for y in top..bottom {
-            let line = pixels.get_mut(3 * (y * *across + left)..3 * (y * *across + right));
-            line.unwrap_or_default().as_chunks_mut::<3>().0.fill(colour);
-        }
-    }
-
-    /// A line of one pixel just inside of this rectangle.
-    fn frame(&mut self, (left, top): (usize, usize), [width, height]: [usize; 2], colour: [u8; 3]) {
-        let (right, bottom) = ((left + width).saturating_sub(1), (top + height).saturating_sub(1));
-        self.fill((left, top), [width, 1], colour);
-        self.fill((left, bottom), [width, 1], colour);
-        self.fill((left, top), [1, height], colour);
-        self.fill((right, top), [1, height], colour);
-    }
-
-    /// Words of the letters that there are.
-    fn write(&mut self, (left, top): (usize, usize), words: &str) {
-        for (i, letter) in words.chars().enumerate() {
-            let Some((_, dots)) = LETTERS.iter().find(|(known, _)| *known == letter) else { continue };
-            for dot in (0..15).filter(|dot| dots >> (14 - dot) & 1 == 1) {
-                let (x, y) = (left + (4 * i + dot % 3) * DOT, top + dot / 3 * DOT);
-                self.fill((x, y), [DOT; 2], INK);
-            }
-        }
-    }
-}
-
-/// Letters of three by five dots, row by row from the top.
-#[rustfmt::skip]
-const LETTERS: [(char, u16); 21] = [
-    ('0', 0b111_101_101_101_111), ('1', 0b010_110_010_010_111), ('2', 0b111_001_111_100_111),
-    ('3', 0b111_001_111_001_111), ('4', 0b101_101_111_001_001), ('5', 0b111_100_111_001_111),
-    ('6', 0b111_100_111_101_111), ('7', 0b111_001_001_010_010), ('8', 0b111_101_111_101_111),
-    ('9', 0b111_101_111_001_111), ('.', 0b000_000_000_000_010), ('A', 0b010_101_111_101_101),
-    ('B', 0b110_101_110_101_110), ('E', 0b111_100_110_100_111), ('G', 0b011_100_101_101_011),
-    ('L', 0b100_100_100_100_111), ('O', 0b010_101_101_101_010), ('R', 0b110_101_110_101_101),
-    ('X', 0b101_101_010_101_101), ('Y', 0b101_101_010_010_010), ('-', 0b000_000_111_000_000),
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,16 +230,5 @@ mod tests {
             assert_eq!(figure.bytes(), 3 * width * height);
             assert!(figure.columns * layers.div_ceil(figure.columns) >= layers);
         }
-    }
-
-    #[test]
-    fn nothing_is_drawn_beyond_the_edge() {
-        let mut canvas = Canvas::new(4, 3);
-        canvas.fill((3, 2), [9, 9], INK);
-        canvas.fill((9, 9), [1, 1], INK);
-        canvas.write((2, 0), "88888");
-        canvas.frame((0, 0), [0, 0], BOX);
-        assert_eq!(canvas.0.pixels.len(), 36);
-        assert_eq!(canvas.0.pixels[33..], INK);
     }
 }

@@ -7,16 +7,51 @@ use image::imageops::FilterType;
 use windowpane_diffusion::error::number;
 use windowpane_diffusion::{Level, noise};
 
+use super::StudyError;
+use crate::batcher::study::{Ask, Findings};
 use crate::decode::npy::Npy;
 use crate::decode::picture;
 use crate::encode::{Colour, Picture};
+use crate::engine::StepBatch;
 use crate::error::{ApiError, Cause};
 use crate::extract::Accept;
 use crate::model::Card;
-use crate::routes::analysis::attention::AttentionRequest;
 use crate::routes::images::ImageRequest;
-use crate::sampler::Trajectory;
-use crate::spec::{self, MAX_SIDE, MOST_NOISE, Order, SampleSpec, Seed, unwrapped};
+use crate::sampler::{Progress, Trajectory};
+use crate::spec::{self, ClassRef, MAX_SIDE, MOST_NOISE, Order, SampleSpec, Seed, unwrapped};
+
+/// The fields of a request that say what is looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SubjectFields<'a> {
+    /// A picture to be made noisy, in base64.
+    pub image: Option<&'a str>,
+    /// A noisy image, in base64.
+    pub x_t: Option<&'a str>,
+    /// Whether a picture is brought to the model's size.
+    pub resize: Option<bool>,
+    /// The noise level by its timestep.
+    pub timestep: Option<f64>,
+    /// The noise level by its standard deviation.
+    pub sigma: Option<f64>,
+    /// Of the noise, or of the sample.
+    pub seed: Option<Seed>,
+    /// The class in words.
+    pub prompt: Option<&'a str>,
+    /// The class by index or name.
+    pub class: Option<&'a ClassRef>,
+    /// Of a sample, and so the rest: solver steps.
+    pub steps: Option<u64>,
+    /// The sampler.
+    pub sampler: Option<&'a str>,
+    /// The time grid.
+    pub time_grid: Option<&'a str>,
+    /// The scale of guidance.
+    pub guidance_scale: Option<f64>,
+    /// Ancestral noise.
+    pub eta: Option<f64>,
+    /// Whether estimates are clipped.
+    pub clip_x0: Option<bool>,
+}
 
 /// What is looked at, and how it came about.
 #[derive(Debug)]
@@ -51,13 +86,70 @@ struct Upload {
     kind: &'static str,
 }
 
+/// The way to a subject's noisy image: the calls of the network that sample it, if it is to be sampled.
+#[derive(Debug)]
+pub struct Way {
+    start: Start,
+    shape: [usize; 3],
+}
+
+// === impl Way ===
+
+impl Way {
+    /// To where that start leads, of images of this shape.
+    pub fn new(start: Start, shape: [usize; 3]) -> Self {
+        Self { start, shape }
+    }
+
+    /// Calls of the network that are still to come.
+    pub fn left(&self) -> usize {
+        match &self.start {
+            Start::At(_) => 0,
+            Start::Sample(trajectory) => trajectory.evaluations_left(),
+        }
+    }
+
+    /// The next call; `None`: the noisy image is there.
+    pub fn next_call(&mut self) -> Option<Ask> {
+        match &mut self.start {
+            Start::Sample(trajectory) if trajectory.evaluations_left() > 0 => {
+                let mut batch = StepBatch::new(self.shape);
+                trajectory.gather(&mut batch);
+                Some(Ask::Denoise(batch))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes what that call brought.
+    pub fn take(&mut self, findings: Findings) -> Result<(), StudyError> {
+        let (Start::Sample(trajectory), Some(mut prediction)) =
+            (&mut self.start, findings.into_iter().next())
+        else {
+            return Err(StudyError::Shape("an answer that nobody asked for".to_owned()));
+        };
+        match trajectory.apply(&mut prediction) {
+            Progress::NotFinite => Err(StudyError::NotFinite),
+            Progress::Running | Progress::Finished => Ok(()),
+        }
+    }
+
+    /// The noisy image, once no call is left.
+    pub fn arrive(&mut self) -> Vec<f32> {
+        match std::mem::replace(&mut self.start, Start::At(Vec::new())) {
+            Start::At(x) => x,
+            Start::Sample(trajectory) => trajectory.into_values(),
+        }
+    }
+}
+
 // === impl Subject ===
 
 impl Subject {
     /// From the checked fields of a request.
-    pub fn resolve(request: &AttentionRequest, card: &Card) -> Result<Self, ApiError> {
+    pub fn resolve(request: &SubjectFields<'_>, card: &Card) -> Result<Self, ApiError> {
         let level = level(request, card)?;
-        match (&request.image, &request.x_t) {
+        match (request.image, request.x_t) {
             (Some(_), Some(_)) => {
                 let message = "`image` and `x_t` are two things to look at; give one of them";
                 Err(ApiError::new(Cause::InvalidValue, message).param("x_t"))
@@ -89,13 +181,12 @@ impl Subject {
 
     /// What was uploaded, at this level; with the class that was named, if one was.
     fn given(
-        request: &AttentionRequest,
+        request: &SubjectFields<'_>,
         card: &Card,
         level: Level,
         upload: Upload,
     ) -> Result<Self, ApiError> {
-        let named =
-            request.class.is_some() || request.prompt.as_deref().is_some_and(|p| !p.trim().is_empty());
+        let named = request.class.is_some() || request.prompt.is_some_and(|p| !p.trim().is_empty());
         let class = if named { spec::class(&sampling(request), &card.manifest)? } else { None };
         let label = class.unwrap_or(card.manifest.config.null_class()) as i64;
         let Upload { x, seed, kind } = upload;
@@ -103,7 +194,7 @@ impl Subject {
     }
 
     /// A sample as the images route draws it, up to the step of its time grid that is nearest to the level.
-    fn sample(request: &AttentionRequest, card: &Card, level: Level) -> Result<Self, ApiError> {
+    fn sample(request: &SubjectFields<'_>, card: &Card, level: Level) -> Result<Self, ApiError> {
         if request.resize.is_some() {
             let message = "`resize` is for `image`, which is missing";
             return Err(ApiError::new(Cause::InvalidValue, message).param("resize"));
@@ -128,18 +219,10 @@ impl Subject {
         let (class, label) = (spec.class, spec.label);
         Ok(Self { start, level, class, label, seed: Some(seed), kind: "sample" })
     }
-
-    /// Calls of the network that it takes to come to the level.
-    pub fn calls(&self) -> usize {
-        match &self.start {
-            Start::At(_) => 0,
-            Start::Sample(trajectory) => trajectory.evaluations_left(),
-        }
-    }
 }
 
 /// The noise level that `timestep` or `sigma` names.
-fn level(request: &AttentionRequest, card: &Card) -> Result<Level, ApiError> {
+fn level(request: &SubjectFields<'_>, card: &Card) -> Result<Level, ApiError> {
     let schedule = &card.schedule;
     let last = schedule.len() - 1;
     match (request.timestep, request.sigma) {
@@ -169,18 +252,18 @@ fn level(request: &AttentionRequest, card: &Card) -> Result<Level, ApiError> {
     }
 }
 
-fn seed(request: &AttentionRequest) -> u64 {
+fn seed(request: &SubjectFields<'_>) -> u64 {
     request.seed.map_or_else(spec::random_seed, |seed| seed.0)
 }
 
 /// The fields that say how to sample, as the images route takes them.
-fn sampling(request: &AttentionRequest) -> ImageRequest {
+fn sampling(request: &SubjectFields<'_>) -> ImageRequest {
     ImageRequest {
-        prompt: request.prompt.clone(),
-        class: request.class.clone(),
+        prompt: request.prompt.map(str::to_owned),
+        class: request.class.cloned(),
         steps: request.steps,
-        sampler: request.sampler.clone(),
-        time_grid: request.time_grid.clone(),
+        sampler: request.sampler.map(str::to_owned),
+        time_grid: request.time_grid.map(str::to_owned),
         guidance_scale: request.guidance_scale,
         eta: request.eta,
         clip_x0: request.clip_x0,
@@ -189,7 +272,7 @@ fn sampling(request: &AttentionRequest) -> ImageRequest {
 }
 
 /// Refuses fields that say how to sample, where nothing is sampled.
-fn only_for_a_sample(request: &AttentionRequest) -> Result<(), ApiError> {
+fn only_for_a_sample(request: &SubjectFields<'_>) -> Result<(), ApiError> {
     let given = [
         ("steps", request.steps.is_some()),
         ("sampler", request.sampler.is_some()),

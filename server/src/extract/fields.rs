@@ -7,11 +7,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use utoipa::PartialSchema;
+use utoipa::openapi::{RefOr, Schema};
 
 use super::multipart::{self, Part};
 use super::{body, json};
 use crate::app::App;
 use crate::error::{ApiError, Cause, words};
+use crate::spec::FileBytes;
 
 /// What a form has to know of the fields of a request.
 pub trait Fields {
@@ -26,6 +29,22 @@ pub trait Fields {
 /// The body as a `T`. Every field of `T` must be optional: a wrong field is found by trying each one alone.
 #[derive(Debug, Clone)]
 pub struct ApiFields<T>(pub T);
+
+/// The schema of a request as a form: that of its JSON, with files that are files.
+pub(crate) fn form_of<T: Fields + PartialSchema>() -> RefOr<Schema> {
+    let mut schema = T::schema();
+    if let RefOr::T(Schema::Object(object)) = &mut schema {
+        object.example = None;
+        for file in T::FILES {
+            let mut bytes = FileBytes::schema();
+            if let RefOr::T(Schema::Object(bytes)) = &mut bytes {
+                bytes.description = Some("As in JSON, and the file itself.".to_owned());
+            }
+            object.properties.insert((*file).to_owned(), bytes);
+        }
+    }
+    schema
+}
 
 // === impl ApiFields ===
 

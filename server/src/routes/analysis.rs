@@ -1,3 +1,6 @@
 //! What a model looks like inside: one look a file. What is computed is in [`crate::analysis`].
 
+mod about;
 pub mod attention;
+pub mod jacobian;
+mod output;

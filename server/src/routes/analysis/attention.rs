@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::response::Response;
 use windowpane_diffusion::error::number;
 
+use super::output::{File, Output};
 use crate::analysis::Study as _;
 use crate::analysis::attention::AttentionStudy;
 use crate::analysis::picture::{FULL, Figure};
@@ -16,13 +17,12 @@ use crate::analysis::selection::{Layout, Maps, Selection, Weight};
 use crate::analysis::subject::Subject;
 use crate::app::App;
 use crate::call::Call;
-use crate::encode::ArrayFile;
 use crate::engine::Provider;
 use crate::engine::insides::Inside;
 use crate::error::{ApiError, Cause, ErrorBody};
-use crate::extract::{Accept, ApiFields, Form};
+use crate::extract::{Accept, ApiFields};
 use crate::model::Card;
-use crate::spec::{FileBytes, shown};
+use crate::spec::FileBytes;
 pub use request::{AttentionForm, AttentionRequest, TokenRef};
 use response::{About, Drawn};
 pub use response::{AttentionResponse, WindowSide};
@@ -81,10 +81,14 @@ pub async fn attention(
     let (card, limit) = (Arc::clone(&model.card), app.config().study_limit);
     let provider = model.served.provider;
     let resolve = move || Order::resolve(&request, &accept, &card, provider, limit);
-    let Order { study, tokens, full, output, about } = app.compute(resolve).await??;
+    let Order { study, tokens, full, output, about } = app.study(resolve).await??;
     let studying = call.study(&app, &model, study.left())?;
+    let job = studying.job();
     let found = studying.finish(study).await?;
-    app.compute(move || response::respond(&model, about, &Drawn { found, tokens, full }, output)).await?
+    let mut response =
+        app.study(move || response::respond(&model, about, &Drawn { found, tokens, full }, output)).await??;
+    response.extensions_mut().insert(job);
+    Ok(response)
 }
 
 /// A valid request.
@@ -96,22 +100,6 @@ struct Order {
     full: f32,
     output: Output,
     about: About,
-}
-
-/// How the answer is handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Output {
-    /// JSON, or the bytes of the file.
-    form: Form,
-    /// A file; none, where the numbers are in the JSON.
-    file: Option<File>,
-}
-
-/// A file of attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum File {
-    Arrays(ArrayFile),
-    Picture,
 }
 
 // === impl Order ===
@@ -132,7 +120,7 @@ impl Order {
             );
             ApiError::new(Cause::Unsupported, message).param("model")
         })?;
-        let output = Output::resolve(request, accept)?;
+        let output = Output::resolve(request.output_format.as_deref(), accept)?;
         let mut selection = Selection::resolve(request, card)?;
         let mut tokens = selection.tokens.clone();
         let weight = match output.file {
@@ -156,7 +144,7 @@ impl Order {
                 Weight::Picture(figure.bytes())
             }
         };
-        let subject = Subject::resolve(request, card)?;
+        let subject = Subject::resolve(&request.subject(), card)?;
         selection.check(card, &graph.plan, weight, limit)?;
         let full = full(request, output)?;
         let about = About::new(card, &subject, &graph.file);
@@ -176,51 +164,4 @@ fn full(request: &AttentionRequest, output: Output) -> Result<f32, ApiError> {
         return Err(ApiError::invalid("full", number(full), "0.001 to 1"));
     }
     Ok(full as f32)
-}
-
-// === impl Output ===
-
-impl Output {
-    /// Forms that are files here.
-    const FILES: [Form; 3] = [Form::Npz, Form::Safetensors, Form::Png];
-
-    /// JSON, or the type of file that `accept` prefers; `output_format` says which file that is, and comes inside of JSON
-    /// where `accept` does not name its type.
-    fn resolve(request: &AttentionRequest, accept: &Accept) -> Result<Self, ApiError> {
-        let asked = match request.output_format.as_deref() {
-            None | Some("json") => None,
-            Some(word) => {
-                let found = Self::FILES.into_iter().find(|form| form.as_str() == word);
-                let expected = "`json`, `npz`, `safetensors` or `png`";
-                Some(found.ok_or_else(|| ApiError::invalid("output_format", shown(word), expected))?)
-            }
-        };
-        let mut offers = vec![Form::Json];
-        match (asked, request.output_format.is_some()) {
-            (Some(asked), _) => offers.push(asked),
-            (None, true) => {}
-            (None, false) => offers.extend(Self::FILES),
-        }
-        let form = accept.best(&offers).ok_or_else(|| {
-            let types = offers.iter().map(|form| form.media_type()).collect::<Vec<_>>().join(", ");
-            let message = format!("nothing that `accept` allows can be produced; {types} can");
-            ApiError::new(Cause::NotAcceptable, message)
-        })?;
-        let file = asked.or(form.is_file().then_some(form)).map(|form| match form {
-            Form::Npz => File::Arrays(ArrayFile::Npz),
-            Form::Safetensors => File::Arrays(ArrayFile::Safetensors),
-            _ => File::Picture,
-        });
-        Ok(Self { form, file })
-    }
-
-    /// The word of its file.
-    fn as_str(self) -> &'static str {
-        match self.file {
-            None => "json",
-            Some(File::Arrays(ArrayFile::Safetensors)) => "safetensors",
-            Some(File::Arrays(_)) => "npz",
-            Some(File::Picture) => "png",
-        }
-    }
 }

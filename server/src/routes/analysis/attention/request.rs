@@ -4,8 +4,9 @@ use serde::Deserialize;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::extract::Fields;
-use crate::spec::{ClassRef, FileBytes, SamplerName, Seed, TimeGridName};
+use crate::analysis::subject::SubjectFields;
+use crate::extract::{Fields, form_of};
+use crate::spec::{ClassRef, SamplerName, Seed, TimeGridName};
 
 /// What to look at, and what of it to tell. `timestep` or `sigma` says how noisy it is; what is looked at is `image`, `x_t`,
 /// or without either a sample that is drawn up to there.
@@ -99,14 +100,7 @@ pub enum AttentionForm {}
 
 impl PartialSchema for AttentionForm {
     fn schema() -> RefOr<Schema> {
-        let mut schema = AttentionRequest::schema();
-        if let RefOr::T(Schema::Object(object)) = &mut schema {
-            object.example = None;
-            for file in AttentionRequest::FILES {
-                object.properties.insert((*file).to_owned(), FileBytes::schema());
-            }
-        }
-        schema
+        form_of::<AttentionRequest>()
     }
 }
 
@@ -116,4 +110,28 @@ impl Fields for AttentionRequest {
     const FILES: &[&str] = &["image", "x_t"];
     const LISTS: &[&str] = &["layers", "heads", "tokens"];
     const TEXTS: &[&str] = &["model", "prompt", "sampler", "time_grid", "maps", "layout", "output_format"];
+}
+
+// === impl AttentionRequest ===
+
+impl AttentionRequest {
+    /// Those of its fields that say what is looked at.
+    pub(super) fn subject(&self) -> SubjectFields<'_> {
+        SubjectFields {
+            image: self.image.as_deref(),
+            x_t: self.x_t.as_deref(),
+            resize: self.resize,
+            timestep: self.timestep,
+            sigma: self.sigma,
+            seed: self.seed,
+            prompt: self.prompt.as_deref(),
+            class: self.class.as_ref(),
+            steps: self.steps,
+            sampler: self.sampler.as_deref(),
+            time_grid: self.time_grid.as_deref(),
+            guidance_scale: self.guidance_scale,
+            eta: self.eta,
+            clip_x0: self.clip_x0,
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! What a client is told: the maps and the numbers, as JSON, as arrays or as a picture.
 
 use axum::Json;
-use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +10,8 @@ use utoipa::ToSchema;
 use windowpane_diffusion::Window;
 use windowpane_diffusion::locality::LocalityNumbers;
 
-use super::{File, Output};
+use super::super::about::Looked;
+use super::super::output::{File, Output};
 use crate::analysis::attention::{Attention, LayerMaps};
 use crate::analysis::picture::Figure;
 use crate::analysis::subject::Subject;
@@ -19,39 +19,16 @@ use crate::encode::{self, ArrayFile, Encoding, Named};
 use crate::error::ApiError;
 use crate::extract::Form;
 use crate::model::{Card, Model};
-use crate::provenance::ascii;
-use crate::spec::Seed;
 
 /// What was looked at.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = AttentionSubject)]
 pub struct About {
-    /// The model.
-    #[schema(example = "fashion-dit")]
-    pub model: String,
-    /// Its identity: the sha256 of its manifest.
-    pub digest: String,
+    #[serde(flatten)]
+    looked: Looked,
     /// The graph's file in the package.
     #[schema(example = "attention.f32.onnx")]
     pub graph: String,
-    /// `image`, `x_t` or `sample`.
-    #[schema(example = "sample")]
-    pub input: &'static str,
-    /// The seed of its noise, a decimal string; null for an `x_t`.
-    #[schema(required, value_type = Option<String>, example = "7")]
-    pub seed: Option<Seed>,
-    /// The class's name; null where the network was told none.
-    #[schema(required, example = "sneaker")]
-    pub class: Option<String>,
-    /// The class's index.
-    #[schema(required)]
-    pub class_index: Option<usize>,
-    /// The timestep that the network was told.
-    pub timestep: f64,
-    /// The share of the image's variance that is the picture's, at that timestep.
-    pub alpha_bar: f64,
-    /// The standard deviation of the noise, `sqrt(1 - alpha_bar)`.
-    pub sigma: f64,
 }
 
 /// What a model's layers attend to.
@@ -157,19 +134,7 @@ pub(super) struct Drawn {
 
 impl About {
     pub(super) fn new(card: &Card, subject: &Subject, graph: &str) -> Self {
-        let (manifest, level) = (&card.manifest, subject.level);
-        Self {
-            model: manifest.name.clone(),
-            digest: card.digest.clone(),
-            graph: graph.to_owned(),
-            input: subject.kind,
-            seed: subject.seed.map(Seed),
-            class: subject.class.map(|class| manifest.classes[class].name.clone()),
-            class_index: subject.class,
-            timestep: level.t,
-            alpha_bar: level.alpha * level.alpha,
-            sigma: level.sigma,
-        }
+        Self { looked: Looked::new(card, subject), graph: graph.to_owned() }
     }
 
     fn to_json(&self) -> Result<String, ApiError> {
@@ -246,16 +211,7 @@ pub(super) fn respond(
         })
         .into_response());
     }
-    let text = ascii(&about.to_json()?);
-    let value =
-        |text: String| HeaderValue::try_from(text).map_err(|error| ApiError::internal(error.to_string()));
-    let mut response = file.unwrap_or_default().into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(output.form.media_type()));
-    headers.insert("x-about", value(text)?);
-    headers.insert("x-model", value(model.name().to_owned())?);
-    headers.insert("x-model-digest", value(model.card.digest.clone())?);
-    Ok(response)
+    output.respond(model, &about.to_json()?, file.unwrap_or_default())
 }
 
 /// The bytes of a file.
