@@ -64,8 +64,11 @@ class Network:
     def __init__(self, package):
         manifest = json.loads((package / "manifest.json").read_text())
         self.config = config = manifest["config"]
-        model = onnx.load(package / "denoiser.f32.onnx")
-        parameters = {t.name: t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+        file = package / "denoiser.f32.onnx"
+        # Once its data is loaded an initializer no longer says that it was outside.
+        outside = onnx.load(file, load_external_data=False).graph.initializer
+        names = {t.name for t in outside if t.data_location == onnx.TensorProto.EXTERNAL}
+        parameters = {t.name: t for t in onnx.load(file).graph.initializer if t.name in names}
         self.p = {name: torch.from_numpy(numpy_helper.to_array(t).astype(np.float32)) for name, t in parameters.items()}
         self.grid = (config["height"] // config["patch"], config["width"] // config["patch"])
         self.masks = [self.mask(window) for window in config["windows"]]
