@@ -16,7 +16,7 @@ mod graph;
 mod validate;
 
 pub use graph::{Dim, Dtype, Graph, GraphDevice, Role, TensorSpec, TensorType};
-pub use validate::plain_name;
+pub use validate::{class_words, not_blank, plain_name, sample_defaults};
 
 /// The format that this code reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -29,6 +29,11 @@ pub const WEIGHTS_FILE: &str = "weights.bin";
 
 /// Inputs and outputs of every graph, from the trainer's own network.
 pub const GOLDEN_FILE: &str = "golden.safetensors";
+
+/// Images to measure the PSNR gap on, where the owner of a package lets them travel along: pixels `train.images` and
+/// `test.images`, u8 `[n, channels, height, width]`, and where the model has classes `train.labels` and `test.labels`,
+/// i64 `[n]`.
+pub const REFERENCE_FILE: &str = "reference.safetensors";
 
 /// A model package's `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,8 +94,13 @@ pub struct SampleDefaults {
     pub guidance_scale: f64,
     /// Share of ancestral noise; DDIM only.
     pub eta: f64,
-    /// Whether clean estimates are clipped.
+    /// Whether clean estimates are clipped; true where it is not said.
+    #[serde(default = "clipped")]
     pub clip_x0: bool,
+}
+
+fn clipped() -> bool {
+    true
 }
 
 /// A file's digest and size.
@@ -162,14 +172,20 @@ impl Manifest {
     /// The label of the class that `word` names: its name or an alias, in any case, blanks around it ignored.
     /// Errors: no such class; the error lists the names.
     pub fn lookup(&self, word: &str) -> Result<usize> {
-        let wanted = fold(word);
-        let means = |class: &Class| {
-            std::iter::once(&class.name).chain(&class.aliases).any(|known| fold(known) == wanted)
-        };
         self.classes
             .iter()
-            .position(means)
+            .position(|class| class.means(word))
             .ok_or_else(|| Error::unknown_name("class", word, self.classes.iter().map(|c| c.name.as_str())))
+    }
+}
+
+// === impl Class ===
+
+impl Class {
+    /// Whether `word` is its name or an alias, in any case, blanks around it ignored.
+    pub fn means(&self, word: &str) -> bool {
+        let wanted = fold(word);
+        std::iter::once(&self.name).chain(&self.aliases).any(|known| fold(known) == wanted)
     }
 }
 

@@ -45,6 +45,11 @@ const FLOOR: f64 = 1e-10;
 /// Noise steps from here on draw resamples instead of noise; timesteps lie far below.
 const RESAMPLE: u32 = 1 << 31;
 
+/// A pixel as the value that is measured: 0 to 255 becomes -1 to 1.
+pub fn value(pixel: u8) -> f32 {
+    f32::from(pixel) / 127.5 - 1.0
+}
+
 /// One timestep: `x = alpha x0 + sigma eps`, `x0_hat = a x + b prediction`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Denoising {
@@ -151,6 +156,16 @@ impl Psnr {
     pub fn of(table: &Table, seed: u64, resamples: usize) -> Self {
         let draws = Bootstrap { seed, resamples }.means(table, 0);
         Self::with(table, &draws)
+    }
+
+    /// The curve at these timesteps as CSV: `timestep,psnr_db,low_db,high_db`.
+    pub fn csv(&self, timesteps: &[usize]) -> String {
+        let mut text = "timestep,psnr_db,low_db,high_db\n".to_owned();
+        for ((t, db), [low, high]) in timesteps.iter().zip(&self.curve).zip(&self.intervals) {
+            writeln!(text, "{t},{db:.6},{low:.6},{high:.6}")
+                .expect("a string takes what is written: this is a bug");
+        }
+        text
     }
 
     /// With the means of resamples: `[resamples][timesteps]`.
@@ -327,6 +342,7 @@ mod tests {
         assert!(gap.unclipped.abs() < 0.5 && gap.gap > 0.5, "{gap}");
         let csv = gap.csv();
         assert!(csv.lines().count() == 3 && csv.lines().all(|line| line.matches(',').count() == 7), "{csv}");
+        assert_eq!(gap.train.csv(&[0, 999]).lines().nth(2).unwrap().split(',').next(), Some("999"));
         let json = serde_json::to_string(&gap).unwrap();
         assert_eq!(serde_json::from_str::<PsnrGap>(&json).unwrap().timesteps, [0, 999]);
     }

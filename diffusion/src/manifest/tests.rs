@@ -71,6 +71,19 @@ fn unknown_and_missing_fields_are_named() {
 }
 
 #[test]
+fn clean_estimates_are_clipped_unless_it_is_said_that_they_are_not() {
+    let clips = |field: Value| {
+        let mut manifest: Value = serde_json::from_str(STORED).unwrap();
+        match field {
+            Value::Null => _ = manifest["defaults"].as_object_mut().unwrap().remove("clip_x0").unwrap(),
+            said => manifest["defaults"]["clip_x0"] = said,
+        }
+        Manifest::from_json(&manifest.to_string()).unwrap().defaults.clip_x0
+    };
+    assert_eq!([Value::Null, json!(true), json!(false)].map(clips), [true, true, false]);
+}
+
+#[test]
 fn an_array_is_no_object() {
     // Each holds the right values in the order of the fields.
     for (pointer, value, expected) in [

@@ -7,13 +7,14 @@ use serde_json::Value;
 
 use crate::error::{Error, Result, number};
 use crate::guidance;
-use crate::prediction::Variance;
+use crate::prediction::{Prediction, Variance};
+use crate::schedule::Schedule;
 use crate::solver::SolverConfig;
 use crate::window::Plan;
 
 use super::{
-    Dim, Dtype, FORMAT_VERSION, GOLDEN_FILE, Graph, GraphDevice, MANIFEST_FILE, Manifest, Role, TensorSpec,
-    TensorType, WEIGHTS_FILE, fold,
+    Class, Dim, Dtype, FORMAT_VERSION, GOLDEN_FILE, Graph, GraphDevice, MANIFEST_FILE, Manifest, Role,
+    SampleDefaults, TensorSpec, TensorType, WEIGHTS_FILE, fold,
 };
 
 /// Longest name of a model, file or golden case.
@@ -24,13 +25,18 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
     version(manifest.format_version)?;
     plain_name("name", &manifest.name)?;
     manifest.config.validate()?;
-    manifest.schedule.build()?;
+    let schedule = manifest.schedule.build()?;
     variance(manifest)?;
     if manifest.value_range != [-1.0, 1.0] {
         return bad("value_range", format!("{:?}", manifest.value_range), "[-1, 1]");
     }
-    classes(manifest)?;
-    defaults(manifest)?;
+    let (names, count) = (manifest.classes.len(), manifest.config.classes);
+    if names != count {
+        return bad("classes", format!("{names} classes"), format!("{count}, as config.classes says"));
+    }
+    class_words(&manifest.classes)?;
+    let process = (&schedule, manifest.prediction, manifest.variance);
+    sample_defaults(&manifest.defaults, process, count).map_err(|error| error.within("defaults"))?;
     files(manifest)?;
     graphs(manifest)?;
     lineage(manifest)?;
@@ -71,7 +77,8 @@ fn bad<T>(field: impl Into<String>, got: impl std::fmt::Display, expected: impl 
     Err(Error::bad_value(field, got, expected))
 }
 
-fn not_blank(field: &str, text: &str) -> Result<()> {
+/// Accepts a text in which there is something to read. Errors: another, as the value of `field`.
+pub fn not_blank(field: &str, text: &str) -> Result<()> {
     if text.trim().is_empty() { bad(field, "blank", "a text") } else { Ok(()) }
 }
 
@@ -114,13 +121,11 @@ fn variance(manifest: &Manifest) -> Result<()> {
     bad("variance", manifest.variance, expected)
 }
 
-fn classes(manifest: &Manifest) -> Result<()> {
-    let (names, count) = (manifest.classes.len(), manifest.config.classes);
-    if names != count {
-        return bad("classes", format!("{names} classes"), format!("{count}, as config.classes says"));
-    }
+/// Accepts classes of which every word means one. Errors: a blank word, or one that two of them have, by its path from
+/// `classes`.
+pub fn class_words(classes: &[Class]) -> Result<()> {
     let mut seen: HashMap<String, String> = HashMap::new();
-    for (i, class) in manifest.classes.iter().enumerate() {
+    for (i, class) in classes.iter().enumerate() {
         let name = std::iter::once((format!("classes[{i}].name"), &class.name));
         let aliases =
             class.aliases.iter().enumerate().map(|(j, alias)| (format!("classes[{i}].aliases[{j}]"), alias));
@@ -134,22 +139,19 @@ fn classes(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-fn defaults(manifest: &Manifest) -> Result<()> {
-    let defaults = &manifest.defaults;
-    let solver = SolverConfig {
-        sampler: defaults.sampler,
-        grid: defaults.grid,
-        steps: defaults.steps,
-        eta: defaults.eta,
-        clip_x0: defaults.clip_x0,
-        prediction: manifest.prediction,
-        variance: manifest.variance,
-    };
-    let schedule = manifest.schedule.build()?;
-    solver.build(&schedule).map_err(|error| error.within("defaults"))?;
-    guidance::check_scale(defaults.guidance_scale).map_err(|error| error.within("defaults"))?;
-    if manifest.config.classes == 0 && guidance::needs_unconditional(defaults.guidance_scale) {
-        return bad("defaults.guidance_scale", defaults.guidance_scale, "1, since the model has no classes");
+/// Accepts a sampler that works for a model of this schedule, prediction and variance, and of so many classes. Errors name
+/// the field.
+pub fn sample_defaults(
+    defaults: &SampleDefaults,
+    (schedule, prediction, variance): (&Schedule, Prediction, Variance),
+    classes: usize,
+) -> Result<()> {
+    let SampleDefaults { sampler, grid, steps, guidance_scale, eta, clip_x0 } = *defaults;
+    let solver = SolverConfig { sampler, grid, steps, eta, clip_x0, prediction, variance };
+    solver.build(schedule)?;
+    guidance::check_scale(guidance_scale)?;
+    if classes == 0 && guidance::needs_unconditional(guidance_scale) {
+        return bad("guidance_scale", guidance_scale, "1, since the model has no classes");
     }
     Ok(())
 }
