@@ -123,6 +123,9 @@ pub struct Sample {
     /// Use the raw weights instead of their moving average.
     #[arg(long)]
     pub raw: bool,
+    /// The weights are no run's, but a state dict of facebookresearch/DiT as safetensors: the recipe says what model.
+    #[arg(long, value_name = "RECIPE", conflicts_with = "raw")]
+    pub recipe: Option<PathBuf>,
     /// Also write every image by itself into this folder, as `CLASS/SEED.png`.
     #[arg(long, value_name = "DIR")]
     pub each: Option<PathBuf>,
@@ -167,6 +170,13 @@ pub struct Export {
     /// Export the raw weights instead of their moving average; the run's samples, drawn with that, stay behind.
     #[arg(long)]
     pub raw: bool,
+    /// Let the first 300 training images and 300 held-out images travel along, so that a server can measure the PSNR gap
+    /// without being sent any. Whoever has the package has them.
+    #[arg(long)]
+    pub reference: bool,
+    /// With `--reference`: where the run's images are by now, instead of the recipe's `data.path`. Other images are refused.
+    #[arg(long, value_name = "PATH", requires = "reference")]
+    pub data: Option<PathBuf>,
 }
 
 /// `refresh`.
@@ -177,6 +187,9 @@ pub struct Refresh {
     /// Leave it as it is, and write into this folder.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Add the graphs that show the network's insides to a package that has none.
+    #[arg(long)]
+    pub insides: bool,
 }
 
 /// `export-ops`.

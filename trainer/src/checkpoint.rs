@@ -2,44 +2,30 @@
 //! to it.
 //!
 //! A checkpoint is a folder `step-00001000/` of `model.safetensors` (raw weights), `ema.safetensors` (their
-//! moving average), `optimiser.safetensors` (both moments, flat) and `state.json`. The first two carry the parameter names
-//! of facebookresearch/DiT `models.py`, its frozen `pos_embed` included, so a PyTorch user can load them.
+//! moving average), `optimiser.safetensors` (both moments, flat) and `state.json`, which pins the three by their digests.
+//! The first two carry the parameter names of facebookresearch/DiT `models.py`, its frozen `pos_embed` included, so a
+//! PyTorch user can load them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
-use windowpane_diffusion::manifest::Class;
-use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, Variance};
+use tch::{Device, Tensor};
 
 use crate::config::MAX_BATCH;
 use crate::data::ImageSet;
 use crate::error::{Error, Result};
 use crate::folder::{self, NewFolder};
 use crate::json;
-use crate::model::position_table;
 use crate::optim::Optimiser;
 use crate::params::Layout;
 
-/// What a file of weights says about itself, in the safetensors header under the key `windowpane`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Meta {
-    /// The network's shape.
-    pub config: ModelConfig,
-    /// The noise it was trained under.
-    pub schedule: ScheduleConfig,
-    /// What it predicts.
-    pub prediction: Prediction,
-    /// Which variance its reverse process has.
-    pub variance: Variance,
-    /// Its classes.
-    pub classes: Vec<Class>,
-    /// Steps trained.
-    pub step: u64,
-}
+mod weights;
+
+pub use weights::{Meta, Weights, load_foreign, load_weights, save_weights};
+use weights::{digest, read_f32, to_bytes, weights_in, write_safetensors};
 
 /// `state.json`: where the run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,49 +43,21 @@ pub struct State {
     pub images_seen: u64,
     /// Seconds spent training, all sessions together.
     pub seconds: f64,
+    /// sha256 of the files beside it, by name; none in a checkpoint of an earlier version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
-/// Weights in memory: what they are, and the flat buffer `[parameters]`.
-#[derive(Debug)]
-pub struct Weights {
-    /// What the file says of itself.
-    pub meta: Meta,
-    /// The parameters.
-    pub flat: Tensor,
-}
-
-const META_KEY: &str = "windowpane";
+/// The raw weights, their moving average, and the moments.
+const RAW_FILE: &str = "model.safetensors";
+const AVERAGE_FILE: &str = "ema.safetensors";
+const MOMENTS_FILE: &str = "optimiser.safetensors";
 
 /// The file without which a folder is no checkpoint.
 const STATE_FILE: &str = "state.json";
 
 /// The most images that a step can see: the largest batch, accumulated as often as can be.
 const MAX_IMAGES_PER_STEP: u64 = (MAX_BATCH * MAX_BATCH) as u64;
-
-// === impl Meta ===
-
-impl Meta {
-    /// In words, what decides the network and its noise and differs between two runs.
-    fn different(&self, other: &Self) -> Vec<&'static str> {
-        let size = |meta: &Self| (meta.config.channels, meta.config.height, meta.config.width);
-        let network =
-            |meta: &Self| ModelConfig { channels: 0, height: 0, width: 0, classes: 0, ..meta.config.clone() };
-        // Taken apart by name: who adds a field names it here.
-        let Self { config, schedule, prediction, variance, classes, step: _ } = self;
-        let same_classes = (config.classes, classes) == (other.config.classes, &other.classes);
-        [
-            ("the size of the images", size(self) == size(other)),
-            ("`model`", network(self) == network(other)),
-            ("`diffusion.schedule`", *schedule == other.schedule),
-            ("`diffusion.prediction`", *prediction == other.prediction),
-            ("`diffusion.variance`", *variance == other.variance),
-            ("`classes`", same_classes),
-        ]
-        .into_iter()
-        .filter_map(|(what, same)| (!same).then_some(what))
-        .collect()
-    }
-}
 
 // === impl State ===
 
@@ -128,16 +86,19 @@ pub fn save(
     let path = dir.join(format!("step-{:08}", state.step));
     let folder = NewFolder::begin(&path)?;
     let partial = folder.path();
-    save_weights(&partial.join("model.safetensors"), meta, flat)?;
-    save_weights(&partial.join("ema.safetensors"), meta, &optimiser.ema)?;
+    let raw = save_weights(&partial.join(RAW_FILE), meta, flat)?;
+    let average = save_weights(&partial.join(AVERAGE_FILE), meta, &optimiser.ema)?;
     let moments = [("m", to_bytes(&optimiser.m)?), ("v", to_bytes(&optimiser.v)?)];
     let shape = vec![flat.size()[0] as usize];
-    write_safetensors(
-        &partial.join("optimiser.safetensors"),
+    let moments = write_safetensors(
+        &partial.join(MOMENTS_FILE),
         moments.iter().map(|(name, bytes)| (name.to_string(), shape.clone(), bytes.as_slice())),
         None,
     )?;
-    let text = serde_json::to_string_pretty(state).expect("a state is plain data: this is a bug");
+    let files = [(RAW_FILE, raw), (AVERAGE_FILE, average), (MOMENTS_FILE, moments)];
+    let files = files.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect();
+    let state = State { files, ..state.clone() };
+    let text = serde_json::to_string_pretty(&state).expect("a state is plain data: this is a bug");
     let state_path = partial.join(STATE_FILE);
     std::fs::write(&state_path, text).map_err(Error::io(&state_path))?;
     folder.commit()?;
@@ -158,45 +119,6 @@ pub fn clear(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes weights under DiT's names. `flat` is `[parameters]`.
-pub fn save_weights(path: &Path, meta: &Meta, flat: &Tensor) -> Result<()> {
-    let layout = Layout::of(&meta.config);
-    let bytes = to_bytes(flat)?;
-    let table = position_table(meta.config.grid(), meta.config.hidden);
-    let table: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let mut tensors =
-        vec![("pos_embed".to_owned(), vec![1, meta.config.grid().tokens(), meta.config.hidden], &table[..])];
-    let mut at = 0;
-    for entry in &layout.entries {
-        let shape = entry.shape.iter().map(|&n| n as usize).collect();
-        tensors.push((entry.name.clone(), shape, &bytes[at..at + 4 * entry.len()]));
-        at += 4 * entry.len();
-    }
-    let text = serde_json::to_string(meta).expect("a meta is plain data: this is a bug");
-    write_safetensors(path, tensors.into_iter(), Some(HashMap::from([(META_KEY.to_owned(), text)])))
-}
-
-fn write_safetensors<'a>(
-    path: &Path,
-    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [u8])>,
-    metadata: Option<HashMap<String, String>>,
-) -> Result<()> {
-    let views: std::result::Result<Vec<_>, _> = tensors
-        .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape, bytes)?)))
-        .collect::<std::result::Result<_, safetensors::SafeTensorError>>();
-    let views = views.map_err(|e| Error::file(path, e))?;
-    // Not `serialize_to_file`, whose file only its owner may read.
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::file(path, e))?;
-    std::fs::write(path, bytes).map_err(Error::io(path))
-}
-
-/// The values of an f32 tensor as little-endian bytes.
-fn to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-    let values = Vec::<f32>::try_from(&flat.view([-1]))?;
-    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
 // === Reading ===
@@ -260,9 +182,14 @@ pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device)
         let reason = format!("was trained from another recipe, expected the same: {}", different.join(", "));
         return Err(Error::file(path, reason));
     }
-    optimiser.ema = open(path, false, device)?.1.flat;
-    let moments_path = path.join("optimiser.safetensors");
-    let bytes = std::fs::read(&moments_path).map_err(Error::io(&moments_path))?;
+    let average = open(path, false, device)?.1;
+    if average.meta != weights.meta {
+        let reason = format!("is of another run than {RAW_FILE} beside it: not one checkpoint");
+        return Err(Error::file(&path.join(AVERAGE_FILE), reason));
+    }
+    optimiser.ema = average.flat;
+    let moments_path = path.join(MOMENTS_FILE);
+    let bytes = read_pinned(path, &state, MOMENTS_FILE)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&moments_path, e))?;
     let total = Layout::of(&meta.config).total();
     let moment = |name: &str| read_f32(&moments_path, &file, name, &[total]);
@@ -283,8 +210,14 @@ pub fn open(path: &Path, raw: bool, device: Device) -> Result<(State, Weights)> 
         let reason = format!("`images_seen` is {seen}, expected at most {most} after {step} steps");
         return Err(Error::file(&state_path, reason));
     }
-    let file = if raw { "model.safetensors" } else { "ema.safetensors" };
-    let weights = load_weights(&path.join(file), device)?;
+    if state.files.is_empty() {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            eprintln!("{}: an earlier version wrote it, without digests of its files", path.display());
+        });
+    }
+    let file = if raw { RAW_FILE } else { AVERAGE_FILE };
+    let weights = weights_in(&path.join(file), &read_pinned(path, &state, file)?, device)?;
     if weights.meta.step != state.step {
         let (a, b) = (state.step, weights.meta.step);
         let reason =
@@ -294,50 +227,20 @@ pub fn open(path: &Path, raw: bool, device: Device) -> Result<(State, Weights)> 
     Ok((state, weights))
 }
 
-/// Loads weights under DiT's names: a checkpoint's `model.safetensors` or `ema.safetensors`.
-pub fn load_weights(path: &Path, device: Device) -> Result<Weights> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::file(path, e))?;
-    let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY)).ok_or_else(|| {
-        Error::file(path, format!("its header has no `{META_KEY}` entry: not a checkpoint of this trainer"))
-    })?;
-    let meta: Meta =
-        json::object(text).map_err(|e| Error::file(path, format!("header `{META_KEY}`: {e}")))?;
-    meta.config.validate()?;
-    let flat = read_flat(path, &bytes, &meta.config)?.to_device(device);
-    Ok(Weights { meta, flat })
-}
-
-/// Loads bare weights, such as a PyTorch DiT's state dict saved as safetensors, for a known configuration.
-pub fn load_foreign(path: &Path, config: &ModelConfig, device: Device) -> Result<Tensor> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    Ok(read_flat(path, &bytes, config)?.to_device(device))
-}
-
-fn read_flat(path: &Path, bytes: &[u8], config: &ModelConfig) -> Result<Tensor> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, e))?;
-    let layout = Layout::of(config);
-    let known = |name: &str| name == "pos_embed" || layout.entries.iter().any(|e| e.name == name);
-    if let Some(stranger) = file.names().into_iter().find(|name| !known(name)) {
-        return Err(Error::file(path, format!("holds `{stranger}`, which the model does not have")));
+/// The bytes of a checkpoint's file, compared with the digest that its state tells, if it tells any.
+fn read_pinned(dir: &Path, state: &State, name: &str) -> Result<Vec<u8>> {
+    let path = dir.join(name);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    match state.files.get(name) {
+        Some(told) if *told != digest(&bytes) => {
+            let reason = format!("its sha256 is {}, {STATE_FILE} beside it says {told}", digest(&bytes));
+            Err(Error::file(&path, reason))
+        }
+        None if !state.files.is_empty() => {
+            Err(Error::file(&path, format!("{STATE_FILE} beside it does not list it")))
+        }
+        _ => Ok(bytes),
     }
-    // No more than the file can hold, whatever its header tells of.
-    let mut flat = Vec::with_capacity(layout.total().min(bytes.len() / 4));
-    for entry in &layout.entries {
-        let shape: Vec<usize> = entry.shape.iter().map(|&n| n as usize).collect();
-        flat.extend(read_f32(path, &file, &entry.name, &shape)?);
-    }
-    Ok(Tensor::from_slice(&flat))
-}
-
-fn read_f32(path: &Path, file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let view = file.tensor(name).map_err(|_| Error::file(path, format!("lacks the tensor `{name}`")))?;
-    if view.shape() != shape || view.dtype() != Dtype::F32 {
-        let got = format!("{:?} {:?}", view.dtype(), view.shape());
-        return Err(Error::file(path, format!("`{name}` is {got}, expected F32 {shape:?}")));
-    }
-    let values = view.data().chunks_exact(4);
-    Ok(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 #[cfg(test)]

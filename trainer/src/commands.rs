@@ -1,6 +1,6 @@
 //! What each command does: read what it names, call the library, say what came of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::guidance::check_scale;
-use windowpane_diffusion::manifest::Lineage;
+use windowpane_diffusion::manifest::{Lineage, REFERENCE_FILE};
+use windowpane_diffusion::solver::SolverConfig;
 
 use crate::args;
-use crate::checkpoint::{self, State, Weights};
+use crate::checkpoint::{self, Meta, State, Weights};
 use crate::config::{RECIPE_FILE, Recipe, TrainConfig, run_dir};
-use crate::data;
+use crate::data::{self, Pair};
 use crate::eval::{GapConfig, psnr_gap};
 use crate::export::{self, ExportRequest};
 use crate::folder;
@@ -70,8 +71,17 @@ pub fn train(args: args::Train) -> Result<()> {
 /// `sample`
 pub fn sample(args: &args::Sample) -> Result<()> {
     let device = device(&args.compute)?;
-    let (weights, recipe) = load(&args.from, args.raw, device)?;
+    let (weights, recipe) = match &args.recipe {
+        Some(recipe) => load_foreign(&args.from, recipe, device)?,
+        None => load(&args.from, args.raw, device)?,
+    };
     let config = &weights.meta.config;
+    if !matches!(config.channels, 1 | 3) {
+        bail!(
+            "the model's images have {} channels, expected 1 or 3, which a picture can show",
+            config.channels
+        );
+    }
     let schedule = weights.meta.schedule.build()?;
     let per_class = usize::from(args.per_class);
     let guidance_scale = args.guidance.unwrap_or(recipe.sample.guidance_scale);
@@ -81,7 +91,9 @@ pub fn sample(args: &args::Sample) -> Result<()> {
         classes => (0..classes).flat_map(|class| std::iter::repeat_n(class, per_class)).collect(),
     };
     memory::check_images(config, labels.len(), memory::available())?;
-    let solver = recipe.solver(args.steps);
+    // What the network puts out is what its weights say, whatever has become of the recipe beside them.
+    let Meta { prediction, variance, .. } = weights.meta;
+    let solver = SolverConfig { prediction, variance, ..recipe.solver(args.steps) };
     let batch = memory::pass(config, 2, 64, memory::available())?; // an image and its unconditional twin
     let request = SampleRequest { labels: labels.clone(), seed: args.seed, solver, guidance_scale, batch };
     let bar = ProgressBar::new((labels.len() * solver.build(&schedule)?.len()) as u64);
@@ -124,22 +136,7 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     if asked as usize > there {
         bail!("`--timesteps` is {asked}, expected 1 to {there}, the timesteps of the run's schedule");
     }
-    recipe.data.redirect(args.data.clone());
-    let pair = data::load_pair(&recipe.data)?;
-    let (images, expected) = (&pair.train, (config.channels, config.height, config.width));
-    let got = (images.channels, images.height, images.width);
-    if got != expected {
-        let show = |(channels, height, width)| format!("{channels} × {height} × {width}");
-        bail!(
-            "the images that `--data` or else `[data]` says are {}, expected {} (channels × height × width), as {} was \
-             trained on",
-            show(got),
-            show(expected),
-            args.run.display()
-        );
-    }
-    // A gap to images that were never trained on is none, and the card would tell it as one.
-    state.check_images(&args.run, images, "`--data` or else `[data]` says")?;
+    let pair = images_of(&args.run, (&state, &weights, &mut recipe), args.data.clone())?;
     if pair.dropped > 0 {
         eprintln!("{} held-out images are also training images and were dropped", pair.dropped);
     }
@@ -170,9 +167,35 @@ pub fn eval(args: &args::Eval) -> Result<()> {
     EvalReport { step, raw: args.raw, data_sha256, config: gap, psnr_gap: result }.write(&args.run)
 }
 
+/// The images that a run was trained on, and those that were held out; `data` is where they are by now.
+fn images_of(
+    run: &Path,
+    (state, weights, recipe): (&State, &Weights, &mut Recipe),
+    data: Option<PathBuf>,
+) -> Result<Pair> {
+    let config = &weights.meta.config;
+    recipe.data.redirect(data);
+    let pair = data::load_pair(&recipe.data)?;
+    let (images, expected) = (&pair.train, (config.channels, config.height, config.width));
+    let got = (images.channels, images.height, images.width);
+    if got != expected {
+        let show = |(channels, height, width)| format!("{channels} × {height} × {width}");
+        bail!(
+            "the images that `--data` or else `[data]` says are {}, expected {} (channels × height × width), as {} was \
+             trained on",
+            show(got),
+            show(expected),
+            run.display()
+        );
+    }
+    // A gap to images that were never trained on is none, and the card would tell it as one.
+    state.check_images(run, images, "`--data` or else `[data]` says")?;
+    Ok(pair)
+}
+
 /// `export`
 pub fn export(args: &args::Export) -> Result<()> {
-    let (state, weights, recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
+    let (state, weights, mut recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
     let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
     let metrics = report::metrics(&args.run, &state, args.raw)?;
     let mut extra = Vec::new();
@@ -184,6 +207,12 @@ pub fn export(args: &args::Export) -> Result<()> {
         extra.push(("samples.png".to_owned(), std::fs::read(&samples).context("samples")?));
     } else {
         eprintln!("no samples picture: {} does not exist", samples.display());
+    }
+    if args.reference {
+        let pair = images_of(&args.run, (&state, &weights, &mut recipe), args.data.clone())?;
+        let labelled = weights.meta.config.classes > 0;
+        let file = export::reference::file(&pair, labelled).context(REFERENCE_FILE)?;
+        extra.push((REFERENCE_FILE.to_owned(), file));
     }
     let request = ExportRequest {
         name: recipe.name.clone(),
@@ -203,6 +232,10 @@ pub fn export(args: &args::Export) -> Result<()> {
             metrics,
         },
         table: recipe.export,
+        without_insides: Some(format!(
+            "`insides = false` under `[export]` in {}",
+            args.run.join(RECIPE_FILE).display()
+        )),
         extra,
         out: args.out.clone().unwrap_or_else(|| Path::new("models").join(&recipe.name)),
         force: args.force,
@@ -212,7 +245,9 @@ pub fn export(args: &args::Export) -> Result<()> {
 
 /// `refresh`
 pub fn refresh(args: &args::Refresh) -> Result<()> {
-    let package = export::reopen::reopen(&args.package)?;
+    let mut package = export::reopen::reopen(&args.package)?;
+    let added = args.insides && !package.table.insides;
+    package.table.insides |= args.insides;
     let manifest = &package.manifest;
     write_package(&ExportRequest {
         name: manifest.name.clone(),
@@ -224,6 +259,7 @@ pub fn refresh(args: &args::Refresh) -> Result<()> {
         defaults: manifest.defaults,
         lineage: manifest.lineage.clone(),
         table: package.table,
+        without_insides: added.then(|| "without `--insides`".to_owned()),
         extra: package.extra,
         force: args.out.is_none(),
         out: args.out.clone().unwrap_or_else(|| args.package.clone()),
@@ -278,6 +314,14 @@ fn load(from: &Path, raw: bool, device: Device) -> Result<(Weights, Recipe)> {
     // runs/<name>/checkpoints/step-…/ema.safetensors
     let run = from.ancestors().nth(3).unwrap_or(Path::new(""));
     Ok((weights, Recipe::read(&run.join(RECIPE_FILE))?))
+}
+
+/// A state dict of facebookresearch/DiT's `models.py`, as the model of a recipe.
+fn load_foreign(from: &Path, recipe: &Path, device: Device) -> Result<(Weights, Recipe)> {
+    let config = Recipe::read(recipe)?.for_size_told()?;
+    let meta = config.meta(0);
+    let flat = checkpoint::load_foreign(from, &meta, device)?;
+    Ok((Weights { meta, flat }, config.recipe))
 }
 
 /// The device that a flag names.

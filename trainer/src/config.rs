@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use windowpane_diffusion::config::{named, window_sides};
 use windowpane_diffusion::error::number;
-use windowpane_diffusion::guidance::check_scale;
-use windowpane_diffusion::manifest::{Class, SampleDefaults, plain_name};
+use windowpane_diffusion::manifest::{
+    Class, SampleDefaults, class_words, not_blank, plain_name, sample_defaults,
+};
 use windowpane_diffusion::solver::SolverConfig;
 use windowpane_diffusion::{ModelConfig, Placement, Prediction, ScheduleConfig, Variance};
 
 use crate::checkpoint::Meta;
-use crate::data::{DataSource, ImageSet};
+use crate::data::{DataSource, ImageSet, Kind};
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::optim::OptimConfig;
@@ -219,6 +220,19 @@ impl Recipe {
         Ok(TrainConfig { recipe: self, model })
     }
 
+    /// Resolves the recipe for images of the size that its own `[data]` tells. Errors: it does not tell one.
+    pub fn for_size_told(self) -> Result<TrainConfig> {
+        let DataSource { kind, toy, channels, height, width, .. } = self.data;
+        let toy = (kind == Kind::Toy).then(|| toy.unwrap_or_default());
+        let told = toy.map(|toy| (toy.channels, toy.size, toy.size));
+        let told = told.or_else(|| Some((channels?, height?, width?)));
+        let Some((channels, height, width)) = told else {
+            let needed = "`data.channels`, `data.height` and `data.width`";
+            return Err(Error::Config(format!("recipe: {needed} are needed where no image is read")));
+        };
+        self.resolve(channels, height, width)
+    }
+
     fn check(&self, model: &ModelConfig) -> Result<()> {
         plain_name("name", &self.name)?;
         let fail = |what: String| Err(Error::Config(format!("recipe: {what}")));
@@ -250,9 +264,18 @@ impl Recipe {
         if let Some(problem) = self.optim.problem() {
             return fail(problem);
         }
-        check_scale(self.sample.guidance_scale)?;
-        self.solver(None).build(&self.diffusion.schedule.build()?)?;
-        Ok(())
+        self.check_package().map_err(|error| Error::Config(format!("recipe: {error}")))
+    }
+
+    /// What a package is held to that comes out of the recipe as it stands: said now, not after a day of training.
+    fn check_package(&self) -> windowpane_diffusion::Result<()> {
+        not_blank("licence", &self.licence)?;
+        not_blank("attribution", &self.attribution)?;
+        class_words(&self.classes)?;
+        let DiffusionTable { schedule, prediction, variance } = self.diffusion;
+        let schedule = schedule.build().map_err(|error| error.within("diffusion"))?;
+        sample_defaults(&self.sample, (&schedule, prediction, variance), self.classes.len())
+            .map_err(|error| error.within("sample"))
     }
 
     /// The recipe's own sampler, with another number of steps where one is given.
@@ -278,6 +301,7 @@ impl TrainConfig {
         if classes > 0 && images.labels.is_empty() {
             return Err(Error::Config(format!("recipe: {classes} classes, but the images have no labels")));
         }
+        check_names(&recipe.classes, &images.names)?; // names tell more than a label beyond the last class
         if let Some(label) = images.labels.iter().find(|&&l| classes > 0 && !(0..classes as i64).contains(&l))
         {
             return Err(Error::Config(format!(
@@ -316,6 +340,29 @@ impl TrainConfig {
             seen / images.max(1) as f64,
             3.0 * flops * seen,
         )
+    }
+}
+
+/// Refuses classes that are not the images' own, where both are told. Errors: the first label that means two things.
+fn check_names(classes: &[Class], names: &[String]) -> Result<()> {
+    if classes.is_empty() {
+        return Ok(());
+    }
+    let differs =
+        |(label, name): &(usize, &String)| !classes.get(*label).is_some_and(|class| class.means(name));
+    match names.iter().enumerate().find(differs) {
+        None if (1..classes.len()).contains(&names.len()) => Err(Error::Config(format!(
+            "recipe: {} classes, but the images have {}: {}",
+            classes.len(),
+            names.len(),
+            names.join(", ")
+        ))),
+        None => Ok(()),
+        Some((label, name)) => Err(Error::Config(format!(
+            "recipe: the images call label {label} {name:?}, expected a word of `classes[{label}]`, which {}: the order of \
+             the classes is that of the labels; an alias makes two words one class, `data.classes` names the labels anew",
+            classes.get(label).map_or("does not exist".to_owned(), |class| format!("is {:?}", class.name))
+        ))),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod error;
 pub mod folder;
 pub mod idx;
+mod jpeg;
 pub mod order;
 pub mod parquet;
 pub mod prepare;

@@ -24,6 +24,14 @@ pub enum Error {
         /// What is wrong in it and where, and what was expected.
         reason: String,
     },
+    /// A file is whole, and in the form of an earlier version of this program.
+    #[error("{}: of an older version of this program, which this one does not read; {remedy}", path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// What makes a new one.
+        remedy: &'static str,
+    },
     /// A recipe, flag or configuration is wrong.
     #[error("{0}")]
     Config(String),

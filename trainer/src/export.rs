@@ -36,11 +36,14 @@ pub mod eval;
 pub mod golden;
 pub mod graph;
 pub mod insides;
+mod inverse;
 pub mod lower;
 pub mod networks;
 pub mod onnx;
 pub mod ops;
+mod outer;
 pub mod plan;
+pub mod reference;
 pub mod reopen;
 mod scatter;
 pub mod shape;
@@ -79,6 +82,8 @@ pub struct ExportRequest<'a> {
     pub lineage: Lineage,
     /// How weights are stored, and which graphs there are.
     pub table: ExportTable,
+    /// How to leave out the graphs of the insides, said where they would not fit into memory; none where they are to stay.
+    pub without_insides: Option<String>,
     /// Further files by name, such as `samples.png`.
     pub extra: Vec<(String, Vec<u8>)>,
     /// The package's folder.
@@ -91,8 +96,10 @@ pub struct ExportRequest<'a> {
 /// exists and is no package or not to be replaced, another process writing it, weights that cannot be stored, a manifest
 /// that contradicts itself, a full disk.
 pub fn export(request: &ExportRequest<'_>) -> Result<Manifest> {
-    request.meta.config.validate()?;
-    memory::pass(&request.meta.config, 1, 1, memory::available())?; // the golden is drawn from the network
+    request.meta.validate()?;
+    let golden = (request.table.insides, golden::LARGEST_BATCH);
+    let without = request.without_insides.as_deref();
+    memory::check_golden(&request.meta.config, golden, without, memory::available())?;
     let (out, folder) = (&request.out, NewFolder::begin(&request.out)?);
     // Only now, when no other process can put a package there. `--force` replaces a package, and nothing else that
     // happens to have the name.
@@ -174,6 +181,9 @@ fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest> {
     let cases = [&cases.denoiser, &cases.attention, &cases.jvp, &cases.vjp].into_iter().flatten();
     golden::write(&dir.join(manifest::GOLDEN_FILE), cases)?;
     for (name, bytes) in &request.extra {
+        if dir.join(name).exists() || [card::CARD_FILE, MANIFEST_FILE].contains(&name.as_str()) {
+            return Err(ExportError::Taken { name: name.clone() }.into());
+        }
         write(dir, name, bytes)?;
     }
     write(dir, card::CARD_FILE, card::text(request, &plans).as_bytes())?;
@@ -300,6 +310,7 @@ mod tests {
                 metrics: BTreeMap::from([("loss".into(), 0.5)]),
             },
             table: ExportTable { weights: StoredWeights::F16, cuda: true, insides: true },
+            without_insides: None,
             extra: vec![("samples.png".into(), vec![1, 2, 3])],
             out,
             force: false,
@@ -351,12 +362,13 @@ mod tests {
             let out = dir.path().join("small");
             let mut first = request(&meta, &flat, out.clone());
             first.table.weights = stored;
-            first.purpose = Some("For tests.".into());
+            let purpose = "For tests.\n\n## Not\n\nFor more than that.\n\n## Model\n\nSmall.";
+            first.purpose = Some(purpose.into());
             first.force = true;
             let manifest = export(&first).unwrap();
             let again = reopen(&out).unwrap();
             assert_eq!(again.table, first.table);
-            assert_eq!((again.purpose.as_deref(), &again.extra), (Some("For tests."), &first.extra));
+            assert_eq!((again.purpose.as_deref(), &again.extra), (Some(purpose), &first.extra));
             let second = ExportRequest {
                 meta: &again.meta,
                 flat: &again.flat,
@@ -366,6 +378,21 @@ mod tests {
             let second = ExportRequest { table: again.table, force: true, ..second };
             assert_eq!(export(&second).unwrap().files, manifest.files);
         }
+        // One that shows no insides stays one.
+        let mut blind = request(&meta, &flat, dir.path().join("blind"));
+        blind.table.insides = false;
+        export(&blind).unwrap();
+        assert_eq!(reopen(&blind.out).unwrap().table, blind.table);
+        // A file of somebody's own that has the name of a graph which is made now.
+        let extra = vec![("jvp.f32.onnx".to_owned(), vec![1, 2, 3])];
+        let refused = ExportRequest { extra, ..request(&meta, &flat, dir.path().join("taken")) };
+        let error = export(&refused).unwrap_err().to_string();
+        assert!(
+            error.contains("`jvp.f32.onnx` is the name of a file that an export writes itself"),
+            "{error}"
+        );
+        assert!(!dir.path().join("taken").exists());
+
         std::fs::write(dir.path().join("small/weights.bin"), [0; 64]).unwrap();
         let error = reopen(&dir.path().join("small")).unwrap_err().to_string();
         assert!(error.contains("weights.bin: its sha256 is"), "{error}");

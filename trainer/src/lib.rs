@@ -23,6 +23,8 @@ pub mod optim;
 pub mod params;
 pub mod picture;
 pub mod sample;
+#[cfg(test)]
+mod testing;
 pub mod train;
 
 pub use error::{Error, Result};

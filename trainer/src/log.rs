@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prost::Message;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -36,6 +36,8 @@ pub struct Log {
     printed: Option<Instant>,
     jsonl: (PathBuf, File),
     events: (PathBuf, File),
+    /// Whether the last record could be written.
+    writes: bool,
 }
 
 /// Seconds between plain lines.
@@ -44,25 +46,27 @@ const PLAIN_EVERY: Duration = Duration::from_secs(30);
 // === impl Log ===
 
 impl Log {
-    /// Opens (or goes on with) the logs in `dir`, for a run of `steps` steps of which `done` are done.
+    /// Opens (or goes on with) the logs in `dir`, for a run of `steps` steps of which `done` are done: what a session that
+    /// was killed wrote of later ones is done again, and does not stand there twice.
     pub fn open(dir: &Path, done: u64, steps: u64) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let append = |name: String| {
+        cut_back(&dir.join("log.jsonl"), done)?;
+        let open = |name: String| {
             let path = dir.join(name);
             let file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
             Ok::<_, Error>((path, file))
         };
-        let jsonl = append("log.jsonl".into())?;
+        let jsonl = open("log.jsonl".into())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut events = append(format!("events.out.tfevents.{now}.windowpane"))?;
+        let mut events = open(format!("events.out.tfevents.{now}.windowpane"))?;
         let version = Event { file_version: Some("brain.Event:2".into()), ..Event::now() };
-        events.1.write_all(&version.record()).map_err(Error::io(&events.0))?;
+        append(&mut events, &version.record())?;
         let plain = !std::io::stderr().is_terminal();
         let bar = bar(done, steps);
         if !plain {
             bar.set_draw_target(ProgressDrawTarget::stderr());
         }
-        Ok(Self { bar, plain, printed: None, jsonl, events })
+        Ok(Self { bar, plain, printed: None, jsonl, events, writes: true })
     }
 
     /// Shows that a step is done.
@@ -70,8 +74,9 @@ impl Log {
         self.bar.inc(1);
     }
 
-    /// Writes a record everywhere.
-    pub fn record(&mut self, record: &Record, steps: u64) -> Result<()> {
+    /// Writes a record everywhere. A run does not end for want of it: what cannot be written is a warning, once until
+    /// something can.
+    pub fn record(&mut self, record: &Record, steps: u64) {
         let text = format!("loss {:.4}  {:.1} images/s", record.loss, record.images_per_second);
         self.bar.set_message(text.clone());
         let due = self.printed.is_none_or(|at| at.elapsed() > PLAIN_EVERY) || record.step == steps;
@@ -79,8 +84,17 @@ impl Log {
             self.printed = Some(Instant::now());
             eprintln!("step {}/{steps}  {text}  {} left", record.step, FormattedDuration(self.bar.eta()));
         }
-        let line = serde_json::to_string(record).expect("a record is plain data: this is a bug");
-        writeln!(self.jsonl.1, "{line}").map_err(Error::io(&self.jsonl.0))?;
+        let written = self.write(record);
+        if let Err(error) = &written
+            && self.writes
+        {
+            self.say(&format!("warning: no record of step {}: {error}", record.step));
+        }
+        self.writes = written.is_ok();
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let line = serde_json::to_string(record).expect("a record is plain data: this is a bug") + "\n";
         let scalars = [
             ("train/loss", record.loss),
             ("train/grad_norm", record.grad_norm),
@@ -93,7 +107,9 @@ impl Log {
             summary: Some(Summary { value: value.into() }),
             ..Event::now()
         };
-        self.events.1.write_all(&event.record()).map_err(Error::io(&self.events.0))
+        // Each of them, whatever becomes of the other.
+        let line = append(&mut self.jsonl, line.as_bytes());
+        line.and(append(&mut self.events, &event.record()))
     }
 
     /// Prints a line without tearing the bar.
@@ -104,6 +120,40 @@ impl Log {
             self.bar.println(text);
         }
     }
+}
+
+/// Adds a record to a file, or takes back what of it was written before the disk was full: the next one begins where a
+/// whole one ended.
+fn append((path, file): &mut (PathBuf, File), record: &[u8]) -> Result<()> {
+    let before = file.metadata().map_err(Error::io(path))?;
+    file.write_all(record).map_err(|error| {
+        if before.is_file() {
+            let _ = file.set_len(before.len()); // where this fails too, the first error is the one to tell
+        }
+        Error::io(path)(error)
+    })
+}
+
+/// Cuts a log of lines off where it tells of a step after `done`, or was itself cut off in the midst of a line.
+fn cut_back(path: &Path, done: u64) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Line {
+        step: u64,
+    }
+    // A log may lie behind a link, on what is no file.
+    if !std::fs::metadata(path).is_ok_and(|there| there.is_file()) {
+        return Ok(());
+    }
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let goes_on = |line: &&[u8]| {
+        line.ends_with(b"\n") && serde_json::from_slice::<Line>(line).map_or(true, |line| line.step <= done)
+    };
+    let kept: usize = bytes.split_inclusive(|&byte| byte == b'\n').take_while(goes_on).map(<[u8]>::len).sum();
+    if kept < bytes.len() {
+        let file = OpenOptions::new().write(true).open(path).map_err(Error::io(path))?;
+        file.set_len(kept as u64).map_err(Error::io(path))?;
+    }
+    Ok(())
 }
 
 /// A bar of `steps` that nobody sees yet. The steps that an earlier session did are no measure of this one's speed.
@@ -165,6 +215,36 @@ impl Event {
 mod tests {
     use super::*;
 
+    fn record(step: u64) -> Record {
+        Record { step, loss: 0.5, grad_norm: 1.0, lr: 1e-3, images_per_second: 9.0, seconds: 1.0 }
+    }
+
+    #[test]
+    fn steps_that_are_done_again_stand_there_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.jsonl");
+        let steps = || {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let step = |line: &str| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap()
+            };
+            text.lines().map(step).collect::<Vec<_>>()
+        };
+        let write = |done: u64, then: &[u64]| {
+            let mut log = Log::open(dir.path(), done, 10).unwrap();
+            then.iter().for_each(|&step| log.record(&record(step), 10));
+        };
+        write(0, &[1, 2, 3, 4, 5]);
+        // Killed in the midst of a line, after the checkpoint of step 3.
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"step\":6,\"lo").unwrap();
+        write(3, &[4, 5]);
+        assert_eq!(steps(), [1, 2, 3, 4, 5]);
+        write(5, &[6]);
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 6]);
+        write(0, &[1]);
+        assert_eq!(steps(), [1]);
+    }
+
     #[test]
     fn what_an_earlier_session_did_shortens_no_estimate() {
         let bar = bar(900, 1000);
@@ -178,12 +258,23 @@ mod tests {
     #[test]
     fn both_files_hold_the_record() {
         let dir = tempfile::tempdir().unwrap();
-        let record =
-            Record { step: 3, loss: 0.5, grad_norm: 1.0, lr: 1e-3, images_per_second: 9.0, seconds: 1.0 };
-        Log::open(dir.path(), 0, 10).unwrap().record(&record, 10).unwrap();
+        Log::open(dir.path(), 0, 10).unwrap().record(&record(3), 10);
         let line = std::fs::read_to_string(dir.path().join("log.jsonl")).unwrap();
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["loss"], 0.5);
-        let events = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+        check_events(dir.path());
+    }
+
+    #[test]
+    fn the_events_are_written_where_lines_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("log.jsonl")).unwrap();
+        Log::open(dir.path(), 0, 10).unwrap().record(&record(3), 10);
+        check_events(dir.path());
+    }
+
+    /// The event file in `dir` tells its version and of step 3.
+    fn check_events(dir: &Path) {
+        let events = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
         let events = events.into_iter().find(|p| p.to_string_lossy().contains("tfevents")).unwrap();
         let bytes = std::fs::read(events).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

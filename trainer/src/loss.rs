@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn batch() -> (Tensor, Tensor, Tensor) {
-        tch::manual_seed(1);
+        let _draws = crate::testing::seeded(1);
         let x0 = Tensor::rand([4, 2, 3, 3], (Kind::Float, Device::Cpu)) * 2.0 - 1.0;
         (
             x0,

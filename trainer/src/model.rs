@@ -96,8 +96,16 @@ pub fn position_table(grid: Grid, hidden: usize) -> Vec<f32> {
 
 // === A block ===
 
-/// Where the attention of every layer is put down, `[n, h, t, t]`, if somebody wants it.
-type Watch<'a> = Option<&'a mut Vec<Tensor>>;
+/// Attention by arithmetic that can be differentiated twice, and what of it is put down, layer by layer.
+struct Watched<'a> {
+    /// The tokens whose rows are kept, if any: all rows of a layer are tokens², and of all layers more than the rest.
+    tokens: Option<&'a Tensor>,
+    /// `[n, h, tokens, t]` of every layer.
+    seen: Vec<Tensor>,
+}
+
+/// Whether somebody watches.
+type Watch<'a, 'b> = Option<&'a mut Watched<'b>>;
 
 /// adaLN-Zero transformer block with windowed attention.
 #[derive(Debug)]
@@ -114,7 +122,7 @@ struct Block {
 impl Block {
     /// # Shapes
     /// `x` is `[n, t, d]`, `c` is `[n, d]`; the result `[n, t, d]`.
-    fn forward(&self, x_ntd: &Tensor, c_nd: &Tensor, watch: Watch<'_>) -> Tensor {
+    fn forward(&self, x_ntd: &Tensor, c_nd: &Tensor, watch: Watch<'_, '_>) -> Tensor {
         let parts = self.ada.forward(&c_nd.silu()).chunk(6, 1); // six of (n, d)
         let [shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp] = &parts[..] else {
             unreachable!("chunk(6) of 6 d gives six parts");
@@ -125,16 +133,16 @@ impl Block {
         x_ntd + gate_mlp.unsqueeze(1) * mlp // (n, t, d)
     }
 
-    fn attention(&self, x_ntd: &Tensor, watch: Watch<'_>) -> Tensor {
+    fn attention(&self, x_ntd: &Tensor, watch: Watch<'_, '_>) -> Tensor {
         let (n, t, d) = x_ntd.size3().expect("tokens have three dimensions: this is a bug");
         let qkv = self.qkv.forward(x_ntd); // (n, t, 3 d)
         let qkv = qkv.view([n, t, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]); // (3, n, h, t, d/h)
         let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (n, h, t, d/h)
         let out = match watch {
             None => self.window.forward(&q, &k, &v),
-            Some(seen) => {
-                let (out, probabilities) = self.window.watched(&q, &k, &v);
-                seen.push(probabilities); // (n, h, t, t)
+            Some(watched) => {
+                let (out, probabilities) = self.window.watched(&q, &k, &v); // and (n, h, t, t)
+                watched.seen.extend(watched.tokens.map(|tokens| probabilities.index_select(2, tokens)));
                 out
             }
         }; // (n, h, t, d/h)
@@ -276,15 +284,24 @@ impl Dit {
         self.run(x_nchw, t_n, y_n, None)
     }
 
-    /// The same, and what every layer's tokens see of each other, `[n, heads, t, t]`; by arithmetic that can be
-    /// differentiated twice. Only where every window is planned densely.
-    pub fn watched(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let mut seen = Vec::with_capacity(self.blocks.len());
-        let prediction = self.run(x_nchw, t_n, y_n, Some(&mut seen));
-        (prediction, seen)
+    /// The same, and what some tokens see of all, `[n, heads, tokens, t]` for every layer. Only where every window is
+    /// planned densely.
+    ///
+    /// # Shapes
+    /// `tokens` is `[tokens]` i64.
+    pub fn watched(&self, x: &Tensor, t: &Tensor, y: &Tensor, tokens: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let mut watched = Watched { tokens: Some(tokens), seen: Vec::with_capacity(self.blocks.len()) };
+        let prediction = self.run(x, t, y, Some(&mut watched));
+        (prediction, watched.seen)
     }
 
-    fn run(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor, mut watch: Watch<'_>) -> Tensor {
+    /// The same as [`forward`](Self::forward), by arithmetic that can be differentiated twice. Only where every window is
+    /// planned densely.
+    pub fn differentiable(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor) -> Tensor {
+        self.run(x_nchw, t_n, y_n, Some(&mut Watched { tokens: None, seen: Vec::new() }))
+    }
+
+    fn run(&self, x_nchw: &Tensor, t_n: &Tensor, y_n: &Tensor, mut watch: Watch<'_, '_>) -> Tensor {
         let kind = self.y_embedder.kind();
         let p = self.config.patch as i64;
         let conv = x_nchw.to_kind(kind).conv2d(

@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn adamw_equals_libtorchs() {
-        tch::manual_seed(5);
+        let _draws = crate::testing::seeded(5);
         let start = Tensor::randn([7], (Kind::Float, Device::Cpu));
         let config = OptimConfig { lr: 0.05, weight_decay: 0.1, ..OptimConfig::default() };
         let vs = nn::VarStore::new(Device::Cpu);

@@ -3,6 +3,7 @@
 //! Everything random (order, timesteps, noise, flips, dropped labels) is a pure function of (seed, step), so a
 //! run that was interrupted and resumed is the run that was not, bit for bit on the CPU.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,14 +104,7 @@ pub fn train(
         let step = run.state.step;
 
         // Forward and backward over the batches of this step. One gradient for the one flat buffer.
-        run.flat.zero_grad();
-        let mut loss = Tensor::zeros([], (Kind::Float, options.device));
-        for micro in 0..table.accumulate {
-            let batch = run.batch(step, micro);
-            let micro_loss = run.loss(&batch) / table.accumulate as f64;
-            micro_loss.backward();
-            loss += micro_loss.detach();
-        }
+        let loss = run.backward(step);
 
         // The optimiser's step and the moving average.
         let gradient = run.flat.grad();
@@ -143,7 +137,7 @@ pub fn train(
                 let last_good = checkpoint::list(&run.checkpoints())?.pop();
                 return Err(Error::NotFinite { step: done, loss: record.loss, last_good });
             }
-            log.record(&record, steps)?;
+            log.record(&record, steps);
             sums = sums.zeros_like();
             (window_start, window_steps) = (Instant::now(), 0);
         }
@@ -195,6 +189,7 @@ impl<'a> Run<'a> {
             images: images.len(),
             images_seen: 0,
             seconds: 0.0,
+            files: BTreeMap::new(),
         };
         let order = EpochOrder::new(seed, images.len());
         let mut run = Self {
@@ -281,6 +276,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The mean loss of the batches of `step`, whose gradient is in the flat buffer then.
+    fn backward(&mut self, step: u64) -> Tensor {
+        let accumulate = self.config.recipe.train.accumulate;
+        self.flat.zero_grad();
+        let mut loss = Tensor::zeros([], (Kind::Float, self.options.device));
+        for micro in 0..accumulate {
+            let batch = self.batch(step, micro);
+            let micro_loss = self.loss(&batch) / accumulate as f64;
+            micro_loss.backward();
+            loss += micro_loss.detach();
+        }
+        loss
+    }
+
     fn loss(&self, batch: &Batch) -> Tensor {
         let net = self.geometry.bind(&self.flat);
         let x_t = self.process.noisy(&batch.x0_nchw, &batch.eps_nchw, &batch.t_n);
@@ -341,3 +350,6 @@ impl<'a> Run<'a> {
 fn nothing_to_resume(dir: &Path) -> Error {
     Error::file(dir, "has no checkpoint for `--resume` to go on from; without it, a run begins here")
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use tch::Device;
+use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{Prediction, Variance};
 use windowpane_trainer::Error;
 use windowpane_trainer::checkpoint;
@@ -110,6 +111,10 @@ fn a_run_goes_on_as_it_began() {
     let path = dir.path().join("recipe.toml");
     let before = std::fs::read(&path).unwrap();
     type Change<'a> = &'a dyn Fn(&mut Recipe);
+    let renamed = |r: &mut Recipe| {
+        let old = std::mem::replace(&mut r.classes[1].name, "veil".into());
+        r.classes[1].aliases.push(old);
+    };
     let refused: [(Change<'_>, &str); 12] = [
         (&|r| r.train.batch = 8, "recipe.toml: the run began with `train.batch` 4, expected 8"),
         (&|r| r.train.accumulate = 3, "`train.accumulate` 2, expected 3"),
@@ -121,7 +126,7 @@ fn a_run_goes_on_as_it_began() {
         (&|r| r.diffusion.prediction = Prediction::V, "expected the same: `diffusion.prediction`"),
         (&|r| r.diffusion.variance = Variance::FixedLarge, "expected the same: `diffusion.variance`"),
         (&|r| r.diffusion.schedule.steps = 50, "expected the same: `diffusion.schedule`"),
-        (&|r| r.classes[1].name = "blob".into(), "expected the same: `classes`"),
+        (&renamed, "expected the same: `classes`"),
         (&|r| r.model.windows = "5".into(), "expected the same: `model`"),
     ];
     for (change, expected) in refused {
@@ -134,6 +139,7 @@ fn a_run_goes_on_as_it_began() {
         (r.description, r.purpose) = ("told anew".into(), None);
         (r.train.steps, r.train.log_every, r.train.checkpoint_every, r.train.sample_every) = (20, 5, 5, 5);
         r.sample.steps = 2;
+        r.classes[1].aliases.push("veil".into());
     })
     .unwrap();
     assert!(std::fs::read_to_string(&path).unwrap().contains("told anew"));
@@ -228,6 +234,17 @@ fn samples_that_cannot_be_written_do_not_end_a_run() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_does_not_end_a_run() {
+    let (config, images) = config(|_| ());
+    let dir = tempfile::tempdir().unwrap();
+    // A disk without room.
+    symlink("/dev/full", dir.path().join("log.jsonl")).unwrap();
+    let ended = train(&config, &images, &options(dir.path(), false), &AtomicBool::new(false)).unwrap();
+    assert_eq!(ended, Ended::Finished);
+    assert_eq!(checkpoint::list(&dir.path().join("checkpoints")).unwrap().len(), 3);
+}
+
+#[test]
 fn samples_are_whole_and_drawn_when_they_are_missing() {
     let (config, images) = config(|r| r.train.sample_every = 9);
     let dir = tempfile::tempdir().unwrap();
@@ -301,7 +318,12 @@ fn a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(
     let path = checkpoint::list(&dir.path().join("checkpoints")).unwrap().pop().unwrap();
     let file = path.join("model.safetensors");
     let weights = checkpoint::load_weights(&file, Device::Cpu).unwrap();
-    checkpoint::save_weights(&file, &weights.meta, &(weights.flat * 1e30)).unwrap();
+    let digest = checkpoint::save_weights(&file, &weights.meta, &(weights.flat * 1e30)).unwrap();
+    let state_path = path.join("state.json");
+    let mut state: checkpoint::State =
+        serde_json::from_str(&std::fs::read_to_string(&state_path).unwrap()).unwrap();
+    state.files.insert("model.safetensors".into(), digest);
+    std::fs::write(&state_path, serde_json::to_string(&state).unwrap()).unwrap();
     let error = train(&config, &images, &options(dir.path(), true), &AtomicBool::new(false)).unwrap_err();
     let Error::NotFinite { last_good: Some(last_good), .. } = &error else { panic!("{error}") };
     assert_eq!(last_good, &path);
@@ -335,6 +357,52 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     assert!(error.contains("not one image would fit"), "{error}");
 }
 
+const ORDER: &str =
+    "recipe: the images call label 0 \"ground\", expected a word of `classes[0]`, which is \"curtain\"";
+
+#[test]
+fn classes_may_be_called_otherwise_where_it_is_said() {
+    for change in [
+        &(|r: &mut Recipe| r.classes[0] = Class { name: "land".into(), aliases: vec!["GROUND ".into()] })
+            as &dyn Fn(&mut Recipe),
+        &|r| {
+            r.classes[0].name = "land".into();
+            r.data.classes = vec!["land".into(), "curtain".into()];
+        },
+        &|r| (r.classes, r.sample.guidance_scale) = (Vec::new(), 1.0),
+    ] {
+        let (config, _) = config(change);
+        config.meta(0);
+    }
+}
+
+#[test]
+fn the_recipe_of_fashion_knows_its_classes_as_the_data_set_calls_them() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/fashion-dit.toml");
+    // As the card of the Parquet files has them.
+    let mut names = [
+        "T - shirt / top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ]
+    .map(str::to_owned);
+    let resolve = |names: &[String]| {
+        let images =
+            data::ImageSet::new((1, 28, 28), vec![0; 10 * 28 * 28], (0..10).collect(), names.to_vec());
+        TrainConfig::new(Recipe::read(&path).unwrap(), &images)
+    };
+    resolve(&names).unwrap();
+    names.swap(4, 6);
+    assert!(resolve(&names).unwrap_err().to_string().contains("the images call label 4 \"Shirt\""));
+}
+
 #[test]
 fn unknown_keys_and_bad_values_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -354,7 +422,28 @@ fn unknown_keys_and_bad_values_are_named() {
         ("windows = \"3\"", "windows = \"4\"", "window"),
         ("DiT-Tiny/4", "DiT-Tiny/5", "DiT-XS/1"),
         ("variance = \"fixed_small\"", "variance = \"learned_range\"", "learn_sigma"),
-        ("eta = 0.0", "eta = 1.5", "eta"),
+        ("eta = 0.0", "eta = 1.5", "recipe: `sample.eta` is 1.5"),
+        ("guidance_scale = 2.0", "guidance_scale = -1.0", "recipe: `sample.guidance_scale` is -1"),
+        ("steps = 3\n", "steps = 0\n", "recipe: `sample.steps` is 0"),
+        ("steps = 100 }", "steps = 0 }", "recipe: `diffusion.schedule.steps` is 0"),
+        ("licence = \"MIT\"", "licence = \" \"", "recipe: `licence` is blank"),
+        ("attribution = \"made up\"", "attribution = \"\"", "recipe: `attribution` is blank"),
+        (
+            "{ name = \"ground\" }",
+            "{ name = \"ground\", aliases = [\"Curtain\"] }",
+            "recipe: `classes[1].name` is \"curtain\", expected a word that classes[0].aliases[0] does not mean",
+        ),
+        (
+            "{ name = \"ground\" }, { name = \"curtain\" }",
+            "{ name = \"curtain\" }, { name = \"ground\" }",
+            ORDER,
+        ),
+        ("{ name = \"ground\" }, ", "", "recipe: the images call label"),
+        (
+            "{ name = \"curtain\" }]",
+            "{ name = \"curtain\" }, { name = \"blob\" }]",
+            "recipe: 3 classes, but the images have 2",
+        ),
     ] {
         let text = RECIPE.replace(from, to);
         assert_ne!(text, RECIPE);

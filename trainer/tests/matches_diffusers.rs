@@ -5,8 +5,9 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
-use windowpane_diffusion::{ModelConfig, Window};
-use windowpane_trainer::checkpoint::load_foreign;
+use windowpane_diffusion::manifest::Class;
+use windowpane_diffusion::{ModelConfig, Prediction, ScheduleConfig, ScheduleKind, Variance, Window};
+use windowpane_trainer::checkpoint::{Meta, load_foreign};
 use windowpane_trainer::model::{Geometry, position_table};
 
 /// The configuration in dit.py.
@@ -26,6 +27,18 @@ fn config() -> ModelConfig {
     }
 }
 
+/// The same with what DiT's own models are trained under.
+fn meta() -> Meta {
+    Meta {
+        config: config(),
+        schedule: ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000 },
+        prediction: Prediction::Eps,
+        variance: Variance::LearnedRange,
+        classes: (0..5).map(|i| Class { name: i.to_string(), aliases: Vec::new() }).collect(),
+        step: 0,
+    }
+}
+
 fn read(file: &SafeTensors<'_>, name: &str) -> Tensor {
     let view = file.tensor(name).unwrap();
     let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
@@ -40,7 +53,7 @@ fn read(file: &SafeTensors<'_>, name: &str) -> Tensor {
 #[test]
 fn a_state_dict_loads_unchanged_and_gives_the_same_prediction() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
-    let flat = load_foreign(&folder.join("dit-weights.safetensors"), &config(), Device::Cpu).unwrap();
+    let flat = load_foreign(&folder.join("dit-weights.safetensors"), &meta(), Device::Cpu).unwrap();
     let bytes = std::fs::read(folder.join("dit-io.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let net = Geometry::new(&config(), Kind::Float, Device::Cpu).bind(&flat);

@@ -4,7 +4,10 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use safetensors::SafeTensors;
+use tch::Device;
 use windowpane_diffusion::manifest::{MANIFEST_FILE, Manifest};
+use windowpane_trainer::params::Layout;
 use windowpane_trainer::{checkpoint, folder};
 
 const RECIPE: &str = include_str!("small.toml");
@@ -77,8 +80,9 @@ fn from_a_recipe_to_a_package() {
     }
     let interrupt = Command::new("sh").args(["-c", &format!("kill -INT {}", running.id())]).status().unwrap();
     assert!(interrupt.success());
+    let told = Instant::now();
     while running.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < PATIENCE, "it does not stop");
+        assert!(told.elapsed() < PATIENCE, "it does not stop");
         std::thread::sleep(Duration::from_millis(5));
     }
     let Output { status, stdout, .. } = running.wait_with_output().unwrap();
@@ -220,12 +224,76 @@ fn no_class_leads_out_of_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let recipe = RECIPE.replace("curtain", "..").replace("ground", "a/../../b");
+    let recipe = recipe.replace(
+        "count = 40, classes = 2 } }",
+        "count = 40, classes = 2 }, classes = [\"a/../../b\", \"..\"] }",
+    );
     std::fs::write(dir.join("r.toml"), recipe).unwrap();
     succeed(dir, &["train", "r.toml", "--steps", "1"]);
     let sample = ["sample", "runs/small", "--per-class", "1", "--steps", "1", "--out", "o.png"];
     succeed(dir, &[&sample[..], &["--each", "each"]].concat());
     assert!(dir.join("each/-./1.png").is_file() && dir.join("each/a-..-..-b/0.png").is_file());
     assert!(!dir.join("1.png").exists());
+}
+
+#[test]
+fn what_is_drawn_is_what_the_weights_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("r.toml"), RECIPE).unwrap();
+    succeed(dir, &["train", "r.toml", "--steps", "2"]);
+    let draw = |from: &str, out: &str, more: &[&str]| {
+        let all = ["sample", from, "--per-class", "2", "--steps", "3", "--guidance", "2", "--out", out];
+        succeed(dir, &[&all[..], more].concat());
+        std::fs::read(dir.join(out)).unwrap()
+    };
+    let raw = draw("runs/small", "raw.png", &["--raw"]);
+    let average = draw("runs/small", "average.png", &[]);
+    // Somebody changes the recipe beside the weights: they are what they were.
+    let path = dir.join("runs/small/recipe.toml");
+    let recipe = std::fs::read_to_string(&path).unwrap();
+    for (from, to) in [("\"eps\"", "\"v\""), ("\"fixed_small\"", "\"learned_range\"")] {
+        assert!(recipe.contains(from), "{recipe}");
+        std::fs::write(&path, recipe.replace(from, to)).unwrap();
+        assert!(draw("runs/small", "again.png", &[]) == average, "{to}");
+    }
+    // The state dict of somebody else, who knows nothing of this trainer: its values under DiT's names.
+    let file = dir.join("runs/small/checkpoints/step-00000002/model.safetensors");
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    std::fs::write(dir.join("theirs.safetensors"), safetensors::serialize(tensors.iter(), None).unwrap())
+        .unwrap();
+    assert!(draw("theirs.safetensors", "theirs.png", &["--recipe", "r.toml"]) == raw);
+    let alone = fail(dir, &["sample", "theirs.safetensors"], 1);
+    assert!(alone.contains("no `windowpane` entry") && alone.contains("`sample --recipe`"), "{alone}");
+    std::fs::write(dir.join("r.toml"), RECIPE.replace("hidden = 16", "hidden = 32")).unwrap();
+    let other = fail(dir, &["sample", "theirs.safetensors", "--recipe", "r.toml"], 1);
+    assert!(
+        other.contains(
+            "theirs.safetensors: `x_embedder.proj.weight` is F32 [16, 1, 4, 4], expected F32 [32, 1, 4, 4]"
+        ),
+        "{other}"
+    );
+    // Our own weights as those of a recipe that is another by now.
+    let own = "runs/small/checkpoints/step-00000002/model.safetensors";
+    std::fs::write(dir.join("r.toml"), RECIPE).unwrap();
+    assert!(draw(own, "own.png", &["--recipe", "r.toml"]) == raw);
+    std::fs::write(dir.join("r.toml"), RECIPE.replace("\"eps\"", "\"v\"")).unwrap();
+    let other = fail(dir, &["sample", own, "--recipe", "r.toml"], 1);
+    assert!(other.contains("another model than the recipe: `diffusion.prediction` differ"), "{other}");
+    // What no picture can show is not drawn first.
+    let mut meta = checkpoint::load_weights(&dir.join(own), Device::Cpu).unwrap().meta;
+    meta.config.channels = 2;
+    let flat = Layout::of(&meta.config).initial_tensor(1, Device::Cpu);
+    let file = "runs/small/checkpoints/step-00000002/two.safetensors";
+    checkpoint::save_weights(&dir.join(file), &meta, &flat).unwrap();
+    let two = fail(dir, &["sample", file], 1);
+    assert!(two.contains("images have 2 channels, expected 1 or 3"), "{two}");
+    let images = "{ kind = \"folder\", path = \"mine\" }";
+    let toy = "{ kind = \"toy\", toy = { size = 16, count = 40, classes = 2 } }";
+    std::fs::write(dir.join("r.toml"), RECIPE.replace(toy, images)).unwrap();
+    let unsized_ = fail(dir, &["sample", "theirs.safetensors", "--recipe", "r.toml"], 1);
+    assert!(unsized_.contains("`data.channels`, `data.height` and `data.width` are needed"), "{unsized_}");
 }
 
 #[test]
@@ -268,6 +336,39 @@ fn what_cannot_be_removed_is_a_warning() {
         "{refused}"
     );
     succeed(dir, &["export", "runs/small", "--force"]);
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_whole_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("r.toml"), RECIPE).unwrap();
+    // No file may have more than 1 MiB, and the log has so many bytes already that not one record has room.
+    let log = dir.join("runs/small/log.jsonl");
+    let most = 1 << 20;
+    let line = format!("{{\"step\":0,\"pad\":\"{}\"}}\n", "x".repeat(most - 40 - 20));
+    std::fs::create_dir_all(dir.join("runs/small")).unwrap();
+    std::fs::write(&log, &line).unwrap();
+    assert_eq!(line.len(), most - 40);
+    let limited = r#"trap '' XFSZ && ulimit -f 2048 && exec "$0" "$@""#;
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        limited,
+        env!("CARGO_BIN_EXE_windowpane-trainer"),
+        "train",
+        "r.toml",
+        "--steps",
+        "2",
+    ]);
+    command.current_dir(dir).env("WINDOWPANE_DEVICE", "cpu").stdin(Stdio::null());
+    let Output { status, stderr, .. } = command.output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.success() && stderr.contains("warning: no record of step 1: "), "{status}: {stderr}");
+    assert!(std::fs::read_to_string(&log).unwrap() == line, "it ends in half a record");
+    // There is room again.
+    succeed(dir, &["train", "r.toml", "--resume", "--steps", "3"]);
+    assert_eq!(std::fs::read_to_string(&log).unwrap().lines().count(), 2);
 }
 
 #[test]

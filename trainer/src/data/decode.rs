@@ -6,9 +6,10 @@
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::error::{DataError, Result};
+use super::jpeg;
 
 /// Longest side accepted, in pixels. Models here work on pixels: larger images are a mistake or an attack.
 pub const MAX_SIDE: u32 = 4096;
@@ -31,8 +32,8 @@ pub struct Decoded {
 
 /// Decodes PNG, JPEG or WebP, whichever the bytes say they are. `at` names the image in errors.
 ///
-/// Errors: an unknown format, damaged bytes, sides beyond [`MAX_SIDE`], transparent pixels (there is no telling what
-/// should show behind them).
+/// Errors: an unknown format, damaged bytes, a file that lost its tail, sides beyond [`MAX_SIDE`], transparent pixels
+/// (there is no telling what should show behind them).
 pub fn decode(bytes: &[u8], at: impl Fn() -> String) -> Result<Decoded> {
     let outcome = catch_unwind(AssertUnwindSafe(|| decode_unguarded(bytes)));
     let reason = match outcome {
@@ -47,10 +48,25 @@ fn decode_unguarded(bytes: &[u8]) -> std::result::Result<Decoded, String> {
     if bytes.is_empty() {
         return Err("it is empty".to_owned());
     }
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    if reader.format().is_none() {
+    let Ok(format) = image::guess_format(bytes) else {
         return Err("neither PNG nor JPEG nor WebP".to_owned());
+    };
+    if format != ImageFormat::Jpeg {
+        return planar(&read(bytes, format)?);
     }
+    let ends = jpeg::scan_ends(bytes).ok_or("no end marker: it may be cut off")?;
+    let image = read(bytes, format)?;
+    if let [end] = ends[..]
+        && read(&jpeg::with_ones(bytes, end), format).as_ref() != Ok(&image)
+    {
+        return Err("it is cut off: its data ends before its last pixel".to_owned());
+    }
+    planar(&image)
+}
+
+/// The pixels of a file, upright.
+fn read(bytes: &[u8], format: ImageFormat) -> std::result::Result<DynamicImage, String> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -60,7 +76,7 @@ fn decode_unguarded(bytes: &[u8]) -> std::result::Result<Decoded, String> {
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     image.apply_orientation(orientation);
-    planar(&image)
+    Ok(image)
 }
 
 /// Interleaved to planar.
@@ -118,19 +134,51 @@ pub(super) mod tests {
         assert!(decode_here(&clear).unwrap_err().to_string().contains("transparent"));
     }
 
+    /// An image with something to see everywhere: what is lost shows.
+    fn busy(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([(x * y) as u8, (x * 5 + y * 3) as u8, (x ^ y) as u8])
+        })
+    }
+
     #[test]
     fn every_truncation_is_an_error_and_none_a_panic() {
-        let image = RgbImage::from_fn(9, 7, |x, y| image::Rgb([x as u8 * 20, y as u8 * 30, 77]));
-        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Jpeg] {
-            let bytes = encode(image.clone(), format);
-            for cut in 0..bytes.len() {
-                // A JPEG that lost its tail, or a PNG that lost only its end marker, may still decode.
-                if let Err(error) = decode_here(&bytes[..cut]) {
-                    assert!(error.to_string().starts_with("here: not a readable image: "), "{error}");
-                } else {
-                    assert!(cut > bytes.len() / 2, "{format:?} cut at {cut} of {}", bytes.len());
-                }
+        for (format, side) in [(ImageFormat::Png, 9), (ImageFormat::WebP, 9), (ImageFormat::Jpeg, 256)] {
+            let bytes = encode(busy(side, side - 2), format);
+            decode_here(&bytes).unwrap();
+            // A PNG that lost only its end chunk has lost no pixel, nor a WebP only the byte that makes its length even.
+            let idle = match format {
+                ImageFormat::Png => 12,
+                ImageFormat::WebP => usize::from(bytes[16] & 1),
+                _ => 0,
+            };
+            let needed = bytes.len() - idle;
+            for cut in 0..needed {
+                let Err(error) = decode_here(&bytes[..cut]) else {
+                    panic!("{format:?} cut at {cut} of {needed}")
+                };
+                assert!(error.to_string().starts_with("here: not a readable image: "), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_that_was_cut_off_and_closed_is_no_jpeg() {
+        for image in [DynamicImage::from(busy(256, 300)), DynamicImage::from(busy(300, 256)).grayscale()] {
+            let bytes = encode(image, ImageFormat::Jpeg);
+            let [end] = jpeg::scan_ends(&bytes).unwrap()[..] else { panic!("one scan") };
+            assert_eq!(bytes[end..], [0xFF, 0xD9]);
+            // All of its pixels are there, and nothing says so.
+            let error = decode_here(&bytes[..end]).unwrap_err().to_string();
+            assert!(error.ends_with("no end marker: it may be cut off"), "{error}");
+            for cut in (end / 20..end - 2).step_by(101).chain([end - 2]) {
+                let closed = [&bytes[..cut], &[0xFF, 0xD9]].concat();
+                let error = decode_here(&closed).unwrap_err().to_string();
+                assert!(error.contains("cut off"), "{cut} of {end}: {error}");
+            }
+            // What follows the end is nobody's business.
+            let followed = [&bytes[..], &[0; 7], b"more"].concat();
+            assert_eq!(decode_here(&followed).unwrap(), decode_here(&bytes).unwrap());
         }
     }
 

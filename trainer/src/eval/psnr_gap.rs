@@ -109,9 +109,8 @@ fn psnr(
     let images: Vec<usize> = (0..set.len().min(config.images)).collect();
     let mut psnr = Vec::with_capacity(images.len());
     for chunk in images.chunks(config.batch) {
-        let scaled = |&i: &usize| -> Vec<f32> {
-            set.image(i).iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect()
-        };
+        let scaled =
+            |&i: &usize| -> Vec<f32> { set.image(i).iter().map(|&pixel| measure::value(pixel)).collect() };
         let clean: Vec<Vec<f32>> = chunk.iter().map(scaled).collect();
         let noisy: Vec<Vec<f32>> =
             chunk.iter().zip(&clean).map(|(&i, clean)| one.noisy(clean, config.seed, i)).collect();

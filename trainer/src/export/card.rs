@@ -13,10 +13,17 @@ pub(super) const CARD_FILE: &str = "CARD.md";
 /// Headline of the paragraph that a person wrote.
 const PURPOSE: &str = "## What it is good for";
 
+/// What follows that paragraph.
+const MODEL: &str = "\n## Model\n\n| | |\n| --- | --- |\n";
+
 /// What a card says that its model is good for.
 pub(super) fn purpose_in(card: &str) -> Option<String> {
     let (_, rest) = card.split_once(&format!("\n{PURPOSE}\n"))?;
-    let text = rest.split("\n## ").next().unwrap_or(rest).trim();
+    // It may have headlines of its own. What follows it is the table that every card has.
+    let text = rest
+        .rsplit_once(MODEL)
+        .map_or_else(|| rest.split("\n## ").next().unwrap_or(rest), |(text, _)| text)
+        .trim();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
@@ -30,7 +37,7 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     }
     let purpose = request.purpose.as_deref().map_or_else(|| unstated(request), |text| text.trim().to_owned());
     write!(card, "\n{PURPOSE}\n\n{purpose}\n").expect("memory: a bug");
-    card += "\n## Model\n\n| | |\n| --- | --- |\n";
+    card += MODEL;
     let grid = config.grid();
     let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("memory: a bug");
     row("image", format!("{} × {} pixels, {} channels", config.height, config.width, config.channels));

@@ -82,6 +82,14 @@ pub enum ExportError {
         /// The folder.
         path: PathBuf,
     },
+    /// A file that comes along has the name of one that is made here.
+    #[error(
+        "`{name}` is the name of a file that an export writes itself: the package has another one, which would go"
+    )]
+    Taken {
+        /// The name.
+        name: String,
+    },
     /// The network says what no runtime could be held against.
     #[error("golden case `{case}`: the network's output is not finite: these weights cannot be served")]
     NotFinite {

@@ -56,6 +56,7 @@ fn apply(op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
         }
         Op::Add => x.f_add(inputs[1])?,
         Op::Mul => x.f_mul(inputs[1])?,
+        Op::Min => x.f_minimum(inputs[1])?,
         Op::Sigmoid => x.f_sigmoid()?,
         Op::Gelu => x.f_gelu("tanh")?,
         Op::Sin => x.f_sin()?,

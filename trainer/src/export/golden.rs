@@ -17,7 +17,8 @@ use crate::model::{Dit, Geometry};
 const SEED: u64 = 2;
 
 /// Batch sizes of the cases: alone, a pair, and a number that no vector width divides.
-const BATCHES: [usize; 3] = [1, 2, 5];
+const BATCHES: [usize; 3] = [1, 2, LARGEST_BATCH];
+pub(super) const LARGEST_BATCH: usize = 5;
 
 /// Batch size of the case for attention, and the tokens whose rows are kept: all of them would be megabytes.
 const ATTENTION_BATCH: usize = 2;
@@ -116,16 +117,14 @@ impl Golden<'_> {
     fn attention(&mut self) -> Result<Case> {
         let _guard = tch::no_grad_guard();
         let input = self.input(ATTENTION_BATCH)?;
-        let (prediction, seen) = self.net.watched(&input.x, &input.t, &input.y);
         // A corner, the middle, and one before the end.
         let last = self.config.grid().tokens() - 1;
         let tokens = [0, last / 2 + self.config.grid().width / 2, last - last.min(1)];
         let tokens: [i64; TOKENS] = tokens.map(|token| token.min(last) as i64);
         let tokens = Tensor::from_slice(&tokens);
+        let (prediction, seen) = self.net.watched(&input.x, &input.t, &input.y, &tokens);
         let mut parts = vec![("prediction".to_owned(), prediction)];
-        for (i, probabilities) in seen.iter().enumerate() {
-            parts.push((format!("attention.{i}"), probabilities.f_index_select(2, &tokens)?));
-        }
+        parts.extend(seen.into_iter().enumerate().map(|(i, rows)| (format!("attention.{i}"), rows)));
         parts.push(("tokens".to_owned(), tokens));
         case("attention".to_owned(), input, parts)
     }
@@ -135,15 +134,15 @@ impl Golden<'_> {
         let Input { x, t, y } = self.input(1)?;
         let vectors = self.images(k)?;
         let at = x.set_requires_grad(true);
-        let (prediction, _) = self.net.watched(&at, &t, &y);
+        let prediction = self.net.differentiable(&at, &t, &y);
         let mean = prediction.f_narrow(1, 0, self.config.channels as i64)?;
         let (mut jvp, mut vjp) = (Vec::new(), Vec::new());
         for i in 0..k as i64 {
             let v = vectors.f_narrow(0, i, 1)?;
             let u = Tensor::f_zeros_like(&mean)?.set_requires_grad(true);
-            let pulled = gradient(&(&mean * &u), &at)?;
-            jvp.push(gradient(&(pulled * &v), &u)?.detach());
-            vjp.push(gradient(&(&mean * &v), &at)?.detach());
+            let pulled = gradient(&(&mean * &u), &at, true)?;
+            jvp.push(gradient(&(pulled * &v), &u, false)?);
+            vjp.push(gradient(&(&mean * &v), &at, false)?);
         }
         let of = |name: &str, products: Vec<Tensor>| {
             let input = Input { x: at.detach(), t: t.shallow_clone(), y: y.shallow_clone() };
@@ -156,10 +155,10 @@ impl Golden<'_> {
     }
 }
 
-/// The gradient of the sum of `values`, which can be differentiated again.
-fn gradient(values: &Tensor, with_respect_to: &Tensor) -> Result<Tensor> {
+/// The gradient of the sum of `values`; one that can be differentiated again holds on to what it was computed from.
+fn gradient(values: &Tensor, with_respect_to: &Tensor, again: bool) -> Result<Tensor> {
     let sum = values.f_sum(Kind::Float)?;
-    Ok(Tensor::f_run_backward(&[sum], &[with_respect_to], true, true)?.remove(0))
+    Ok(Tensor::f_run_backward(&[sum], &[with_respect_to], true, again)?.remove(0))
 }
 
 /// A case of its input and what came out.

@@ -238,10 +238,16 @@ impl Graph {
         match &value.source {
             Source::Constant(Data::Int(data)) => Some(data.clone()),
             Source::Node { op: Op::Reshape(_), inputs } => self.known_indices(inputs[0]),
-            Source::Node { op: op @ (Op::Add | Op::Mul), inputs } if value.ty.dtype == Dtype::I64 => {
+            Source::Node { op: op @ (Op::Add | Op::Mul | Op::Min), inputs }
+                if value.ty.dtype == Dtype::I64 =>
+            {
                 let (a, b) = (self.known_indices(inputs[0])?, self.known_indices(inputs[1])?);
                 let (shape, a_dims, b_dims) = (dims(id)?, dims(inputs[0])?, dims(inputs[1])?);
-                let combine = |a: i64, b: i64| if *op == Op::Add { a + b } else { a * b };
+                let combine = |a: i64, b: i64| match op {
+                    Op::Add => a + b,
+                    Op::Mul => a * b,
+                    _ => a.min(b),
+                };
                 let at = |i| combine(a[source_of(i, &shape, &a_dims)], b[source_of(i, &shape, &b_dims)]);
                 Some((0..shape.iter().product()).map(at).collect())
             }

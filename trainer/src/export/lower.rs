@@ -123,6 +123,7 @@ impl Lowering<'_> {
             }
             Op::Add => "Add",
             Op::Mul => "Mul",
+            Op::Min => "Min",
             Op::Sigmoid => "Sigmoid",
             Op::Gelu => {
                 attributes.push(AttributeProto::string("approximate", "tanh"));

@@ -69,6 +69,7 @@ fn write(out: &Path, name: &str, config: ModelConfig) -> Result<Manifest> {
             metrics: BTreeMap::new(),
         },
         table: ExportTable { weights: StoredWeights::F32, cuda: false, insides: true },
+        without_insides: None,
         extra: Vec::new(),
         out: out.to_owned(),
         force: true,

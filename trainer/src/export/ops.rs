@@ -28,6 +28,8 @@ pub enum Op {
     Add,
     /// Product, with broadcasting. Also defined on indices.
     Mul,
+    /// The lesser of two indices, with broadcasting.
+    Min,
     /// `1 / (1 + e^-x)`.
     Sigmoid,
     /// The Gaussian error linear unit in its tanh form (Hendrycks & Gimpel 2016, section 2).
@@ -120,6 +122,12 @@ impl Op {
                 let [a, b] = exactly(inputs)?;
                 let shape = a.shape.broadcast(&b.shape).filter(|_| a.dtype == b.dtype);
                 Ok(Type::new(a.dtype, shape.ok_or("one element type and shapes that broadcast")?))
+            }
+            Self::Min => {
+                let [a, b] = exactly(inputs)?;
+                let shape =
+                    a.shape.broadcast(&b.shape).filter(|_| [a, b].iter().all(|ty| ty.dtype == Dtype::I64));
+                Ok(Type::new(Dtype::I64, shape.ok_or("indices whose shapes broadcast")?))
             }
             Self::Sigmoid | Self::Gelu | Self::Sin | Self::Cos => {
                 let [x] = exactly(inputs)?;
@@ -373,5 +381,8 @@ mod tests {
         assert!(Op::Add.infer(&[&ty(&[2]), &half]).is_err());
         assert!(Op::Sigmoid.infer(&[&Type::new(Dtype::I64, Shape::new([2]))]).is_err());
         assert!(Op::Mul.infer(&[&ty(&[2])]).is_err());
+        let index = |dims: [usize; 2]| Type::new(Dtype::I64, Shape::new(dims));
+        assert_eq!(Op::Min.infer(&[&index([3, 1]), &index([1, 4])]), Ok(index([3, 4])));
+        assert!(Op::Min.infer(&[&ty(&[2]), &ty(&[2])]).is_err());
     }
 }

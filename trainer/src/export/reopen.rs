@@ -27,7 +27,7 @@ pub struct Reopened {
     pub meta: Meta,
     /// The stored parameters, `[parameters]` f32.
     pub flat: Tensor,
-    /// How they are stored, and which graphs there are; all that show the network's insides.
+    /// How they are stored, and which graphs there are.
     pub table: ExportTable,
     /// What its card says that it is good for.
     pub purpose: Option<String>,
@@ -76,7 +76,8 @@ pub fn reopen(dir: &Path) -> Result<Reopened> {
         step: manifest.lineage.steps,
     };
     let cuda = manifest.graphs.iter().any(|graph| graph.device == GraphDevice::Cuda);
-    let table = ExportTable { weights: stored, cuda, insides: true };
+    let insides = manifest.graphs.iter().any(|graph| graph.role != Role::Denoiser);
+    let table = ExportTable { weights: stored, cuda, insides };
     Ok(Reopened { manifest, meta, flat, table, purpose, extra })
 }
 

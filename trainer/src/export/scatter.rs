@@ -3,13 +3,16 @@
 //! ONNX has operations that scatter; ONNX Runtime runs them row by row on one thread. Which rows come from where is
 //! known at export, so the sum is written as Gathers again: first contributions of all rows, then second ones, and so on,
 //! as many as the row that was collected most often has. A row that has fewer takes zeros, which lie behind the last.
+//! Where contributions lie is written digit by digit, as `inverse` has it; the runtime adds it up once, at load.
 
 use std::collections::HashMap;
 
 use super::ExportError;
 use super::derivative::Builder;
-use super::graph::{GraphError, ValueId};
+use super::graph::{Graph, GraphError, ValueId};
+use super::inverse::{Inverse, Run};
 use super::ops::Op;
+use super::outer::OuterSum;
 use super::shape::{Dim, Shape};
 
 type Built<T> = Result<T, GraphError>;
@@ -27,15 +30,18 @@ pub(super) struct Collected {
     pub(super) name: String,
 }
 
-/// Places of contributions, which layers of one window share.
+/// Places of contributions by the number of rows and the indices, which layers of one window share.
 #[derive(Debug, Default)]
-pub(super) struct Scatters(HashMap<Vec<ValueId>, Places>);
+pub(super) struct Scatters(HashMap<(usize, Vec<ValueId>), Places>);
 
 /// Where the contributions to each row are, among all that were collected.
 #[derive(Debug, Clone)]
 struct Places {
-    /// First contributions of all rows, second ones, …: values of indices, `[rows]`.
-    turns: Vec<ValueId>,
+    /// By runs of the last digit's values: first contributions of all their rows, second ones, …, as values of indices,
+    /// an axis a digit.
+    runs: Vec<Vec<ValueId>>,
+    /// Number of digits that tell a row.
+    digits: usize,
     /// Whether some row has fewer than others.
     is_ragged: bool,
 }
@@ -43,7 +49,8 @@ struct Places {
 // === impl Scatters ===
 
 impl Scatters {
-    /// The cotangents of a value of shape `own`, from all that was collected from it along one axis.
+    /// The cotangents of a value of shape `own`, from all that was collected from it along one axis. Errors: indices that
+    /// are not known, or of a row that is not there.
     pub(super) fn give_back(
         &mut self,
         builder: &mut Builder<'_>,
@@ -67,15 +74,24 @@ impl Scatters {
         } else {
             all
         };
-        let mut sum = None;
-        for (i, &turn) in places.turns.iter().enumerate() {
-            let part = builder.add(name, &format!("turn.{i}"), Op::Gather { axis }, &[all, turn])?;
-            sum = Some(match sum {
-                None => part,
-                Some(sum) => builder.add(name, &format!("turns.{i}"), Op::Add, &[sum, part])?,
-            });
+        let mut runs = Vec::new();
+        for (r, turns) in places.runs.iter().enumerate() {
+            let mut sum = None;
+            for (i, &turn) in turns.iter().enumerate() {
+                let part =
+                    builder.add(name, &format!("run.{r}.turn.{i}"), Op::Gather { axis }, &[all, turn])?;
+                sum = Some(match sum {
+                    None => part,
+                    Some(sum) => builder.add(name, &format!("run.{r}.turns.{i}"), Op::Add, &[sum, part])?,
+                });
+            }
+            runs.extend(sum);
         }
-        Ok(sum.expect("somebody collected something: this is a bug"))
+        let all = match runs[..] {
+            [run] => run,
+            _ => builder.add(name, "runs", Op::Concat { axis: axis + places.digits - 1 }, &runs)?,
+        };
+        Ok(builder.gathered(all, own, name, "rows")?)
     }
 
     fn places(
@@ -85,33 +101,58 @@ impl Scatters {
         rows: usize,
         collected: &[Collected],
     ) -> Result<Places, ExportError> {
-        let key: Vec<_> = collected.iter().map(|part| part.index).collect();
+        let key = (rows, collected.iter().map(|part| part.index).collect());
         if let Some(places) = self.0.get(&key) {
             return Ok(places.clone());
         }
-        let mut contributions: Vec<Vec<i64>> = vec![Vec::new(); rows];
-        let mut place = 0;
-        for part in collected {
-            let index = builder.graph.known_indices(part.index).ok_or_else(|| ExportError::NoDerivative {
-                node: part.name.clone(),
-                op: "a Gather whose indices are not known at export".to_owned(),
-            })?;
-            for row in index {
-                contributions[row as usize].push(place);
-                place += 1;
+        let refused = |op: String| ExportError::NoDerivative { node: collected[0].name.clone(), op };
+        let sums = collected.iter().map(|part| OuterSum::of(builder.graph, part.index));
+        let sums: Option<Vec<_>> = sums.collect();
+        let sums =
+            sums.ok_or_else(|| refused("a Gather whose indices are not known at export".to_owned()))?;
+        let inverse = Inverse::of(rows, &sums)
+            .map_err(|row| refused(format!("a Gather of row {row} of {rows}, counted from 0,")))?;
+        let none = builder.graph.indices(&format!("{name}.none"), &[], vec![inverse.places])?;
+        let mut places = Places { runs: Vec::new(), digits: inverse.upper.len() + 1, is_ragged: false };
+        for (r, run) in inverse.runs.iter().enumerate() {
+            let name = format!("{name}.run.{r}");
+            let is_ragged = run.digits.iter().flatten().flatten().any(|&part| part == inverse.places);
+            places.is_ragged |= is_ragged;
+            let mut turns = sums_of(builder.graph, &name, run)?;
+            if is_ragged {
+                for (i, turn) in turns.iter_mut().enumerate() {
+                    *turn = builder.add(&name, &format!("places.{i}"), Op::Min, &[*turn, none])?;
+                }
             }
+            places.runs.push(turns);
         }
-        let most = contributions.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let is_ragged = contributions.iter().any(|row| row.len() < most);
-        let mut turns = Vec::new();
-        for i in 0..most {
-            let turn = contributions.iter().map(|row| row.get(i).copied().unwrap_or(place)).collect();
-            turns.push(builder.graph.indices(&format!("{name}.rows.{i}"), &[rows], turn)?);
-        }
-        let places = Places { turns, is_ragged };
         self.0.insert(key, places.clone());
         Ok(places)
     }
+}
+
+/// The places of a run's contributions, turn by turn: every part of a digit with every part of the others.
+fn sums_of(graph: &mut Graph, name: &str, run: &Run) -> Built<Vec<ValueId>> {
+    let mut sums: Vec<ValueId> = Vec::new();
+    for (digit, turns) in run.digits.iter().enumerate() {
+        let mut parts = Vec::new();
+        for (i, turn) in turns.iter().enumerate() {
+            let mut shape = vec![1; run.digits.len()];
+            shape[digit] = turn.len();
+            parts.push(graph.indices(&format!("{name}.digit.{digit}.{i}"), &shape, turn.clone())?);
+        }
+        if digit == 0 {
+            sums = parts;
+            continue;
+        }
+        let before = std::mem::take(&mut sums);
+        for (i, (&sum, &part)) in
+            before.iter().flat_map(|sum| parts.iter().map(move |part| (sum, part))).enumerate()
+        {
+            sums.push(graph.add(&format!("{name}.digits.{digit}.{i}"), Op::Add, &[sum, part])?);
+        }
+    }
+    Ok(sums)
 }
 
 /// The cotangents of one Gather with the indices' axes as one.

@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn every_plan_of_a_window_computes_the_same() {
-        tch::manual_seed(4);
+        let _draws = crate::testing::seeded(4);
         let grid = Grid::new(8, 6);
         let qkv = Tensor::randn([2 * 48, 3 * 6 * 64], (Kind::Float, Device::Cpu));
         let given = HashMap::from([("qkv".to_owned(), qkv)]);

@@ -90,6 +90,7 @@ impl Forward<'_> {
             | Op::Pad { .. }
             | Op::Sum { .. }
             | Op::Concat { .. }
+            | Op::Min
             | Op::InvStdDev { .. } => return Err(unknown()),
         };
         Ok(built)

@@ -51,15 +51,19 @@ fn the_name_is_never_free_while_two_folders_exchange() {
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     write(&a, "first").unwrap();
     write(&b, "second").unwrap();
-    let done = AtomicBool::new(false);
+    let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             let (mut looks, mut missing) = (0, 0);
             while !done.load(Ordering::Relaxed) {
                 (looks, missing) = (looks + 1, missing + usize::from(!a.is_dir()));
+                begun.store(true, Ordering::Relaxed);
             }
             (looks, missing)
         });
+        while !begun.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         let exchanged = (0..20_001).try_for_each(|_| exchange(&b, &a).map(|there| assert!(there)));
         done.store(true, Ordering::Relaxed);
         let (looks, missing) = watcher.join().unwrap();

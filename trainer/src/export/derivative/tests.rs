@@ -11,7 +11,9 @@ use super::super::dit::tests::{by_name, parameters};
 use super::super::eval::evaluate;
 use super::super::graph::{Graph, ValueId};
 use super::super::insides;
+use super::super::inverse::Inverse;
 use super::super::ops::{Op, Stride};
+use super::super::outer::OuterSum;
 use super::super::shape::{Dtype, Shape, Type};
 use super::super::tangent::push_forward;
 use crate::model::Geometry;
@@ -71,7 +73,7 @@ impl Case<'_> {
 
 /// Both modes of what `build` makes of an `x` of these dimensions, against autograd.
 fn check(what: &str, dims: &[usize], build: impl Fn(&mut Case<'_>, ValueId) -> ValueId) {
-    tch::manual_seed(5);
+    let _draws = crate::testing::seeded(5);
     let (mut graph, mut given) = (Graph::over("k"), HashMap::new());
     let x = graph.input("x", Type::new(Dtype::F32, Shape::new(dims.iter().copied()))).unwrap();
     let y = build(&mut Case { graph: &mut graph, given: &mut given }, x);
@@ -209,6 +211,31 @@ fn what_only_moves() {
             let index = case.indices("index", &[2, 3], &[3, 0, 3, 1, 1, 1]);
             case.add("y", Op::Gather { axis: 1 }, &[x, index])
         });
+        check("rows whose places are digits", &[lead, 12, 3], |case, x| {
+            // Rows are [y, x, head] of 3 × 2 × 2: twice the middle, one head from others than the second.
+            let down = case.indices("down", &[4, 1], &[0, 4, 4, 8]);
+            let across = case.indices("across", &[1, 3], &[0, 2, 2]);
+            let tokens = case.add("tokens", Op::Add, &[down, across]);
+            let (middle, second) =
+                (case.indices("middle", &[3], &[0, 4, 8]), case.indices("head", &[1], &[1]));
+            let few = case.add("few", Op::Add, &[middle, second]);
+            let sums = [tokens, few].map(|id| OuterSum::of(case.graph, id).unwrap());
+            assert_eq!(Inverse::of(12, &sums).unwrap().upper, [3, 2], "these are no digits");
+            let first = case.add("first", Op::Gather { axis: 1 }, &[x, tokens]);
+            let second = case.add("second", Op::Gather { axis: 1 }, &[x, few]);
+            let flat = [(first, 36), (second, 9)].map(|(part, n)| {
+                let name = format!("{}.flat", case.graph.value(part).name);
+                case.reshape(&name, &[lead, n], part)
+            });
+            case.add("y", Op::Concat { axis: 1 }, &flat)
+        });
+        check("two values of other lengths, by one index", &[lead, 4, 3], |case, x| {
+            let (index, twice) =
+                (case.indices("index", &[2], &[3, 1]), case.add("xx", Op::Concat { axis: 1 }, &[x, x]));
+            let few = case.add("few", Op::Gather { axis: 1 }, &[x, index]);
+            let many = case.add("many", Op::Gather { axis: 1 }, &[twice, index]);
+            case.add("y", Op::Concat { axis: 1 }, &[few, many])
+        });
         check("rows gathered thrice, along two axes", &[lead, 4, 3], |case, x| {
             let (a, b) = (case.indices("a", &[4], &[3, 2, 1, 0]), case.indices("b", &[1, 2], &[1, 3]));
             let first = case.add("first", Op::Gather { axis: 1 }, &[x, a]);
@@ -287,6 +314,14 @@ fn what_has_no_derivative_says_so() {
     let error = push_forward(&mut graph, x, vectors, turned).unwrap_err().to_string();
     assert!(error.starts_with("turned: Transpose([1, 0]) has no derivative"), "{error}");
     assert!(pull_back(&mut graph, x, vectors, turned).unwrap_err().to_string().starts_with("turned: "));
+    let index = graph.indices("index", &[2], vec![1, 7]).unwrap();
+    let beyond = graph.add("beyond", Op::Gather { axis: 1 }, &[x, index]).unwrap();
+    let vectors = graph.input("v", Type::new(Dtype::F32, graph.ty(beyond).shape.batched().unwrap())).unwrap();
+    let error = pull_back(&mut graph, x, vectors, beyond).unwrap_err().to_string();
+    assert!(
+        error.starts_with("beyond.adjoint.0: a Gather of row 7 of 3, counted from 0, has no derivative"),
+        "{error}"
+    );
     for mode in [push_forward, pull_back] {
         let error = mode(&mut graph, x, vectors, aside).unwrap_err().to_string();
         assert_eq!(error, "`aside` does not depend on `x`");
@@ -321,7 +356,7 @@ fn the_networks_jacobian_is_autograds() {
         let (config, plans) = network(height, width, patch, learn_sigma);
         let flat = parameters(&config);
         let net = Geometry::planned(&config, |_, _| Plan::Dense, Kind::Float, Device::Cpu).bind(&flat);
-        tch::manual_seed(6);
+        let _draws = crate::testing::seeded(6);
         let image = sizes(&[1, config.channels, config.height, config.width]);
         let x = Tensor::randn(&image[..], CPU).set_requires_grad(true);
         let (t, y) = (Tensor::from_slice(&[412.75f32]), Tensor::from_slice(&[1i64]));
