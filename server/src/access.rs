@@ -50,6 +50,15 @@ pub const TABLE: &[(&str, &str, Need)] = &[
     // Looks inside.
     ("POST",   "/v1/analysis/attention",               Key(Role::Analyse)),
     ("POST",   "/v1/analysis/jacobian",                Key(Role::Analyse)),
+    ("POST",   "/v1/analysis/psnr-gap",                Key(Role::Analyse)),
+    // What outlives its call. Everybody sees their own, and a kind needs what its route needs (`jobs.rs`).
+    ("GET",    "/v1/jobs",                             Key(Role::Generate)),
+    ("POST",   "/v1/jobs",                             Key(Role::Generate)),
+    ("GET",    "/v1/jobs/{id}",                        Key(Role::Generate)),
+    ("PUT",    "/v1/jobs/{id}",                        Key(Role::Generate)),
+    ("DELETE", "/v1/jobs/{id}",                        Key(Role::Generate)),
+    ("GET",    "/v1/jobs/{id}/events",                 Key(Role::Generate)),
+    ("GET",    "/v1/jobs/{id}/result",                 Key(Role::Generate)),
     // What is served.
     ("POST",   "/v2/repository/models/{name}/load",    Key(Role::Admin)),
     ("POST",   "/v2/repository/models/{name}/unload",  Key(Role::Admin)),

@@ -5,11 +5,18 @@
 pub mod attention;
 mod canvas;
 pub mod decomposition;
+pub mod image_set;
 pub mod jacobian;
 pub mod picture;
+pub mod plot;
+pub mod psnr_gap;
+pub mod reference;
 pub mod selection;
 pub mod sheet;
 pub mod subject;
+mod upload;
+
+use bytes::Bytes;
 
 use crate::batcher::study::{Ask, Findings};
 
@@ -27,6 +34,17 @@ pub trait Study: Send + 'static {
 
     /// Takes what the latest call brought.
     fn take(&mut self, findings: Findings) -> Result<(), StudyError>;
+
+    /// What has been done since the last piece, where that is enough to be worth keeping: whoever begins anew with all
+    /// pieces so far goes on from there.
+    fn piece(&mut self) -> Option<Bytes> {
+        None
+    }
+
+    /// Takes the pieces of a study like this one, in their order, before its first call.
+    fn resume(&mut self, pieces: &[Bytes]) -> Result<(), StudyError> {
+        if pieces.is_empty() { Ok(()) } else { Err(StudyError::Shape("it is not done in pieces".to_owned())) }
+    }
 
     /// What it comes to, once there is no further call.
     fn finish(self) -> Self::Findings;

@@ -12,24 +12,32 @@
 //! # Ok(()) }
 //! ```
 
+mod budget;
 pub mod folder;
 pub mod requests;
+pub mod workbench;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit, oneshot, watch};
 
+use crate::batcher::Caller;
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
+use crate::jobs::Jobs;
 use crate::keys::{Keys, KeysError};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::load::{LoadError, Loader};
 use crate::telemetry::otlp::Traces;
 use crate::v2::Statistics;
+pub use budget::Room;
+use budget::{Budget, Who};
 use requests::Requests;
+use workbench::Places;
 
 /// The application.
 #[derive(Debug, Clone)]
@@ -47,18 +55,23 @@ struct Inner {
     /// None while loading. A model that is replaced lives on in the requests that hold it.
     models: RwLock<Option<BTreeMap<String, Arc<Model>>>>,
     /// Held while a model is loaded or unloaded: one at a time.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
     put_away: std::sync::Mutex<BTreeSet<String>>,
     retired: std::sync::Mutex<Vec<Weak<Model>>>,
     requests: Requests,
+    /// Orders that outlive their call, where a store keeps them.
+    kept: RwLock<Option<Arc<Jobs>>>,
     /// Encodings that may run at a time: one for each core, since they take what the networks need.
-    encoders: Arc<Semaphore>,
+    encoders: Places,
     /// Who computes for a look inside: images come first.
-    studies: Arc<Semaphore>,
-    /// Memory for bodies that are being read, in blocks.
+    studies: Places,
+    /// Memory for bodies that are being read, in blocks; and for their beginnings.
     bodies: Semaphore,
-    /// Memory for frames that are kept, in blocks.
-    frames: Arc<Semaphore>,
+    beginnings: Semaphore,
+    /// Memory for frames that are kept.
+    frames: Budget,
+    /// Memory for answers, from the admission of their requests until their clients have them.
+    answers: Budget,
     draining: AtomicBool,
     /// Generations being answered.
     jobs: watch::Sender<usize>,
@@ -67,7 +80,13 @@ struct Inner {
 /// Bytes that bodies may hold together while they are being read; the limit of one, where that is more.
 const MOST_BODIES: usize = 256 << 20;
 
-/// Bodies and frames are counted in blocks of so many bytes.
+/// What a body may hold before it needs room among the bodies: more than most requests are at all.
+pub(crate) const BEGINNING: usize = 16 << 10;
+
+/// Bytes that beginnings of bodies may hold together.
+const MOST_BEGINNINGS: usize = 64 << 20;
+
+/// Bodies are counted in blocks of so many bytes.
 const BLOCK: usize = 1024;
 
 fn blocks(bytes: usize) -> u32 {
@@ -87,16 +106,13 @@ pub enum Phase {
 
 /// A generation being answered; the drain waits until the last clone is gone.
 #[derive(Debug, Clone)]
-#[expect(dead_code, reason = "it is held, not read")]
-pub struct Job(Arc<Begun>);
+pub struct Job {
+    _begun: Arc<Begun>,
+    answer: Room,
+}
 
 #[derive(Debug)]
 struct Begun(App);
-
-/// Room in memory for the frames of one request; given back with the last clone.
-#[derive(Debug, Clone, Default)]
-#[expect(dead_code, reason = "it is held, not read")]
-pub struct FrameRoom(Option<Arc<OwnedSemaphorePermit>>);
 
 // === impl App ===
 
@@ -104,8 +120,9 @@ impl App {
     /// An application whose models are still to be loaded: it can serve at once, and says that it is not ready.
     pub fn new(config: Config) -> Self {
         let metrics = Metrics::new();
-        let bodies = blocks(MOST_BODIES.max(config.body_limit)) as usize;
-        let frames = blocks(config.frame_limit) as usize;
+        let [bodies, beginnings] = [MOST_BODIES.max(config.body_limit), MOST_BEGINNINGS]
+            .map(|bytes| Semaphore::new(blocks(bytes) as usize));
+        let (frames, answers) = (Budget::new(config.frame_limit), Budget::new(config.answer_limit));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(Inner {
             loader: Loader::new(config.clone(), metrics.clone()),
@@ -115,14 +132,17 @@ impl App {
             metrics,
             statistics: Statistics::default(),
             models: RwLock::default(),
-            changing: Mutex::default(),
+            changing: Arc::default(),
             put_away: std::sync::Mutex::default(),
             retired: std::sync::Mutex::default(),
             requests: Requests::default(),
-            bodies: Semaphore::new(bodies),
-            frames: Arc::new(Semaphore::new(frames)),
-            encoders: Arc::new(Semaphore::new(cores)),
-            studies: Arc::new(Semaphore::new(cores.div_ceil(2))),
+            kept: RwLock::default(),
+            bodies,
+            beginnings,
+            frames,
+            answers: answers.with_room_for_small(),
+            encoders: Places::new(cores),
+            studies: Places::new(cores.div_ceil(2)),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
         }))
@@ -154,23 +174,38 @@ impl App {
                 self.0.loader.replaced(old, &model);
                 self.retire(old);
             }
+            self.0.loader.installed(&model);
         }
     }
 
     /// Loads the package of this name under `config.models`, in place of the one that is served under it, if any. If it
-    /// does not load, nothing changes.
+    /// does not load, nothing changes. Whoever asked may go away meanwhile: it is loaded all the same.
     pub async fn load_model(&self, name: &str) -> Result<Arc<Model>, ApiError> {
         self.model_names()?;
-        let _one_at_a_time = self.0.changing.lock().await;
         let (app, name) = (self.clone(), name.to_owned());
-        let load = move || app.0.loader.named(&name).map(|model| (app, model));
-        let (app, model) = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|error| ApiError::internal(format!("the loader ended early: {error}")))??;
-        let name = model.name().to_owned();
-        app.put_away().remove(&model.card.digest);
-        app.install(vec![model]);
-        app.model(Some(&name))
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Err(Err(error)) = tell.send(app.load_in_turn(name.clone()).await) {
+                let detail = error.detail.unwrap_or(error.message);
+                tracing::error!(model = name, detail, "it does not load, and nobody waits for it any more");
+            }
+        });
+        told.await.unwrap_or_else(|_| Err(ApiError::internal("the loader ended early")))
+    }
+
+    async fn load_in_turn(&self, name: String) -> Result<Arc<Model>, ApiError> {
+        let one_at_a_time = Arc::clone(&self.0.changing).lock_owned().await;
+        let app = self.clone();
+        let load = move || {
+            let model = app.0.loader.named(&name)?;
+            app.put_away().remove(&model.card.digest);
+            app.install(vec![model]);
+            let served = app.model(Some(&name));
+            drop(one_at_a_time);
+            served
+        };
+        let ended = |error| ApiError::internal(format!("the loader ended early: {error}"));
+        tokio::task::spawn_blocking(load).await.map_err(ended)?
     }
 
     /// Serves the model no longer, until somebody asks for it again; requests under way are finished.
@@ -219,43 +254,71 @@ impl App {
         Ok(())
     }
 
-    /// Runs work that keeps a core busy, such as encoding a picture, off the async threads, and no more of it at a time
-    /// than there are cores. Errors: it panicked.
-    pub async fn compute<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        computed(&self.0.encoders, work).await
+    /// Room in memory for so many bytes of the beginning of a body, for as long as it is held.
+    pub(crate) async fn room_to_begin(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        self.0.beginnings.acquire_many(blocks(bytes.min(BEGINNING))).await.ok()
     }
 
-    /// The same for a look inside, on half of the cores: what images need of them is not kept waiting.
-    pub async fn study<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, ApiError> {
-        computed(&self.0.studies, work).await
-    }
-
-    /// Room in memory for a body of so many bytes that is about to be read, for as long as it is held.
+    /// Room in memory for a body of so many bytes, for as long as it is held.
     pub(crate) async fn room_for_body(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        // Never closed, and never too small: a body is at most the limit.
-        self.0.bodies.acquire_many(blocks(bytes)).await.ok()
+        // Never closed; and a body is at most the limit.
+        let most = MOST_BODIES.max(self.config().body_limit);
+        self.0.bodies.acquire_many(blocks(bytes.min(most))).await.ok()
     }
 
-    /// Room in memory for frames of so many bytes; none while others have it. A request that wants more than there is at
-    /// all may have all of it.
-    pub fn room_for_frames(&self, bytes: usize) -> Option<FrameRoom> {
-        let wanted = blocks(bytes).min(blocks(self.config().frame_limit));
-        if wanted == 0 {
-            return Some(FrameRoom::default());
-        }
-        let room = Arc::clone(&self.0.frames).try_acquire_many_owned(wanted).ok()?;
-        Some(FrameRoom(Some(Arc::new(room))))
+    /// Room in memory for frames of so many bytes that this caller's images of the model keep; or while others have it, or
+    /// the caller half of it, the time until there may be some. A request that wants more than there is at all may have all
+    /// of it.
+    pub fn room_for_frames(
+        &self,
+        caller: Caller,
+        model: &Arc<Model>,
+        bytes: usize,
+    ) -> Result<Room, Duration> {
+        let frames = &self.0.frames;
+        frames.take(self.who(caller, model), bytes).ok_or_else(|| frames.wait())
     }
 
     /// Memory that frames have room in.
     pub fn frame_bytes(&self) -> usize {
-        (blocks(self.config().frame_limit) as usize - self.0.frames.available_permits()) * BLOCK
+        self.0.frames.used()
+    }
+
+    /// The same for the answer of a request, which has it until its client has the answer. Small answers have some that
+    /// large ones leave them.
+    pub fn room_for_answer(
+        &self,
+        caller: Caller,
+        model: &Arc<Model>,
+        bytes: usize,
+    ) -> Result<Room, Duration> {
+        let answers = &self.0.answers;
+        answers.take(self.who(caller, model), bytes).ok_or_else(|| answers.wait())
+    }
+
+    fn who(&self, caller: Caller, model: &Arc<Model>) -> Who {
+        Who { caller, among_others: self.keys().are_several(), model: Arc::downgrade(model) }
+    }
+
+    /// Memory that answers have room in.
+    pub fn answer_bytes(&self) -> usize {
+        self.0.answers.used()
+    }
+
+    /// Keeps jobs from now on.
+    pub fn keep_jobs(&self, jobs: Arc<Jobs>) {
+        *self.0.kept.write().unwrap_or_else(PoisonError::into_inner) = Some(jobs);
+    }
+
+    /// Lets the jobs go, which hold this application as it holds them.
+    pub(crate) fn let_jobs_go(&self) -> Option<Arc<Jobs>> {
+        self.0.kept.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The jobs, where any are kept.
+    pub fn jobs(&self) -> Option<Arc<Jobs>> {
+        self.0.kept.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The requests under way.
@@ -329,7 +392,7 @@ impl App {
         match self.phase() {
             Phase::Ready => {
                 self.0.jobs.send_modify(|jobs| *jobs += 1);
-                Ok(Job(Arc::new(Begun(self.clone()))))
+                Ok(Job { _begun: Arc::new(Begun(self.clone())), answer: Room::default() })
             }
             Phase::Loading => Err(loading()),
             Phase::Draining => Err(shutting_down()),
@@ -370,6 +433,21 @@ impl App {
     }
 }
 
+// === impl Job ===
+
+impl Job {
+    /// The same with room for its answer.
+    #[must_use]
+    pub fn with_answer(self, answer: Room) -> Self {
+        Self { answer, ..self }
+    }
+
+    /// The room that its answer has.
+    pub(crate) fn answer(&self) -> &Room {
+        &self.answer
+    }
+}
+
 impl Drop for Begun {
     fn drop(&mut self) {
         self.0.0.jobs.send_modify(|jobs| *jobs -= 1);
@@ -384,19 +462,4 @@ pub(crate) fn loading() -> ApiError {
 /// What a request reads while the server leaves.
 pub fn shutting_down() -> ApiError {
     ApiError::new(Cause::ShuttingDown, "the server is shutting down").retry_after(5)
-}
-/// Does the work once there is a place for it. The place is the work's, and not the caller's: a client that goes away does not
-/// end what has begun.
-async fn computed<T: Send + 'static>(
-    places: &Arc<Semaphore>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    // The semaphore is never closed.
-    let place = Arc::clone(places).acquire_owned().await;
-    let work = move || {
-        let _place = place;
-        work()
-    };
-    let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
-    tokio::task::spawn_blocking(work).await.map_err(ended)
 }

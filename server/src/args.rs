@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::check::CheckArgs;
+use crate::jobs::place::Place;
+use crate::jobs::webhook::Host;
 
 pub use listen::{Listen, ListenError};
 pub use sources::{Found, Places};
@@ -109,10 +111,16 @@ pub struct Args {
     #[arg(long, env = "WINDOWPANE_QUEUE_LIMIT", default_value_t = 4096, value_name = "N")]
     pub queue_limit: usize,
 
-    /// Memory in bytes for the frames that requests keep on the way (`trajectory`, `partial_images`), all together. Who
-    /// asks for more than is left is told 429. While they become files they take a few times as much.
+    /// Memory in bytes for the frames that requests keep on the way (`trajectory`, `partial_images`) and for the pixels
+    /// of pictures to replay, all together. Who asks for more than is left is told 429. While they become files they take a few times as much.
     #[arg(long, env = "WINDOWPANE_FRAME_LIMIT", default_value_t = 1 << 29, value_name = "BYTES", hide_short_help = true)]
     pub frame_limit: usize,
+
+    /// Memory in bytes for answers, all together, each from the admission of its request until its client has taken it. A
+    /// request whose answer would be more than is left is told 429 before it begins; small answers have a quarter that large
+    /// ones leave them.
+    #[arg(long, env = "WINDOWPANE_ANSWER_LIMIT", default_value_t = 1 << 29, value_name = "BYTES", hide_short_help = true)]
+    pub answer_limit: usize,
 
     /// Looks inside a model that one caller may have under way: beyond them it is told 429, and when the first will be done.
     /// They have a tenth of the ticks while images wait, and what images leave.
@@ -134,6 +142,73 @@ pub struct Args {
         hide_short_help = true
     )]
     pub insides_idle: u64,
+
+    /// Where jobs are kept: orders that outlive their HTTP call. `auto` is a file of SQLite in `$STATE_DIRECTORY`, else in
+    /// `$XDG_STATE_HOME/windowpane`, else in `~/.local/state/windowpane`, and no jobs where that cannot be written;
+    /// `sqlite:PATH` a file of your choice, which servers of one machine may share; `postgres://USER:PASSWORD@HOST/DATABASE`
+    /// a database that any number of servers may share; `off` none.
+    #[arg(long, env = "WINDOWPANE_JOBS", default_value_t = Place::Home, value_name = "WHERE", hide_env_values = true)]
+    pub jobs: Place,
+
+    /// Jobs that this server works on at a time. 0 takes orders and leaves the work to servers that share the store.
+    #[arg(long, env = "WINDOWPANE_JOB_WORKERS", default_value_t = 1, value_name = "N")]
+    pub job_workers: usize,
+
+    /// Seconds beyond which an analysis is answered as a job (202), unless its client says how long it waits.
+    #[arg(long, env = "WINDOWPANE_JOB_AFTER", default_value_t = 5, value_name = "SECONDS")]
+    pub job_after: u64,
+
+    /// Seconds after which a job whose server says nothing is taken up by another. Shorter finds a dead server sooner, and
+    /// takes a slow one for dead.
+    #[arg(
+        long,
+        env = "WINDOWPANE_JOB_LEASE",
+        default_value_t = 15,
+        value_name = "SECONDS",
+        hide_short_help = true
+    )]
+    pub job_lease: u64,
+
+    /// Hours for which a job that has ended is kept, with its result.
+    #[arg(long, env = "WINDOWPANE_JOB_RETENTION", default_value_t = 24, value_name = "HOURS")]
+    pub job_retention: u64,
+
+    /// Jobs of one caller that may wait or run: beyond them it is told 429.
+    #[arg(long, env = "WINDOWPANE_JOB_LIMIT", default_value_t = 100, value_name = "N")]
+    pub job_limit: usize,
+
+    /// Largest result of a job, in MiB; what is kept on the way to it is bounded by the same. When it is finished each of the
+    /// two is in memory once, for every worker.
+    #[arg(
+        long,
+        env = "WINDOWPANE_JOB_RESULT_LIMIT",
+        default_value_t = 512,
+        value_name = "MIB",
+        hide_short_help = true
+    )]
+    pub job_result_limit: usize,
+
+    /// Results of one caller that are kept, in MiB: where they take as much, its orders are told 429 until the oldest is
+    /// forgotten. What is under way by then is finished and kept.
+    #[arg(
+        long,
+        env = "WINDOWPANE_JOB_STORE_LIMIT",
+        default_value_t = 16_384,
+        value_name = "MIB",
+        hide_short_help = true
+    )]
+    pub job_store_limit: usize,
+
+    /// Hosts that may be told of a job's end, such as `hooks.example.com` or `hooks.example.com:8443`; several by commas or
+    /// by giving the flag again. Without it none may. HTTPS is spoken, unless an entry begins with `http://`; a host that is
+    /// on a private network must be named by its address.
+    #[arg(long, env = "WINDOWPANE_WEBHOOK_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub webhook_hosts: Vec<Host>,
+
+    /// File with the secret that webhooks are signed with, as Standard Webhooks has it: `whsec_` and base64, or a line of
+    /// text.
+    #[arg(long, env = "WINDOWPANE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    pub webhook_secret_file: Option<PathBuf>,
 
     /// File of API keys (TOML: a `[[key]]` each, with name, role and sha256; roles are generate, analyse and admin). Without
     /// it everybody may generate and look into models, and nobody may load or unload them.
@@ -201,7 +276,8 @@ pub struct Args {
     )]
     pub body_timeout: u64,
 
-    /// Seconds for which a client may take nothing of an answer that is there for it.
+    /// Seconds for which a client may take nothing of an answer that is there for it, or less
+    /// than 8 KiB a second on the average.
     #[arg(
         long,
         env = "WINDOWPANE_WRITE_TIMEOUT",

@@ -38,6 +38,8 @@ pub struct Batcher {
     queue: Arc<Queue>,
     elements: usize,
     thread: JoinHandle<()>,
+    /// Whether the worker has died, rather than ended.
+    died: Arc<AtomicBool>,
 }
 
 /// Whoever shares the engine fairly with others: the holder of an API key, or everybody who has none.
@@ -51,6 +53,8 @@ pub struct Request {
     pub caller: Caller,
     /// A hash of what was asked: by it a client is known again that was told when to come back.
     pub fingerprint: u64,
+    /// A hash of its id and of what was asked: who comes back with both is known for certain.
+    pub id: u64,
     /// When the results are worth nothing any more.
     pub deadline: Option<Instant>,
     /// Whether the rows must run in a bucket that always gives the same bits, where buckets differ.
@@ -154,21 +158,18 @@ pub enum SampleError {
     /// The server is stopping.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The worker's thread has died.
+    #[error("the worker has died")]
+    Died,
 }
 
 /// A request was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// Too much is waiting or running.
+    /// Too much work is waiting or running, or too many images.
     #[error("too much work is waiting")]
     Overloaded {
         /// Seconds after which there will be room for it.
-        retry_after: u64,
-    },
-    /// Too many images are waiting or running.
-    #[error("too many images are waiting")]
-    Crowded {
-        /// Seconds after which half of them will be done.
         retry_after: u64,
     },
     /// The caller has as many studies under way as it may.
@@ -192,6 +193,9 @@ pub enum SubmitError {
     /// The worker has ended, or is about to.
     #[error("the worker has ended")]
     Ended,
+    /// The worker's thread has died.
+    #[error("the worker has died")]
+    Died,
 }
 
 /// Work under way. Dropping it abandons what is left: the rows are free at the next tick.
@@ -205,7 +209,7 @@ pub struct Ticket {
 }
 
 /// Cancels a request from elsewhere.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Canceller(Arc<AtomicBool>);
 
 // === impl Caller ===
@@ -229,6 +233,8 @@ impl Batcher {
         metrics: Metrics,
     ) -> Result<(Self, R), StartError<E>> {
         let (opened, answer) = blocking::channel();
+        let died = Arc::new(AtomicBool::new(false));
+        let dies = Arc::clone(&died);
         let work = move || {
             let seat = device.join();
             let (engine, config, report) = match open(&seat) {
@@ -238,13 +244,13 @@ impl Batcher {
             let queue = Arc::new(Queue::new(&config, Arc::clone(&device), seat.id()));
             let elements = config.shape.iter().product();
             if opened.send(Ok((Arc::clone(&queue), elements, report))).is_ok() {
-                let _end = Ended(Arc::clone(&queue));
+                let _end = Ended { queue: Arc::clone(&queue), died: dies };
                 Worker::new(engine, config, queue, metrics).run(&seat);
             }
         };
         let thread = spawn(name, Box::new(work)).map_err(|error| StartError::Thread(error.to_string()))?;
         match answer.recv() {
-            Ok(Ok((queue, elements, report))) => Ok((Self { queue, elements, thread }, report)),
+            Ok(Ok((queue, elements, report))) => Ok((Self { queue, elements, thread, died }, report)),
             Ok(Err(error)) => Err(StartError::Open(error)),
             Err(_) => Err(StartError::Thread("it died while opening the model".to_owned())),
         }
@@ -259,14 +265,24 @@ impl Batcher {
     pub fn submit(&self, request: Request) -> Result<Ticket, SubmitError> {
         let units = request.units.len();
         let cancelled = Arc::new(AtomicBool::new(false));
-        let (events, eta) = self.queue.submit(request, &cancelled)?;
+        let (events, eta) = self.queue.submit(request, &cancelled).map_err(|error| self.ended(error))?;
         Ok(Ticket { events, cancelled, units, left: units, eta })
     }
 
     /// Admits a study, which then asks for its units one by one.
     pub fn study(&self, request: StudyRequest) -> Result<StudyTicket, SubmitError> {
-        let (id, eta) = self.queue.study(request)?;
-        Ok(StudyTicket::new(Arc::clone(&self.queue), id, request.deadline, eta))
+        let (id, eta) = self.queue.study(request).map_err(|error| self.ended(error))?;
+        Ok(StudyTicket::new(Arc::clone(&self.queue), Arc::clone(&self.died), id, request.deadline, eta))
+    }
+
+    /// Why nothing is admitted: a worker that has ended may have died.
+    fn ended(&self, error: SubmitError) -> SubmitError {
+        if error == SubmitError::Ended && self.died.load(Relaxed) { SubmitError::Died } else { error }
+    }
+
+    /// The time that a study of so many units would take from now, as things stand.
+    pub fn expect_study(&self, caller: Caller, units: usize) -> Duration {
+        self.queue.expect_study(caller, units)
     }
 
     /// The time that these units would take from now, as things stand.
@@ -313,13 +329,18 @@ impl Drop for Batcher {
 }
 
 /// Whatever ended the worker, nobody waits for it: what has arrived is let go, and nothing more is admitted.
-struct Ended(Arc<Queue>);
+struct Ended {
+    queue: Arc<Queue>,
+    died: Arc<AtomicBool>,
+}
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.stop();
-        drop(self.0.take_arrivals());
-        drop(self.0.take_units());
+        // Before anybody is refused or let go, who would ask why.
+        self.died.store(std::thread::panicking(), Relaxed);
+        self.queue.stop();
+        drop(self.queue.take_arrivals());
+        drop(self.queue.take_units());
     }
 }
 
@@ -347,13 +368,18 @@ impl Ticket {
         Canceller(Arc::clone(&self.cancelled))
     }
 
+    /// Whether there is nothing more to wait for.
+    pub fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
     /// What happens next; `None` after the last unit, or after an error.
     pub async fn next(&mut self) -> Option<Result<Event, SampleError>> {
         if self.left == 0 {
             return None;
         }
-        // A sender that vanishes without a word belonged to a worker that ended.
-        let event = self.events.recv().await.unwrap_or(Err(SampleError::ShuttingDown));
+        // A sender that vanishes without a word belonged to a worker that died.
+        let event = self.events.recv().await.unwrap_or(Err(SampleError::Died));
         match event {
             Ok(Event::Done { .. }) => self.left -= 1,
             Ok(Event::Frame { .. }) => {}
@@ -382,6 +408,11 @@ impl Canceller {
     /// Ends the request at the next tick; whoever waits for it is told [`SampleError::Cancelled`].
     pub fn cancel(&self) {
         self.0.store(true, Relaxed);
+    }
+
+    /// Whether that was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Relaxed)
     }
 }
 

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use bytes::Bytes;
+use futures::future::BoxFuture;
 
 use crate::analysis::{Study, StudyError};
 use crate::app::requests::Registered;
-use crate::app::{App, Job, shutting_down};
+use crate::app::workbench::Workbench;
+use crate::app::{App, Job, Room, shutting_down};
 use crate::batcher::admission::whole_seconds;
 use crate::batcher::study::{StudyRequest, StudyTicket};
 use crate::batcher::{Event, Request, Sample, SampleError, SubmitError, Ticket};
@@ -20,6 +23,7 @@ use crate::keys::Identity;
 use crate::middleware::request_id::RequestId;
 use crate::model::Model;
 use crate::sampler::Unit;
+use crate::serve::Peer;
 
 /// The header with the milliseconds that a client will wait.
 pub const TIMEOUT_HEADER: &str = "x-request-timeout-ms";
@@ -34,10 +38,14 @@ pub struct Call {
     pub id: RequestId,
     /// Who asks.
     pub identity: Identity,
+    peer: Peer,
     arrived: Instant,
     timeout: Option<Duration>,
     fingerprint: u64,
+    known: u64,
     reproducible: bool,
+    /// Bytes of its answer, about.
+    answer: usize,
 }
 
 /// An admitted request. Dropping it abandons the work.
@@ -45,20 +53,36 @@ pub struct Call {
 pub struct Running {
     ticket: Ticket,
     model: Arc<Model>,
-    _registered: Registered,
+    registered: Registered,
     job: Job,
 }
+
+/// Who is told how far a study is, and keeps what it has done, for whoever goes on from there.
+pub trait Watch: Send {
+    /// What was kept before.
+    fn pieces(&self) -> Vec<Bytes>;
+
+    /// Keeps the next piece. Errors: nobody wants it any more.
+    fn keep(&mut self, piece: Bytes) -> BoxFuture<'_, Result<(), ApiError>>;
+
+    /// So many calls of all are done. Errors: nobody wants it any more.
+    fn at(&mut self, done: usize, total: usize) -> BoxFuture<'_, Result<(), ApiError>>;
+}
+
+/// Whoever asks waits for the answer, and is told nothing before.
+#[derive(Debug, Clone, Copy)]
+pub struct Nobody;
 
 /// An admitted study. Dropping it ends the work.
 #[derive(Debug)]
 pub struct Studying {
     ticket: StudyTicket,
-    app: App,
+    bench: Workbench,
     model: Arc<Model>,
     began: Instant,
     /// How it ended; nobody waits any more where nothing has been written here.
     outcome: &'static str,
-    _registered: Registered,
+    registered: Registered,
     job: Job,
 }
 
@@ -78,20 +102,47 @@ impl FromRequestParts<App> for Call {
                 Some(timeout(TIMEOUT_HEADER, number)?)
             }
         };
-        let arrived = Instant::now();
-        Ok(Self { id, identity, arrived, timeout, fingerprint: 0, reproducible: false })
+        let peer = parts.extensions.get().copied().unwrap_or_default();
+        let (known, arrived) = (hash(&id), Instant::now());
+        Ok(Self {
+            id,
+            identity,
+            peer,
+            arrived,
+            timeout,
+            fingerprint: 0,
+            known,
+            reproducible: false,
+            answer: 0,
+        })
     }
 }
 
 // === impl Call ===
 
 impl Call {
-    /// The same, with what was asked for: a client that comes back with the same is known again.
+    /// That of a job, which nobody waits for.
+    pub(crate) fn of_job(id: RequestId, identity: Identity) -> Self {
+        let (known, peer, arrived) = (hash(&id), Peer::default(), Instant::now());
+        Self {
+            id,
+            identity,
+            peer,
+            arrived,
+            timeout: None,
+            fingerprint: 0,
+            known,
+            reproducible: false,
+            answer: 0,
+        }
+    }
+
+    /// The same, with what was asked for: a client that comes back with the same is known again by its id from anywhere, and
+    /// without one from the same address.
     #[must_use]
     pub fn asking(mut self, what: &impl Debug) -> Self {
-        let mut hasher = DefaultHasher::new();
-        format!("{what:?}").hash(&mut hasher);
-        self.fingerprint = hasher.finish();
+        let what = format!("{what:?}");
+        (self.fingerprint, self.known) = (hash(&(self.peer, &what)), hash(&(&self.id, &what)));
         self
     }
 
@@ -114,19 +165,46 @@ impl Call {
         Ok(self)
     }
 
+    /// The same, whose answer will have about so many bytes: there is room for them from its admission on, or it is not
+    /// admitted.
+    #[must_use]
+    pub fn answering(mut self, bytes: usize) -> Self {
+        self.answer = bytes;
+        self
+    }
+
+    /// Whether its client said how long it waits.
+    pub fn is_timed(&self) -> bool {
+        self.timeout.is_some()
+    }
+
+    /// What the drain waits for, with room for the answer.
+    fn begin(&self, app: &App, model: &Arc<Model>) -> Result<Job, ApiError> {
+        let job = app.begin()?;
+        let answer = app.room_for_answer(self.identity.caller, model, self.answer);
+        Ok(job.with_answer(answer.map_err(|wait| no_memory("answers", wait))?))
+    }
+
+    /// Room for the frames that its images will keep, or why it has none.
+    pub fn room_for_frames(&self, app: &App, model: &Arc<Model>, bytes: usize) -> Result<Room, ApiError> {
+        let room = app.room_for_frames(self.identity.caller, model, bytes);
+        room.map_err(|wait| no_memory("frames", wait))
+    }
+
     /// Admits the work for the model, or says why not.
     pub fn submit(self, app: &App, model: &Arc<Model>, units: Vec<Unit>) -> Result<Running, ApiError> {
-        let job = app.begin()?;
+        let job = self.begin(app, model)?;
         let request = Request {
             caller: self.identity.caller,
             fingerprint: self.fingerprint,
+            id: self.known,
             deadline: self.timeout.map(|timeout| self.arrived + timeout),
             reproducible: self.reproducible,
             units,
         };
         let ticket = model.batcher.submit(request).map_err(|error| refused(&error, self.timeout))?;
         let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
-        Ok(Running { ticket, model: Arc::clone(model), _registered: registered, job })
+        Ok(Running { ticket, model: Arc::clone(model), registered, job })
     }
 }
 
@@ -135,18 +213,18 @@ impl Call {
 impl Call {
     /// Admits a study of the model that makes so many calls, or says why not.
     pub fn study(self, app: &App, model: &Arc<Model>, units: usize) -> Result<Studying, ApiError> {
-        let job = app.begin()?;
+        let job = self.begin(app, model)?;
         let deadline = self.timeout.map(|timeout| self.arrived + timeout);
         let request = StudyRequest { caller: self.identity.caller, deadline, units };
         let ticket = model.batcher.study(request).map_err(|error| refused(&error, self.timeout))?;
         let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
         Ok(Studying {
             ticket,
-            app: app.clone(),
+            bench: app.workbench(self.identity.caller),
             model: Arc::clone(model),
             began: Instant::now(),
             outcome: "disconnect",
-            _registered: registered,
+            registered,
             job,
         })
     }
@@ -161,9 +239,14 @@ impl Studying {
     }
 
     /// Takes the study to its end: its calls have their turns on the worker's thread, and what it computes between them
-    /// keeps neither that thread nor an async one.
-    pub async fn finish<S: Study>(mut self, study: S) -> Result<S::Findings, ApiError> {
-        let ended = self.run(study).await;
+    /// keeps neither that thread nor an async one. Whoever watches is told of every call, and keeps its pieces; what was
+    /// kept before is not done again.
+    pub async fn watched<S: Study>(
+        mut self,
+        study: S,
+        watch: &mut dyn Watch,
+    ) -> Result<S::Findings, ApiError> {
+        let ended = self.run(study, watch).await;
         self.outcome = match ended.as_ref().map_err(|error| error.cause) {
             Ok(_) => "done",
             Err(Cause::Cancelled) => "cancelled",
@@ -174,26 +257,37 @@ impl Studying {
         ended
     }
 
-    async fn run<S: Study>(&mut self, mut study: S) -> Result<S::Findings, ApiError> {
+    async fn run<S: Study>(&mut self, mut study: S, watch: &mut dyn Watch) -> Result<S::Findings, ApiError> {
+        let (total, pieces) = (study.left(), watch.pieces());
+        if !pieces.is_empty() {
+            let resume = move || study.resume(&pieces).map(|()| study);
+            study = self.bench.study(resume).await?.map_err(unstudied)?;
+        }
         loop {
+            watch.at(total.saturating_sub(study.left()), total).await?;
             let next = move || {
                 let ask = study.next();
                 (study, ask)
             };
-            let (back, ask) = self.app.study(next).await?;
+            let (back, ask) = self.bench.study(next).await?;
             study = back;
             let Some(ask) = ask else { break };
             let findings = self.ticket.ask(ask).await.map_err(failed)?;
             let take = move || study.take(findings).map(|()| study);
-            study = self.app.study(take).await?.map_err(unstudied)?;
+            study = self.bench.study(take).await?.map_err(unstudied)?;
+            while let Some(piece) = study.piece() {
+                watch.keep(piece).await?;
+            }
         }
-        self.app.study(move || study.finish()).await
+        let findings = self.bench.study(move || study.finish()).await?;
+        settled(&self.registered)?;
+        Ok(findings)
     }
 }
 
 impl Drop for Studying {
     fn drop(&mut self) {
-        let (metrics, model) = (self.app.metrics(), self.model.name());
+        let (metrics, model) = (self.bench.app().metrics(), self.model.name());
         metrics.studies_total.with_label_values(&[model, self.outcome]).inc();
         metrics.study.with_label_values(&[model]).observe(self.began.elapsed().as_secs_f64());
     }
@@ -204,6 +298,20 @@ fn unstudied(error: StudyError) -> ApiError {
     match error {
         StudyError::NotFinite => failed(SampleError::NotFinite),
         StudyError::Shape(detail) => ApiError::internal(detail),
+    }
+}
+
+impl Watch for Nobody {
+    fn pieces(&self) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn keep(&mut self, _: Bytes) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn at(&mut self, _: usize, _: usize) -> BoxFuture<'_, Result<(), ApiError>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 
@@ -230,10 +338,32 @@ impl Running {
         self.ticket.next().await.map(|event| event.map_err(failed))
     }
 
-    /// Waits for all units.
-    pub async fn finish(self) -> Result<Vec<Sample>, ApiError> {
-        self.ticket.finish().await.map_err(failed)
+    /// Whether there is nothing more to wait for.
+    pub fn is_over(&self) -> bool {
+        self.ticket.is_over()
     }
+
+    /// The last word before the answer: from here on nobody cancels it. Errors: somebody has.
+    pub fn settle(&self) -> Result<(), ApiError> {
+        settled(&self.registered)
+    }
+
+    /// Waits for all units, whose answer nobody cancels then.
+    pub async fn finish(self) -> Result<Vec<Sample>, ApiError> {
+        let samples = self.ticket.finish().await.map_err(failed)?;
+        settled(&self.registered)?;
+        Ok(samples)
+    }
+}
+
+fn hash(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn settled(registered: &Registered) -> Result<(), ApiError> {
+    if registered.settle() { Err(failed(SampleError::Cancelled)) } else { Ok(()) }
 }
 
 fn timeout(field: &str, milliseconds: u64) -> Result<Duration, ApiError> {
@@ -255,17 +385,12 @@ pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiErro
             let message = format!("too much is waiting; there will be room in {retry_after} s");
             ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
         }
-        SubmitError::Crowded { retry_after } => {
-            let message =
-                format!("too many images are waiting; half of them will be done in {retry_after} s");
-            ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
-        }
         SubmitError::Studying { quota, retry_after } => {
             let message = format!(
                 "{quota} looks inside this model are under way for this caller, the most there may be; the first of them \
                  will be done in {retry_after} s"
             );
-            ApiError::new(Cause::Overloaded, message).retry_after(retry_after)
+            ApiError::new(Cause::QuotaReached, message).retry_after(retry_after)
         }
         SubmitError::TooLate { needs, alone, retry_after } => {
             let timeout = timeout.unwrap_or_default();
@@ -277,22 +402,32 @@ pub(crate) fn refused(error: &SubmitError, timeout: Option<Duration>) -> ApiErro
             if alone > timeout { error } else { error.retry_after(retry_after) }
         }
         SubmitError::Ended => shutting_down(),
+        SubmitError::Died => died(),
     }
 }
 
-/// What a request is told for whose frames there is no memory now.
-pub(crate) fn no_room_for_frames(model: &Model) -> ApiError {
-    // Whoever has it gives it back when its images are done, by then at the latest where they are of this model.
-    let seconds = whole_seconds(model.batcher.standing().backlog);
-    let message =
-        format!("requests under way keep all the frames that may be kept; there may be room in {seconds} s");
-    ApiError::new(Cause::Overloaded, message).retry_after(seconds)
+/// What a request is told while others have the memory for `what`, or its caller half of it; there may be some in this time,
+/// when the images of those who have it are done.
+pub(crate) fn no_memory(what: &str, wait: Duration) -> ApiError {
+    let seconds = whole_seconds(wait);
+    let message = format!(
+        "the memory for {what} is with requests that are under way; of several callers none has more than half of it, and \
+         there may be some in {seconds} s"
+    );
+    ApiError::new(Cause::MemoryFull, message).retry_after(seconds)
+}
+
+/// What requests to a model are told whose worker has died.
+fn died() -> ApiError {
+    let message = "the worker of this model has died; it serves again once the server has been restarted";
+    ApiError::new(Cause::Engine, message)
 }
 
 /// Why work was not finished, for the client; the engine's own words go to the log.
 pub(crate) fn failed(error: SampleError) -> ApiError {
     match error {
         SampleError::ShuttingDown => shutting_down(),
+        SampleError::Died => died(),
         SampleError::Cancelled => ApiError::new(Cause::Cancelled, "the request was cancelled"),
         SampleError::DeadlinePassed => {
             ApiError::new(Cause::DeadlinePassed, "the time given for this request has passed")
@@ -306,5 +441,61 @@ pub(crate) fn failed(error: SampleError) -> ApiError {
             error.detail = Some(detail);
             error
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::Caller;
+    use crate::batcher::study::{Ask, Findings};
+    use crate::config::Config;
+    use crate::engine::fake::Faults;
+    use crate::keys::Role;
+
+    /// A study of no calls whose client thinks better of it in its last moment.
+    struct Regretted(App, RequestId);
+
+    impl Study for Regretted {
+        type Findings = usize;
+
+        fn left(&self) -> usize {
+            0
+        }
+
+        fn next(&mut self) -> Option<Ask> {
+            None
+        }
+
+        fn take(&mut self, _: Findings) -> Result<(), StudyError> {
+            Ok(())
+        }
+
+        fn finish(self) -> usize {
+            self.0.requests().cancel(&self.1, None)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_study_that_is_cancelled_in_its_last_moment_is_cancelled() {
+        let app = crate::testing::app(Config::default(), &Faults::default());
+        let model = app.model(Some("shoes")).unwrap();
+        let id = RequestId::parse("mine").unwrap();
+        let call = Call {
+            id: id.clone(),
+            identity: Identity { caller: Caller::ANONYMOUS, role: Role::Analyse },
+            peer: Peer::default(),
+            arrived: Instant::now(),
+            timeout: None,
+            fingerprint: 0,
+            known: 0,
+            reproducible: false,
+            answer: 0,
+        };
+        let studying = call.study(&app, &model, 0).unwrap();
+        let error = studying.watched(Regretted(app.clone(), id), &mut Nobody).await.unwrap_err();
+        assert_eq!(error.cause, Cause::Cancelled);
+        let cancelled = app.metrics().studies_total.with_label_values(&["shoes", "cancelled"]).get();
+        assert_eq!(cancelled, 1);
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::args::{Args, Device, Listen, SchedulingName};
 use crate::batcher::Scheduling;
+use crate::jobs;
+use crate::jobs::webhook::{Hooks, Secret, SecretError};
 use crate::keys::{Keys, KeysError};
 use crate::middleware::cors::{Cors, CorsError};
 use crate::serve::{Tls, TlsError};
@@ -15,7 +17,7 @@ use crate::telemetry::otlp::{Traces, TracesError};
 use crate::telemetry::{self, ParseError};
 
 /// The server's configuration. [`Config::default`] is the configuration of an empty command line on a free port,
-/// which is what tests start from.
+/// which is what tests start from, but that it keeps no jobs.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Folder of model packages.
@@ -42,8 +44,10 @@ pub struct Config {
     pub queue_limit: usize,
     /// Work of one model that may wait or run, as the time it takes.
     pub max_backlog: Duration,
-    /// Memory for the frames that requests keep on the way, in bytes.
+    /// Memory for the frames that requests keep on the way and for the pixels of pictures to replay, in bytes.
     pub frame_limit: usize,
+    /// Memory for answers that their clients have not taken, in bytes.
+    pub answer_limit: usize,
     /// How ticks are formed.
     pub scheduling: Scheduling,
     /// Studies that one caller may have under way.
@@ -52,6 +56,8 @@ pub struct Config {
     pub study_limit: usize,
     /// Time after which a graph of the insides that nobody asks for is let go.
     pub insides_idle: Duration,
+    /// How jobs are kept and worked on.
+    pub jobs: jobs::Settings,
     /// The API keys.
     pub keys: Keys,
     /// How often the model folder is looked at for new versions; never without.
@@ -97,6 +103,9 @@ pub enum ConfigError {
     /// The certificate is not one.
     #[error("{0}: {1}")]
     Tls(String, TlsError),
+    /// The secret of the webhooks is none.
+    #[error("{0}: {1}")]
+    Secret(String, SecretError),
     /// One of two that need each other.
     #[error("{0} is given without `--{1}`")]
     Alone(String, &'static str),
@@ -134,9 +143,18 @@ impl Config {
         within("max-backlog", args.max_backlog, 1, 3600);
         // Below what one request may keep, that request would have to be alone.
         within("frame-limit", args.frame_limit as u64, MAX_FRAME_BYTES as u64, 1 << 40);
+        within("answer-limit", args.answer_limit as u64, 1 << 20, 1 << 40);
         within("study-quota", args.study_quota as u64, 1, 10_000);
         within("study-limit", args.study_limit as u64, 1, 1 << 16);
         within("insides-idle", args.insides_idle, 1, 86_400);
+        within("job-workers", args.job_workers as u64, 0, 64);
+        within("job-after", args.job_after, 1, 3600);
+        within("job-lease", args.job_lease, 1, 3600);
+        within("job-retention", args.job_retention, 1, 24 * 366);
+        within("job-limit", args.job_limit as u64, 1, 100_000);
+        // PostgreSQL and SQLite hold more; one process does not.
+        within("job-result-limit", args.job_result_limit as u64, 1, 1 << 14);
+        within("job-store-limit", args.job_store_limit as u64, 1, 1 << 24);
         within("batch-delay-ms", args.batch_delay_ms, 0, 60_000);
         within("watch", args.watch.unwrap_or(1), 1, 3600);
         within("watchdog", args.watchdog, 1, 3600);
@@ -177,6 +195,21 @@ impl Config {
                 None
             }
         };
+        let secret = args.webhook_secret_file.as_deref().map(Secret::read).transpose();
+        let secret =
+            secret.map_err(|error| errors.push(ConfigError::Secret(place("webhook-secret-file"), error)));
+        let hooks = match (args.webhook_hosts.as_slice(), secret) {
+            ([], Ok(None)) | (_, Err(())) => Hooks::default(),
+            ([], Ok(Some(_))) => {
+                errors.push(ConfigError::Alone(place("webhook-secret-file"), "webhook-hosts"));
+                Hooks::default()
+            }
+            (_, Ok(None)) => {
+                errors.push(ConfigError::Alone(place("webhook-hosts"), "webhook-secret-file"));
+                Hooks::default()
+            }
+            (hosts, Ok(Some(secret))) => Hooks::new(hosts.to_vec(), secret),
+        };
         if let Err(error) = telemetry::filter(&args.log) {
             errors.push(ConfigError::Log(place("log"), error));
         }
@@ -204,10 +237,22 @@ impl Config {
             queue_limit: args.queue_limit,
             max_backlog: Duration::from_secs(args.max_backlog),
             frame_limit: args.frame_limit,
+            answer_limit: args.answer_limit,
             scheduling,
             study_quota: args.study_quota,
             study_limit: args.study_limit << 20,
             insides_idle: Duration::from_secs(args.insides_idle),
+            jobs: jobs::Settings {
+                place: args.jobs.clone(),
+                workers: args.job_workers,
+                after: Duration::from_secs(args.job_after),
+                lease: Duration::from_secs(args.job_lease),
+                retention: Duration::from_secs(3600 * args.job_retention),
+                limit: args.job_limit,
+                result_limit: args.job_result_limit << 20,
+                store_limit: args.job_store_limit << 20,
+                hooks,
+            },
             keys,
             watch: args.watch.map(Duration::from_secs),
             traces,
@@ -240,10 +285,12 @@ impl Default for Config {
             queue_limit: 4096,
             max_backlog: Duration::from_secs(30),
             frame_limit: 1 << 29,
+            answer_limit: 1 << 29,
             scheduling: Scheduling::Continuous,
             study_quota: 4,
             study_limit: 64 << 20,
             insides_idle: Duration::from_secs(300),
+            jobs: jobs::Settings::default(),
             keys: Keys::default(),
             watch: None,
             traces: None,

@@ -7,10 +7,10 @@ mod png;
 mod resize;
 mod strip;
 mod webp;
-mod zip;
+pub mod zip;
 
-pub use arrays::{ArrayError, ArrayFile, Arrays, Frames, Named, npz, safetensors};
-pub use png::KEYWORD;
+pub use arrays::{ArrayError, ArrayFile, Arrays, Frames, Named, npy_head, npz, safetensors};
+pub use png::{KEYWORD, most_bytes as most_bytes_of_png};
 pub use resize::enlarge;
 pub use strip::strip;
 

@@ -17,6 +17,8 @@ pub enum Cause {
     MalformedBody,
     /// The body did not arrive in time.
     BodyTimeout,
+    /// There is no room for the body among those that are being read.
+    BodiesFull,
     /// The body is larger than `--body-limit`.
     BodyTooLarge,
     /// The body's `content-type` is not JSON.
@@ -45,6 +47,10 @@ pub enum Cause {
     Cancelled,
     /// Too much is waiting.
     Overloaded,
+    /// As much of its kind as one caller may have is under way.
+    QuotaReached,
+    /// Others have the memory that it would keep.
+    MemoryFull,
     /// The request cannot be answered within its time.
     DeadlineUnmeetable,
     /// The request's time has passed.
@@ -53,6 +59,18 @@ pub enum Cause {
     Loading,
     /// The server is shutting down.
     ShuttingDown,
+    /// The id is that of another job.
+    JobConflict,
+    /// The job has no result yet.
+    JobUnfinished,
+    /// The job came to nothing.
+    JobFailed,
+    /// Of what is asked for, the range that is asked for is not there.
+    RangeNotSatisfiable,
+    /// The caller has as many jobs under way as it may, or as much of them is kept.
+    TooManyJobs,
+    /// The store of jobs does not answer.
+    JobsUnavailable,
     /// A package does not load.
     LoadFailed,
     /// The engine failed or put out values that are not finite.
@@ -126,9 +144,10 @@ pub struct V2ErrorBody {
 
 impl Cause {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 32] = [
         Self::MalformedBody,
         Self::BodyTimeout,
+        Self::BodiesFull,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::NotAcceptable,
@@ -143,10 +162,18 @@ impl Cause {
         Self::Forbidden,
         Self::Cancelled,
         Self::Overloaded,
+        Self::QuotaReached,
+        Self::MemoryFull,
         Self::DeadlineUnmeetable,
         Self::DeadlinePassed,
         Self::Loading,
         Self::ShuttingDown,
+        Self::JobConflict,
+        Self::JobUnfinished,
+        Self::JobFailed,
+        Self::RangeNotSatisfiable,
+        Self::TooManyJobs,
+        Self::JobsUnavailable,
         Self::LoadFailed,
         Self::Engine,
         Self::Internal,
@@ -162,6 +189,7 @@ impl Cause {
         match self {
             Self::MalformedBody        => (S::BAD_REQUEST,            CLIENT, "malformed_body"),
             Self::BodyTimeout          => (S::REQUEST_TIMEOUT,        CLIENT, "body_timeout"),
+            Self::BodiesFull           => (S::SERVICE_UNAVAILABLE,    SERVER, "bodies_full"),
             Self::BodyTooLarge         => (S::PAYLOAD_TOO_LARGE,      CLIENT, "body_too_large"),
             Self::UnsupportedMediaType => (S::UNSUPPORTED_MEDIA_TYPE, CLIENT, "unsupported_media_type"),
             Self::NotAcceptable        => (S::NOT_ACCEPTABLE,         CLIENT, "not_acceptable"),
@@ -176,10 +204,18 @@ impl Cause {
             Self::Forbidden            => (S::FORBIDDEN,              "permission_error", "forbidden"),
             Self::Cancelled            => (S::CONFLICT,               CLIENT, "cancelled"),
             Self::Overloaded           => (S::TOO_MANY_REQUESTS,      RATE,   "overloaded"),
+            Self::QuotaReached         => (S::TOO_MANY_REQUESTS,      RATE,   "quota_reached"),
+            Self::MemoryFull           => (S::TOO_MANY_REQUESTS,      RATE,   "memory_full"),
             Self::DeadlineUnmeetable   => (S::TOO_MANY_REQUESTS,      RATE,   "deadline_unmeetable"),
             Self::DeadlinePassed       => (S::GATEWAY_TIMEOUT,        SERVER, "deadline_passed"),
             Self::Loading              => (S::SERVICE_UNAVAILABLE,    SERVER, "loading"),
             Self::ShuttingDown         => (S::SERVICE_UNAVAILABLE,    SERVER, "shutting_down"),
+            Self::JobConflict          => (S::CONFLICT,               CLIENT, "job_conflict"),
+            Self::JobUnfinished        => (S::CONFLICT,               CLIENT, "job_unfinished"),
+            Self::JobFailed            => (S::CONFLICT,               CLIENT, "job_failed"),
+            Self::RangeNotSatisfiable  => (S::RANGE_NOT_SATISFIABLE,  CLIENT, "range_not_satisfiable"),
+            Self::TooManyJobs          => (S::TOO_MANY_REQUESTS,      RATE,   "too_many_jobs"),
+            Self::JobsUnavailable      => (S::SERVICE_UNAVAILABLE,    SERVER, "jobs_unavailable"),
             Self::LoadFailed           => (S::INTERNAL_SERVER_ERROR,  SERVER, "load_failed"),
             Self::Engine               => (S::INTERNAL_SERVER_ERROR,  SERVER, "engine_error"),
             Self::Internal             => (S::INTERNAL_SERVER_ERROR,  SERVER, "internal_error"),
@@ -193,7 +229,7 @@ impl Cause {
 
     /// Whether something is wrong here, and an operator should read of it.
     pub fn is_fault(self) -> bool {
-        matches!(self, Self::Engine | Self::LoadFailed | Self::Internal)
+        matches!(self, Self::Engine | Self::LoadFailed | Self::JobsUnavailable | Self::Internal)
     }
 
     /// The stable word, also the metrics' label.
@@ -256,6 +292,7 @@ impl ApiError {
     fn is_final(&self) -> bool {
         match self.cause {
             Cause::Cancelled | Cause::DeadlinePassed | Cause::Engine | Cause::LoadFailed => true,
+            Cause::JobConflict | Cause::JobUnfinished | Cause::JobFailed => true,
             Cause::DeadlineUnmeetable => self.retry_after.is_none(),
             _ => false,
         }

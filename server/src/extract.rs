@@ -10,17 +10,20 @@ mod infer;
 mod json;
 mod multipart;
 mod path;
+mod prefer;
 mod upload;
 
 pub use accept::{Accept, Form};
-pub(crate) use body::{too_large, too_slow};
+pub(crate) use body::{no_room, too_large, too_slow};
 pub use compression::Compression;
 pub(crate) use fields::form_of;
 pub use fields::{ApiFields, Fields};
 pub use infer::{OptionalJson, infer};
 pub use json::ApiJson;
-pub(crate) use path::nobody;
-pub use path::{ModelId, RequestIdPath, VersionedModel};
+pub(crate) use json::parse;
+pub use path::{JobId, ModelId, RequestIdPath, VersionedModel};
+pub(crate) use path::{no_job, nobody};
+pub use prefer::Prefer;
 pub use upload::{PngUpload, UploadRequest};
 
 #[cfg(doc)]

@@ -56,6 +56,9 @@ struct Key {
     digest: [u8; 32],
 }
 
+/// The owner that everybody is who has no key.
+const NOBODY: &str = "anonymous";
+
 /// A caller who was let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -138,6 +141,11 @@ impl Keys {
         self.0.is_some()
     }
 
+    /// Whether there is more than one caller.
+    pub fn are_several(&self) -> bool {
+        self.0.as_ref().is_some_and(|known| known.keys.len() > 1)
+    }
+
     /// Whose `secret` it is. Without a file of keys everybody is one caller; `None` for an unknown key.
     pub fn identify(&self, secret: Option<&str>) -> Option<Identity> {
         let Some(Known { keys, .. }) = &self.0 else {
@@ -153,10 +161,36 @@ impl Keys {
         found
     }
 
+    /// Who a caller is to a store that outlives this process and is shared with other servers: something that is made of its
+    /// key's digest, from which the digest cannot be made. None for a caller whose key has been taken out.
+    pub fn owner(&self, caller: Caller) -> Option<String> {
+        let Some(Known { keys, .. }) = &self.0 else { return Some(NOBODY.to_owned()) };
+        keys.iter().find(|key| key.number == caller.0).map(Key::owner)
+    }
+
+    /// Whoever is this owner here, if anybody is.
+    pub fn holder(&self, owner: &str) -> Option<Identity> {
+        let Some(Known { keys, .. }) = &self.0 else {
+            return (owner == NOBODY).then_some(Identity { caller: Caller::ANONYMOUS, role: Role::Analyse });
+        };
+        let key = keys.iter().find(|key| key.owner() == owner)?;
+        Some(Identity { caller: Caller(key.number), role: key.role })
+    }
+
     /// The name of a caller's key, for logs; nobody's where there are no keys, or its key has been taken out.
     pub fn name(&self, caller: Caller) -> Option<&str> {
         let Some(Known { keys, .. }) = &self.0 else { return None };
         keys.iter().find(|key| key.number == caller.0).map(|key| key.name.as_str())
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    fn owner(&self) -> String {
+        let digest = Sha256::new().chain_update("windowpane owner ").chain_update(self.digest).finalize();
+        let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("key_{hex}")
     }
 }
 
@@ -187,7 +221,7 @@ fn load(path: &Path) -> Result<Vec<Key>, KeysError> {
 
 /// The keys of a file, not yet numbered.
 fn parse(text: &str) -> Result<Vec<Key>, String> {
-    let File { key: entries } = toml::from_str(text).map_err(|error| error.to_string())?;
+    let File { key: entries } = toml::from_str(text).map_err(|error| said(text, &error))?;
     let mut keys: Vec<Key> = Vec::new();
     for Entry { name, role, sha256 } in entries {
         let digest =
@@ -204,6 +238,19 @@ fn parse(text: &str) -> Result<Vec<Key>, String> {
         return Err("no key: with an empty file nobody could ask for anything".to_owned());
     }
     Ok(keys)
+}
+
+/// What is wrong, and where. Not the line itself, nor the value, as the error would show them: whoever has written a key
+/// there, in place of its digest, would find it in the log.
+fn said(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+    let message = match error.message().rsplit_once(", expected ") {
+        Some((found, expected)) if !found.starts_with("unknown field") => format!("expected {expected}"),
+        _ => error.message().to_owned(),
+    };
+    format!("line {line}, column {column}: {message}")
 }
 
 fn digest(hex: &str) -> Option<[u8; 32]> {
@@ -266,10 +313,49 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_owner_is_the_same_on_every_server_and_after_a_restart() {
+        let here = Keys::in_file(&file(&[("a", "generate", "one"), ("b", "admin", "two")])).unwrap();
+        let there = Keys::in_file(&file(&[("x", "admin", "two"), ("y", "analyse", "three")])).unwrap();
+        let caller = |keys: &Keys, secret| keys.identify(Some(secret)).unwrap().caller;
+        let owner = here.owner(caller(&here, "two")).unwrap();
+        assert_eq!(there.owner(caller(&there, "two")), Some(owner.clone()));
+        assert_eq!(there.holder(&owner), there.identify(Some("two")));
+        let other = here.owner(caller(&here, "one")).unwrap();
+        assert_ne!(owner, other);
+        assert_eq!((there.holder(&other), there.owner(Caller(9))), (None, None));
+        let digest: String = Sha256::digest("two").iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!digest.contains(owner.trim_start_matches("key_")));
+        // Without keys everybody is one, who is nobody where there are keys.
+        let open = Keys::default();
+        let nobody = open.owner(Caller::ANONYMOUS).unwrap();
+        assert_eq!(open.holder(&nobody), open.identify(None));
+        assert_eq!((here.holder(&nobody), open.holder(&owner)), (None, None));
+    }
+
+    #[test]
     fn without_a_file_nobody_is_an_administrator() {
         let keys = Keys::default();
         assert!(!keys.required());
         assert_eq!(keys.identify(Some("whatever")).unwrap().role, Role::Analyse);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_the_key_that_stands_there() {
+        for text in [
+            "[[key]]\nname = \"a\"\nrole = \"admin\"\nsecret = \"hunter2\"",
+            "[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = hunter2",
+            "[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = [\"hunter2\"]",
+            "[[key]]\nname = \"a\"\nrole = \"hunter2\"\nsha256 = \"\"",
+            "[[key]]\nname = \"a\"\nsha256 = \"hunter2\"\nrole = \"admin\"",
+            "key = \"hunter2\"",
+            "key = [\"hunter2\"]",
+            "hunter2",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(!error.contains("hunter2"), "{text}\n{error}");
+        }
+        let error = parse("[[key]]\nname = \"a\"\nrole = \"admin\"\nsecret = \"abc\"").unwrap_err();
+        assert!(error.starts_with("line 4, column 1: unknown field `secret`"), "{error}");
     }
 
     #[test]
@@ -280,7 +366,10 @@ pub(crate) mod tests {
         for (text, part) in [
             ("", "missing field `key`"),
             ("key = []", "no key"),
-            ("[[key]]\nname = \"a\"\nrole = \"king\"\nsha256 = \"\"", "unknown variant `king`"),
+            (
+                "[[key]]\nname = \"a\"\nrole = \"king\"\nsha256 = \"\"",
+                "line 3, column 8: expected one of `generate`",
+            ),
             ("[[key]]\nname = \"a\"\nrole = \"admin\"\nsha256 = \"abc\"", "64 hexadecimal digits"),
             ("[[key]]\nname = \"a\"\nrole = \"admin\"\nsecret = \"abc\"", "unknown field `secret`"),
             (twice.as_str(), "key `a` has the name"),

@@ -37,6 +37,7 @@ pub mod batcher;
 pub mod decode;
 pub mod encode;
 pub mod engine;
+pub mod jobs;
 pub mod metrics;
 pub mod provenance;
 pub mod sampler;

@@ -2,17 +2,26 @@
 //! code.
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::Context;
 use windowpane_server::app::folder::watch;
 use windowpane_server::args::{Command, Found, Listen, LogFormat};
 use windowpane_server::health::{self, Door, Question};
 use windowpane_server::serve::{Listener, raise_open_files};
-use windowpane_server::{App, Config, Listeners, check, serve, shutdown, telemetry};
+use windowpane_server::{App, Config, Listeners, check, jobs, serve, shutdown, telemetry};
 
 /// Exit code of a configuration that cannot be read, as of a command line that is none.
 const UNREADABLE: u8 = 2;
+
+/// Exit code of a defect; Rust's own.
+const PANICKED: u8 = 101;
+
+/// Time for what was begun to let go when the server has ended, and to say so. A model that is still loading takes longer, and
+/// is not waited for.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 fn main() {
     let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
@@ -32,12 +41,14 @@ fn main() {
             tell(&problems);
             code
         }
-        Ok(config) => match run(config, &found) {
-            Ok(code) => code,
-            Err(error) => {
+        // Its last line is in the log, which would be lost with the process.
+        Ok(config) => match catch_unwind(AssertUnwindSafe(|| run(config, &found))) {
+            Ok(Ok(code)) => code,
+            Ok(Err(error)) => {
                 tell(&format!("{error:#}"));
                 1
             }
+            Err(_) => PANICKED,
         },
     };
     // What was said reaches its reader; both outputs are ours alone by now.
@@ -72,7 +83,7 @@ fn configure(found: &Found) -> Result<Config, (String, u8)> {
 /// The exit code of what was done; an error ends with 1 and a sentence.
 fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
     let args = &found.args;
-    telemetry::init(args.log_format, &args.log).context("`--log`")?;
+    telemetry::init(args.log_format, &args.log).context("the log")?;
     for oddity in &found.oddities {
         tracing::warn!("{oddity}");
     }
@@ -87,8 +98,8 @@ fn run(config: Config, found: &Found) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let traces = config.traces.clone();
     let result = runtime.block_on(start(config, args.log_format));
-    // A model that is still loading when the server is told to stop is not waited for.
-    runtime.shutdown_background();
+    // Requests that are given up write their lines.
+    runtime.shutdown_timeout(LETTING_GO);
     if let Some(traces) = traces {
         traces.flush();
     }
@@ -120,6 +131,7 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         format!("API at {base}/docs, models at {base}/v1/models, metrics at {metrics}/metrics; Ctrl-C stops");
     let app = App::new(config);
 
+    jobs::open(&app).await?;
     let loading = app.clone();
     let loaded = tokio::task::spawn_blocking(move || loading.load());
     let mut failure = None;

@@ -11,6 +11,8 @@ use prometheus::{
 };
 
 use crate::error::Cause;
+use crate::jobs::Kind;
+use crate::jobs::store::State;
 
 /// Declares the struct, and registers each field under its name, labels and (for histograms) buckets.
 macro_rules! metrics {
@@ -71,7 +73,8 @@ metrics! {
     log_lost: IntCounter = "windowpane_log_lines_lost_total" [];
     /// 1 if the process works; 0 if a worker has died or is stuck, as /livez tells it.
     alive: IntGauge = "windowpane_alive" [];
-    /// 1 if a request sent now is served; 0 while models load or the server leaves, as /readyz tells it.
+    /// 1 if a request sent now is served; 0 while models load, the server leaves, or a worker has died or is stuck, as
+    /// /readyz tells it.
     ready: IntGauge = "windowpane_ready" [];
     /// Time an image waited from admission to its first tick (queue).
     queue: HistogramVec = "windowpane_queue_seconds" ["model"] in SECONDS;
@@ -92,6 +95,11 @@ metrics! {
     frame_bytes: IntGauge = "windowpane_frame_bytes" [];
     /// Memory of frames beyond which requests are refused (--frame-limit).
     frame_limit: IntGauge = "windowpane_frame_limit_bytes" [];
+    /// Memory of the answers of requests under way: about as much as they will have, taken when they are admitted; what they
+    /// are once they are written; given back when their clients have them.
+    answer_bytes: IntGauge = "windowpane_answer_bytes" [];
+    /// Memory of answers beyond which requests are refused (--answer-limit).
+    answer_limit: IntGauge = "windowpane_answer_limit_bytes" [];
     /// Time that what is admitted still takes, as ticks go now.
     backlog: GaugeVec = "windowpane_backlog_seconds" ["model"];
     /// Time of admitted work beyond which requests are refused (--max-backlog).
@@ -115,11 +123,12 @@ metrics! {
     padding: IntCounterVec = "windowpane_padding_rows_total" ["model"];
     /// Duration of a tick's call of the network, by bucket: the smallest size measured at load that holds its rows.
     tick: HistogramVec = "windowpane_tick_duration_seconds" ["model", "bucket"] in SECONDS;
-    /// Time between two calls of the network while there is work: replies, admission, gathering.
+    /// Time between two calls of the network while there is work: replies, admission, gathering. Not the wait for other
+    /// models on the device.
     gap: HistogramVec = "windowpane_tick_host_gap_seconds" ["model"] in GAPS;
     /// Evaluations of the network on one image; solver steps, of which some solvers need two evaluations.
     steps: IntCounterVec = "windowpane_steps_total" ["model"];
-    /// Ticks or images that failed, by cause: error, panic, not_finite.
+    /// Calls of the network or images that failed, by cause: error, panic, not_finite.
     failures: IntCounterVec = "windowpane_failures_total" ["model", "cause"];
     /// Sessions built anew after a tick that failed, by outcome: done, failed.
     rebuilds: IntCounterVec = "windowpane_session_rebuilds_total" ["model", "outcome"];
@@ -139,6 +148,19 @@ metrics! {
     insides_opened: IntCounterVec = "windowpane_insides_opened_total" ["model", "graph", "outcome"];
     /// Sessions of a graph of a model's insides that are open, of every version that has requests; they take memory.
     insides_open: IntGaugeVec = "windowpane_insides_open" ["model", "graph"];
+    /// Jobs in the store by state, as counted every few seconds: queued, running, succeeded, failed, cancelled. Servers that
+    /// share a store count the same.
+    jobs: IntGaugeVec = "windowpane_jobs" ["state"];
+    /// Jobs that ended through this server, by kind and outcome: succeeded, failed, cancelled.
+    jobs_total: IntCounterVec = "windowpane_jobs_total" ["kind", "outcome"];
+    /// Time from a job's first lease to its result, whoever worked on it.
+    job_duration: HistogramVec = "windowpane_job_duration_seconds" ["kind"] in LONG;
+    /// Pieces of jobs that this server committed.
+    job_pieces: IntCounterVec = "windowpane_job_pieces_total" ["kind"];
+    /// Jobs that this server took up because whoever worked on them had said nothing for too long.
+    job_leases_lost: IntCounter = "windowpane_job_leases_lost_total" [];
+    /// Tries to tell a webhook of a job's end, by outcome: delivered, retried (not taken, another try follows), given_up.
+    webhooks: IntCounterVec = "windowpane_webhook_deliveries_total" ["outcome"];
     /// 1 for a model that serves.
     model_ready: IntGaugeVec = "windowpane_model_ready" ["model"];
     /// Model packages loaded, at start or later, by outcome: done, failed.
@@ -157,6 +179,9 @@ metrics! {
 /// few because every bucket is a time series for every label.
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Jobs: seconds to a day.
+const LONG: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0];
 
 /// Host gaps: microseconds if all is well.
 const GAPS: &[f64] = &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
@@ -229,6 +254,23 @@ impl Metrics {
             for outcome in ["done", "failed"] {
                 self.insides_opened.with_label_values(&[model, graph, outcome]);
             }
+        }
+    }
+
+    /// Shows the numbers of jobs from the beginning, at zero, where jobs are kept.
+    pub fn announce_jobs(&self) {
+        for state in State::ALL {
+            self.jobs.with_label_values(&[state.as_str()]);
+        }
+        for kind in Kind::ALL.map(Kind::as_str) {
+            for outcome in ["succeeded", "failed", "cancelled"] {
+                self.jobs_total.with_label_values(&[kind, outcome]);
+            }
+            self.job_duration.with_label_values(&[kind]);
+            self.job_pieces.with_label_values(&[kind]);
+        }
+        for outcome in ["delivered", "retried", "given_up"] {
+            self.webhooks.with_label_values(&[outcome]);
         }
     }
 

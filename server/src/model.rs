@@ -3,7 +3,9 @@
 mod fake;
 pub mod load;
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use windowpane_diffusion::Schedule;
 use windowpane_diffusion::manifest::{Dtype, Manifest};
@@ -29,6 +31,8 @@ pub struct Card {
     pub created: u64,
     /// Its model card, Markdown; `None` where the package has none.
     pub text: Option<String>,
+    /// The package's folder; `None` where there is no package.
+    pub folder: Option<PathBuf>,
 }
 
 /// What the model runs on and what was measured of it at load.
@@ -61,6 +65,8 @@ pub struct Model {
     pub served: Served,
     /// The worker.
     pub batcher: Batcher,
+    /// How long it took to load.
+    pub loading: Duration,
 }
 
 /// A manifest describes what this server cannot show.
@@ -81,7 +87,15 @@ impl Card {
     pub fn new(manifest: Manifest, digest: String, created: u64) -> Result<Self, CardError> {
         let channels = manifest.config.channels;
         let colour = Colour::of_channels(channels).ok_or(CardError::Channels(channels))?;
-        Ok(Self { schedule: manifest.schedule.build()?, manifest, colour, digest, created, text: None })
+        Ok(Self {
+            schedule: manifest.schedule.build()?,
+            manifest,
+            colour,
+            digest,
+            created,
+            text: None,
+            folder: None,
+        })
     }
 
     /// Channels, height and width.

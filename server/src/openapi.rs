@@ -21,6 +21,7 @@ use crate::router::{self, MetricsAre};
     tags(
         (name = "images", description = "Generate images."),
         (name = "analysis", description = "What a model looks like inside."),
+        (name = "jobs", description = "Orders that outlive their call: big ones, and those that take long."),
         (name = "models", description = "What is served, and how to ask for it."),
         (name = "inference", description = "The Open Inference Protocol, version 2, with the binary tensor extension: a \
             package `NAME` is the model `NAME`, its network, the model `NAME.sampler`, which draws images, and where it has their \
@@ -65,7 +66,12 @@ mod tests {
                 "/startupz",
                 "/v1/analysis/attention",
                 "/v1/analysis/jacobian",
+                "/v1/analysis/psnr-gap",
                 "/v1/images/generations",
+                "/v1/jobs",
+                "/v1/jobs/{id}",
+                "/v1/jobs/{id}/events",
+                "/v1/jobs/{id}/result",
                 "/v1/models",
                 "/v1/models/{id}",
                 "/v1/replay",

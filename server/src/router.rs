@@ -7,7 +7,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::app::App;
-use crate::routes::{analysis, fallback, health, images, metrics, models, replay, requests, v2};
+use crate::routes::{analysis, fallback, health, images, jobs, metrics, models, replay, requests, v2};
 use crate::{middleware, openapi};
 
 /// Whether the metrics are among the routes, or elsewhere.
@@ -25,6 +25,11 @@ pub(crate) fn routes(metrics: MetricsAre) -> OpenApiRouter<App> {
         .routes(routes!(replay::replay))
         .routes(routes!(analysis::attention::attention))
         .routes(routes!(analysis::jacobian::jacobian))
+        .routes(routes!(analysis::psnr_gap::psnr_gap))
+        .routes(routes!(jobs::list::list, jobs::submit::submit))
+        .routes(routes!(jobs::get::get, jobs::submit::put, jobs::cancel::cancel))
+        .routes(routes!(jobs::events::events))
+        .routes(routes!(jobs::result::result))
         .routes(routes!(requests::cancel))
         .routes(routes!(models::list))
         .routes(routes!(models::get))

@@ -4,6 +4,7 @@ pub mod analysis;
 pub mod fallback;
 pub mod health;
 pub mod images;
+pub mod jobs;
 pub mod metrics;
 pub mod models;
 pub mod replay;

@@ -9,11 +9,13 @@ mod connection;
 mod http2;
 mod limits;
 mod listener;
+mod pace;
 mod paced;
 mod protocol;
 mod tls;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +25,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::app::App;
-use crate::reload;
 use crate::router::{metrics_router, router};
+use crate::{jobs, reload};
 use connection::{Leave, Served};
 use limits::Limits;
 use listener::Stream;
@@ -41,6 +43,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Connections to the metrics' own listener: a few scrapers and probes.
 const METRICS_CONNECTIONS: usize = 64;
+
+/// Who is at the other end of a connection, as an extension of its requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Peer(
+    /// The address; none on a Unix socket. Behind a proxy it is the proxy's.
+    pub Option<IpAddr>,
+);
 
 /// A listener with what is served there. Clones are one and the same.
 #[derive(Debug, Clone)]
@@ -80,6 +89,8 @@ pub async fn serve(
         beside.spawn(reload::on_change(files, "keys", app.metrics().clone(), read));
     }
     drop(told);
+    let jobs = app.jobs();
+    let mut at_work = jobs.as_ref().map_or_else(JoinSet::new, |jobs| jobs::runner::start(&app, jobs));
 
     tokio::pin!(shutdown);
     loop {
@@ -92,6 +103,10 @@ pub async fn serve(
 
     // Still accepting: whoever comes now, a load balancer's probe among them, is told rather than left waiting.
     app.drain();
+    // What is unfinished of jobs is for other servers to take up, at once.
+    if let Some(jobs) = &jobs {
+        jobs.leave();
+    }
     let deadline = Instant::now() + app.config().shutdown_timeout;
     loop {
         tokio::select! {
@@ -106,12 +121,19 @@ pub async fn serve(
         }
     }
     app.stop();
+    let put_down = async { while at_work.join_next().await.is_some() {} };
+    if timeout(FLUSH, put_down).await.is_err() {
+        tracing::warn!("some jobs were not put down in time; others take them up when their leases run out");
+    }
     leave.send_replace(true);
     // The doors hold receivers as connections do.
     drop((door, main));
     beside.shutdown().await;
     if timeout(FLUSH, leave.closed()).await.is_err() {
         tracing::warn!("some clients did not take their answers in time");
+    }
+    if let Some(jobs) = app.let_jobs_go() {
+        jobs.store().close().await;
     }
     Ok(())
 }
@@ -120,7 +142,7 @@ pub async fn serve(
 
 impl Door {
     fn new(app: &App, router: Router, connections: usize, leave: Leave) -> Self {
-        let served = Served { router, limits: Limits::of(app.config()), leave };
+        let served = Served { router, limits: Limits::of(app.config()), leave, peer: Peer::default() };
         // Shown from the beginning, at zero.
         for outcome in ["accepted", "refused"] {
             app.metrics().connections_total.with_label_values(&[outcome]);
@@ -154,7 +176,8 @@ impl Door {
         };
         metrics.connections_total.with_label_values(&["accepted"]).inc();
         metrics.connections.inc();
-        let (served, tls) = (self.served.clone(), self.tls.as_ref().map(Tls::now));
+        let peer = Peer(stream.peer());
+        let (served, tls) = (Served { peer, ..self.served.clone() }, self.tls.as_ref().map(Tls::now));
         tokio::spawn(async move {
             let ended = match stream {
                 Stream::Tcp(stream) => served.connection(stream, tls).await,

@@ -10,6 +10,7 @@ mod output;
 mod seed;
 mod start;
 mod watch;
+mod weight;
 
 use std::sync::Arc;
 
@@ -216,19 +217,8 @@ pub(crate) fn class(request: &ImageRequest, manifest: &Manifest) -> Result<Optio
             _ => Ok(None),
         };
     }
-    let named = |field: &str, word: &str| {
-        manifest.lookup(word).map_err(|_| ApiError::invalid(field, shown(word), one_of(manifest)))
-    };
-    let by_prompt = prompt.map(|prompt| named("prompt", prompt)).transpose()?;
-    let by_class = match &request.class {
-        None => None,
-        Some(ClassRef::Name(name)) => Some(named("class", name)?),
-        Some(ClassRef::Index(index)) => {
-            let known = usize::try_from(*index).ok().filter(|&index| index < manifest.classes.len());
-            let expected = || format!("0 to {}, or a name", manifest.classes.len() - 1);
-            Some(known.ok_or_else(|| ApiError::invalid("class", index, expected()))?)
-        }
-    };
+    let by_prompt = prompt.map(|prompt| class_named("prompt", prompt, manifest)).transpose()?;
+    let by_class = request.class.as_ref().map(|class| class_index("class", class, manifest)).transpose()?;
     match (by_prompt, by_class) {
         (None, None) => {
             let got = if request.prompt.is_some() { "empty" } else { "missing" };
@@ -241,6 +231,22 @@ pub(crate) fn class(request: &ImageRequest, manifest: &Manifest) -> Result<Optio
         }
         (a, b) => Ok(a.or(b)),
     }
+}
+
+/// The class of a model that has classes, by index or name.
+pub(crate) fn class_index(field: &str, class: &ClassRef, manifest: &Manifest) -> Result<usize, ApiError> {
+    match class {
+        ClassRef::Name(name) => class_named(field, name, manifest),
+        ClassRef::Index(index) => {
+            let known = usize::try_from(*index).ok().filter(|&index| index < manifest.classes.len());
+            let expected = || format!("0 to {}, or a name", manifest.classes.len() - 1);
+            known.ok_or_else(|| ApiError::invalid(field, index, expected()))
+        }
+    }
+}
+
+fn class_named(field: &str, word: &str, manifest: &Manifest) -> Result<usize, ApiError> {
+    manifest.lookup(word).map_err(|_| ApiError::invalid(field, shown(word), one_of(manifest)))
 }
 
 /// The classes of a model in words, as many as a person reads.

@@ -1,7 +1,9 @@
 //! What the unit tests share: a small manifest, a whole package in a folder, and an application around the fake.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
@@ -247,4 +249,36 @@ pub(crate) async fn generate(app: &App, accept: &str, body: serde_json::Value) -
         .header(header::ACCEPT, accept)
         .body(Body::from(body.to_string()));
     send(app, request.unwrap()).await
+}
+
+/// What this thread logs while it is installed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn install(&self) -> tracing::subscriber::DefaultGuard {
+        // Where there is but one dispatcher, tracing asks that of the thread which comes by a place first whether anybody cares
+        // for it, and another test's thread has none.
+        static OTHER: LazyLock<tracing::Dispatch> =
+            LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+        LazyLock::force(&OTHER);
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -3,6 +3,7 @@
 //! bidiagonalisation. Guidance and the choice between eps, x0 and v are linear in the network's prediction, so they are
 //! sums here, and the graphs know nothing of them.
 
+use bytes::Bytes;
 use windowpane_diffusion::harmonicity::{Harmonicity, harmonicity};
 use windowpane_diffusion::noise;
 use windowpane_diffusion::spectrum::{self, Bidiagonalisation};
@@ -16,6 +17,9 @@ use crate::engine::insides::{Inside, Look, Wanted};
 
 /// Vectors that one call multiplies with: about what a full tick of images takes.
 pub const CHUNK: usize = 16;
+
+/// Products with single vectors in a piece. One with many is a piece by itself.
+const PIECE: usize = 4;
 
 /// The output of the graphs.
 const PRODUCTS: &str = "products";
@@ -61,6 +65,8 @@ pub struct JacobianStudy {
     left: usize,
     /// The product under way.
     product: Option<Product>,
+    /// What is kept in pieces.
+    kept: Kept,
     outcome: Option<Spectrum>,
 }
 
@@ -71,6 +77,16 @@ enum Work {
     Full(Vec<f64>),
     /// Largest values.
     TopK { lanczos: Box<Bidiagonalisation>, steps: usize, tolerance: f64 },
+}
+
+/// What is kept, and what is not yet.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Whether the noisy image is.
+    has_x: bool,
+    /// Products since the latest piece, and what they came to.
+    products: usize,
+    sums: Vec<f64>,
 }
 
 /// One product with the function's Jacobian: a call for each of its predictions.
@@ -167,8 +183,8 @@ impl JacobianStudy {
         };
         let t = subject.level.t as f32;
         let way = Way::new(subject.start, shape);
-        let (x, product, outcome) = (Vec::new(), None, None);
-        Ok(Self { way, t, function, count, shape, x, work, left, product, outcome })
+        let (x, product, kept, outcome) = (Vec::new(), None, Kept::default(), None);
+        Ok(Self { way, t, function, count, shape, x, work, left, product, kept, outcome })
     }
 
     fn elements(&self) -> usize {
@@ -322,7 +338,53 @@ impl Study for JacobianStudy {
             self.product = Some(product);
             return Ok(());
         }
+        self.kept.products += 1;
+        self.kept.sums.extend(&product.sum);
         self.end(product)
+    }
+
+    /// First the noisy image in f32, then what some products came to in f64, little-endian.
+    fn piece(&mut self) -> Option<Bytes> {
+        if self.x.is_empty() {
+            return None;
+        }
+        if !self.kept.has_x {
+            self.kept.has_x = true;
+            return Some(self.x.iter().flat_map(|value| value.to_le_bytes()).collect());
+        }
+        let due = match self.work {
+            Work::Full(_) => 1,
+            Work::TopK { .. } => PIECE,
+        };
+        if self.kept.products < due {
+            return None;
+        }
+        self.kept.products = 0;
+        Some(self.kept.sums.drain(..).flat_map(f64::to_le_bytes).collect())
+    }
+
+    fn resume(&mut self, pieces: &[Bytes]) -> Result<(), StudyError> {
+        let other = || StudyError::Shape("a piece of another study".to_owned());
+        let Some((x, products)) = pieces.split_first() else { return Ok(()) };
+        self.x = x.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        if self.x.len() != self.elements() {
+            return Err(other());
+        }
+        self.way.skip();
+        self.kept.has_x = true;
+        for piece in products {
+            let sums: Vec<f64> = piece.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
+            let mut sums = sums.as_slice();
+            while !sums.is_empty() {
+                let mut product = self.begin().filter(|_| self.outcome.is_none()).ok_or_else(other)?;
+                let (sum, rest) = sums.split_at_checked(product.sum.len()).ok_or_else(other)?;
+                product.sum = sum.to_vec();
+                sums = rest;
+                self.left = self.left.saturating_sub(self.function.calls());
+                self.end(product)?;
+            }
+        }
+        Ok(())
     }
 
     fn finish(self) -> Self::Findings {

@@ -166,11 +166,17 @@ impl Selection {
         told.max(rows.saturating_mul(size_of::<f32>()))
     }
 
-    /// Refuses what is larger than `limit` bytes.
-    pub fn check(&self, card: &Card, plans: &[Plan], weight: Weight, limit: usize) -> Result<(), ApiError> {
+    /// The same, and refuses what is larger than `limit` bytes.
+    pub fn check(
+        &self,
+        card: &Card,
+        plans: &[Plan],
+        weight: Weight,
+        limit: usize,
+    ) -> Result<usize, ApiError> {
         let bytes = self.bytes(card, plans, weight);
         if bytes <= limit {
-            return Ok(());
+            return Ok(bytes);
         }
         let (layers, heads, tokens) = (self.layers.len(), self.heads.len(), self.tokens.len());
         let (param, narrow) = match weight {

@@ -1,24 +1,21 @@
 //! What is looked at: a noisy image, the timestep that the network is told, and a label. It is uploaded as it is, or an
-//! uploaded picture is made noisy, or it is sampled up to that level. Uploads are bounded and checked here.
+//! uploaded picture is made noisy, or it is sampled up to that level.
 
 use std::sync::Arc;
 
-use image::imageops::FilterType;
 use windowpane_diffusion::error::number;
 use windowpane_diffusion::{Level, noise};
 
 use super::StudyError;
+use super::upload::{array_of, image_of};
 use crate::batcher::study::{Ask, Findings};
-use crate::decode::npy::Npy;
-use crate::decode::picture;
-use crate::encode::{Colour, Picture};
 use crate::engine::StepBatch;
 use crate::error::{ApiError, Cause};
 use crate::extract::Accept;
 use crate::model::Card;
 use crate::routes::images::ImageRequest;
 use crate::sampler::{Progress, Trajectory};
-use crate::spec::{self, ClassRef, MAX_SIDE, MOST_NOISE, Order, SampleSpec, Seed, unwrapped};
+use crate::spec::{self, ClassRef, Order, SampleSpec, Seed};
 
 /// The fields of a request that say what is looked at.
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,6 +129,11 @@ impl Way {
             Progress::NotFinite => Err(StudyError::NotFinite),
             Progress::Running | Progress::Finished => Ok(()),
         }
+    }
+
+    /// There is no more to it: the noisy image is known.
+    pub fn skip(&mut self) {
+        self.start = Start::At(Vec::new());
     }
 
     /// The noisy image, once no call is left.
@@ -287,72 +289,5 @@ fn only_for_a_sample(request: &SubjectFields<'_>) -> Result<(), ApiError> {
             let message = format!("`{field}` is for a sample; what is uploaded is not sampled");
             Err(ApiError::new(Cause::InvalidValue, message).param(field))
         }
-    }
-}
-
-/// An uploaded picture or array as the model's values.
-fn image_of(file: &str, resize: bool, card: &Card) -> Result<Vec<f32>, ApiError> {
-    let bytes = unwrapped("image", file)?;
-    let Some([width, height]) = picture::size(&bytes) else {
-        if bytes.starts_with(b"\x93NUMPY") {
-            return array_in("image", &bytes, card);
-        }
-        let message =
-            "`image` is neither a PNG nor a .npy; expected one of them, in base64 where the body is JSON";
-        return Err(ApiError::new(Cause::InvalidValue, message).param("image"));
-    };
-    let config = &card.manifest.config;
-    let own = [config.width, config.height];
-    let wrong = |what: &dyn std::fmt::Display| {
-        let offer = if resize {
-            format!("a PNG of at most {MAX_SIDE}x{MAX_SIDE} pixels")
-        } else {
-            format!("a PNG of {}x{} pixels, or `resize` true", own[0], own[1])
-        };
-        ApiError::new(Cause::InvalidValue, format!("`image`: {what}; expected {offer}")).param("image")
-    };
-    if resize && [width, height].iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
-        return Err(wrong(&format_args!("it is {width}x{height} pixels")));
-    }
-    let size = if resize { [width, height] } else { own };
-    let mut shown = picture::png(&bytes, card.colour, size).map_err(|error| wrong(&error))?;
-    if size != own {
-        shown = resized(shown, own);
-    }
-    Ok(picture::planar(&shown, card.manifest.value_range))
-}
-
-/// The picture in another size, by a triangle filter.
-fn resized(from: Picture, [width, height]: [usize; 2]) -> Picture {
-    let sides = [from.width, from.height, width, height].map(|side| side as u32);
-    let pixels = match from.colour {
-        Colour::Grey => image::GrayImage::from_raw(sides[0], sides[1], from.pixels)
-            .map(|from| image::imageops::resize(&from, sides[2], sides[3], FilterType::Triangle).into_raw()),
-        Colour::Rgb => image::RgbImage::from_raw(sides[0], sides[1], from.pixels)
-            .map(|from| image::imageops::resize(&from, sides[2], sides[3], FilterType::Triangle).into_raw()),
-    };
-    // A picture has as many pixels as its sides say.
-    Picture { width, height, colour: from.colour, pixels: pixels.unwrap_or_default() }
-}
-
-/// An uploaded array in base64.
-fn array_of(field: &str, file: &str, card: &Card) -> Result<Vec<f32>, ApiError> {
-    array_in(field, &unwrapped(field, file)?, card)
-}
-
-fn array_in(field: &str, bytes: &[u8], card: &Card) -> Result<Vec<f32>, ApiError> {
-    let [channels, height, width] = card.shape();
-    let elements = channels * height * width;
-    let invalid = |what: &dyn std::fmt::Display| {
-        let message = format!("`{field}`: {what}; expected a .npy of f32 [{channels}, {height}, {width}]");
-        ApiError::new(Cause::InvalidValue, message).param(field)
-    };
-    let Npy { shape, values } = Npy::read(bytes, elements).map_err(|error| invalid(&error))?;
-    if shape != [channels, height, width] && shape != [1, channels, height, width] {
-        return Err(invalid(&format_args!("its shape is {shape:?}")));
-    }
-    match values.iter().position(|value| value.abs() > MOST_NOISE) {
-        Some(place) => Err(invalid(&format_args!("value {place} is beyond {MOST_NOISE} in magnitude"))),
-        None => Ok(values),
     }
 }

@@ -23,7 +23,7 @@ struct Entry {
     canceller: Canceller,
 }
 
-/// A request's entry; dropping it takes it out.
+/// A request's entry; dropping it takes it out, as [settling](Self::settle) does.
 #[derive(Debug)]
 pub struct Registered {
     requests: Requests,
@@ -56,14 +56,48 @@ impl Requests {
     }
 }
 
+// === impl Registered ===
+
+impl Registered {
+    /// Takes the entry out, because the answer goes out: from here on nobody cancels it. Whether somebody has.
+    pub fn settle(&self) -> bool {
+        let mut table = self.requests.lock();
+        let Some(entries) = table.entries.get_mut(&self.id) else { return false };
+        let own = entries.iter().position(|entry| entry.number == self.number);
+        // Cancelled or taken out, under one lock: who was told that it was cancelled is believed.
+        let cancelled = own.is_some_and(|i| entries.swap_remove(i).canceller.is_cancelled());
+        if entries.is_empty() {
+            table.entries.remove(&self.id);
+        }
+        cancelled
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
-        let mut table = self.requests.lock();
-        if let Some(entries) = table.entries.get_mut(&self.id) {
-            entries.retain(|entry| entry.number != self.number);
-            if entries.is_empty() {
-                table.entries.remove(&self.id);
-            }
-        }
+        self.settle();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_told_that_it_was_cancelled_is_believed() {
+        let requests = Requests::default();
+        let id = RequestId::parse("mine").unwrap();
+        let register = |caller| requests.register(id.clone(), Caller(caller), Canceller::default());
+        let [first, second, third] = [1, 1, 2].map(register);
+        assert!(!first.settle());
+        // The second is under way, the first is answered, the third is somebody else's.
+        assert_eq!(requests.cancel(&id, Some(Caller(1))), 1);
+        assert!(second.settle() && !third.settle());
+        assert_eq!(requests.cancel(&id, None), 0);
+        let fourth = register(1);
+        drop((first, second, third));
+        assert_eq!(requests.cancel(&id, None), 1, "others' ends do not take it out");
+        drop(fourth);
+        assert!(requests.lock().entries.is_empty());
     }
 }

@@ -69,7 +69,7 @@ impl Found {
         let typed = match lenient().try_get_matches_from(&line) {
             Ok(typed) => typed,
             // Said by the real flags, which know their defaults.
-            Err(error) => return Err(Args::command().try_get_matches_from(&line).err().unwrap_or(error)),
+            Err(error) => return Err(discreet().try_get_matches_from(&line).err().unwrap_or(error)),
         };
         let mut problems = Vec::new();
         let mut places = Places::default();
@@ -89,6 +89,7 @@ impl Found {
             let alone = std::iter::once(OsString::from("windowpane")).chain(words.iter().cloned());
             match bare().try_get_matches_from(alone) {
                 Ok(_) => good.extend(words),
+                Err(error) if arg.is_hide_env_values_set() => problems.push(secret_problem(&place, &error)),
                 Err(error) => problems.push(problem(&place, &values, &error)),
             }
             places.0.insert(flag.to_owned(), place);
@@ -111,6 +112,13 @@ fn lenient() -> Command {
     bare().mut_args(|arg| {
         let none: [Text; 0] = [];
         arg.default_values(none).value_parser(clap::value_parser!(OsString))
+    })
+}
+
+/// The real flags, but that those which may hold a password take anything: they would show what they do not take.
+fn discreet() -> Command {
+    Args::command().mut_args(|arg| {
+        if arg.is_hide_env_values_set() { arg.value_parser(clap::value_parser!(OsString)) } else { arg }
     })
 }
 
@@ -157,6 +165,12 @@ fn problem(place: &str, values: &[OsString], error: &clap::Error) -> String {
         _ => std::error::Error::source(error).map_or_else(|| error.kind().to_string(), ToString::to_string),
     };
     format!("{place} is `{got}`: {accepted}")
+}
+
+/// The same of a value that is not shown, since it may hold a password.
+fn secret_problem(place: &str, error: &clap::Error) -> String {
+    let what = std::error::Error::source(error).map_or_else(|| error.kind().to_string(), ToString::to_string);
+    format!("{place} (its value may hold a password and is not shown): {what}")
 }
 
 /// Variables that look like ours and are none. Not errors: a cluster sets such variables of its own accord for every

@@ -1,13 +1,20 @@
-//! May it come in? A pure ledger of what each caller has outstanding, in row evaluations, and of what it was promised.
-//! No clock and no lock: the time of day is an argument.
+//! May it come in? A pure ledger of what each caller has outstanding, in row evaluations and in images, and of what it was
+//! promised. No clock and no lock: the time of day is an argument.
 //!
 //! A caller alone may have the whole limit outstanding; of several, each may have its share, so that nobody's flood
-//! shuts others out. Whoever is refused is told when to come back, and **the time is a promise**: the queue goes on
-//! outside, in the clients that wait. The room that will be free then is kept for the one that was told, so it is
-//! taken when it comes, and a newcomer is not let in ahead of it. A client is known again by the fingerprint of its
-//! request, since one that obeys `retry-after` sends the same bytes. A promise that nobody claims lapses.
+//! shuts others out. Whoever has less than a share leaves the rest of it to the others. Whoever is refused is told when to come
+//! back, and **the time is a promise**: the queue goes on outside, in the clients that wait. The room that will be free then
+//! is kept for the one that was told, so it is taken when it comes, and a newcomer is not let in ahead of it. A promise that
+//! nobody claims lapses.
+//!
+//! **Who is who?** One that comes back with the id of its refusal is known for certain, and admitted even if somebody else
+//! took its place. Others are known again by the fingerprint of their request, since one that obeys `retry-after` sends the
+//! same bytes. A newcomer that sends these too is told a time of its own, unless it happens to come when a place is due; then
+//! nothing tells the two apart, and as many are admitted as were promised.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::Caller;
@@ -19,11 +26,16 @@ const MOST_PROMISES: usize = 4096;
 /// else for ever. Beyond them the latest of their times is told again.
 const MOST_ALIKE: usize = 64;
 
-/// The farthest time that is promised.
-const FARTHEST: Duration = Duration::from_secs(600);
+/// The farthest time that is told. Whoever would have to wait longer is told this one, which is kept like any other: it has
+/// nobody ahead of it then but what runs.
+const FARTHEST: Duration = Duration::from_secs(3600);
 
-/// How much too early a client may be: clocks and timers differ.
+/// How much too early a client may be that is known by its id: clocks and timers differ.
 const EARLY: Duration = Duration::from_millis(250);
+
+/// The same for one that is known by its bytes alone. Whoever was told a time hears of it later than it was decided, so most
+/// come a moment late; the less a promise waits for them, the fewer newcomers are taken for them.
+const HARDLY_EARLY: Duration = Duration::from_millis(50);
 
 /// How long a promise waits for its client, beyond a tenth of the time it was told.
 const GRACE: Duration = Duration::from_secs(2);
@@ -47,6 +59,15 @@ pub struct Ledger {
     callers: BTreeMap<Caller, Account>,
 }
 
+/// What is bounded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Row evaluations.
+    pub work: u64,
+    /// Images.
+    pub images: u64,
+}
+
 /// A request for admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
@@ -54,95 +75,133 @@ pub struct Ask {
     pub caller: Caller,
     /// What tells it from others.
     pub fingerprint: u64,
-    /// Row evaluations.
-    pub work: u64,
+    /// The number of its id and of what it asks, by which it is known again wherever it comes back from.
+    pub id: u64,
+    /// What it brings.
+    pub load: Load,
 }
 
 /// What things stand like when somebody asks.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Terms {
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
     /// The time, on any clock that does not go back.
     pub now: Duration,
-    /// Row evaluations that may be outstanding.
-    pub limit: u64,
+    /// What may be outstanding.
+    pub limit: Load,
     /// Seconds of a row evaluation.
     pub row: f64,
+    /// How images end.
+    pub ends: Ends<'a>,
+}
+
+/// What is done until so many images have ended: of a caller, if nobody else had work, or of all.
+#[derive(Clone, Copy)]
+pub struct Ends<'a>(pub &'a dyn Fn(Option<Caller>, u64) -> Served);
+
+/// Work that is done, and the seconds that it takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Served {
+    /// Row evaluations.
+    pub work: u64,
+    /// Seconds, with the engine to itself.
+    pub seconds: f64,
 }
 
 /// What is outstanding and promised of one caller.
 #[derive(Debug, Clone, Default)]
 struct Account {
-    outstanding: u64,
+    outstanding: Load,
     promises: Vec<Promise>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Promise {
     fingerprint: u64,
-    work: u64,
+    id: u64,
+    load: Load,
     /// What the caller might have outstanding when it was given: a machine that has become slower since does not break
     /// it.
-    share: u64,
+    share: Load,
     due: Duration,
     lapses: Duration,
+    /// Somebody who sent the same was admitted by it; whose it is may still come.
+    taken: bool,
 }
 
 // === impl Ledger ===
 
 impl Ledger {
     /// Admits the request, or says in how many whole seconds it will be.
-    pub fn ask(&mut self, ask: Ask, terms: Terms) -> Result<(), u64> {
-        let Terms { now, limit, row } = terms;
+    pub fn ask(&mut self, ask: Ask, terms: Terms<'_>) -> Result<(), u64> {
+        let Terms { now, limit, .. } = terms;
         self.forget(now);
-        let account = self.callers.entry(ask.caller).or_default();
-        let kept = account.claim(ask.fingerprint, now + EARLY);
-        let active = self.callers.len() as u64;
-        let share = (limit / active).max(1);
-        let account = self.callers.entry(ask.caller).or_default();
+        let Ask { caller, load, .. } = ask;
+        let kept = self.callers.get_mut(&caller).and_then(|account| account.claim(&ask, now));
+        let others: Vec<Load> =
+            self.callers.iter().filter(|(other, _)| **other != caller).map(|(_, a)| a.business()).collect();
+        let all: u64 = self.callers.values().map(|account| account.outstanding.images).sum();
+        let account = self.callers.entry(caller).or_default();
+        let share = Load {
+            work: fair(limit.work, others.iter().map(|other| other.work)),
+            images: fair(limit.images, others.iter().map(|other| other.images)),
+        };
         let (outstanding, promised) = (account.outstanding, account.promised());
-        let admitted = outstanding == 0
-            || if let Some(then) = kept {
-                // Work of more than a share counts as one: it would never find so much room, and it has waited its time.
-                (outstanding + ask.work.min(share)) as f64 <= share.max(then) as f64 * SLACK
-            } else {
-                (outstanding + promised).saturating_add(ask.work) <= share
-                    || (outstanding + ask.work) as f64 <= share as f64 * BUSY_ENOUGH
-            };
-        if admitted {
-            account.outstanding += ask.work;
+        // A request of more than a share counts as one: it would never find so much room, and an empty engine takes it whole.
+        let needed = Load { work: load.work.min(share.work), images: load.images.min(share.images) };
+        // Who has nothing may bring a whole request, as long as all that is kept in memory is bounded.
+        let first = Load {
+            work: u64::from(outstanding.work == 0),
+            images: u64::from(
+                all == 0 || outstanding.images == 0 && all.saturating_add(load.images) <= 2 * limit.images,
+            ),
+        };
+        let fits = |part: fn(&Load) -> u64| {
+            let [outstanding, promised, needed, whole, share, first] =
+                [&outstanding, &promised, &needed, &load, &share, &first].map(part);
+            let (now, soon) = (outstanding.saturating_add(whole), outstanding.saturating_add(promised));
+            first > 0
+                || if let Some(then) = &kept {
+                    (outstanding + needed) as f64 <= share.max(part(then)) as f64 * SLACK
+                } else {
+                    soon.saturating_add(whole) <= share || now as f64 <= share as f64 * BUSY_ENOUGH
+                }
+        };
+        if fits(|load| load.work) && fits(|load| load.images) {
+            account.outstanding += load;
+            // It came before its time, and there was room.
+            account.promises.retain(|promise| promise.id != ask.id);
             return Ok(());
+        }
+        if kept.is_none()
+            && let Some(due) = account.own(ask.id)
+        {
+            return Err(whole_seconds(due.saturating_sub(now)));
         }
         if kept.is_none()
             && let Some(due) = account.latest_of_many(ask.fingerprint)
         {
             return Err(whole_seconds(due.saturating_sub(now)));
         }
-        // Until the limit holds, the caller's share of the engine has to do this much of what is ahead. A promise that
-        // could not be kept has nobody ahead of it but what runs.
-        let ahead = if kept.is_some() { outstanding } else { outstanding + promised };
-        let work = ahead.saturating_add(ask.work).saturating_sub(share).max(1);
-        let wait =
-            Duration::try_from_secs_f64(work as f64 * active as f64 * row * MARGIN).unwrap_or(Duration::MAX);
-        let seconds = whole_seconds(wait);
-        let wait = Duration::from_secs(seconds);
-        if wait <= FARTHEST && account.promises.len() < MOST_PROMISES {
-            let due = now + wait;
-            let lapses = due + GRACE + wait / 10;
-            account.promises.push(Promise {
-                fingerprint: ask.fingerprint,
-                work: ask.work,
-                share,
-                due,
-                lapses,
-            });
+        // A promise that could not be kept has nobody ahead of it but what runs.
+        let promised = if kept.is_some() { Load::default() } else { promised };
+        let queue = Waiting { outstanding, promised, needed, share, others: &others };
+        let mut wait = queue.for_work(terms.row).max(queue.for_images(caller, terms));
+        if outstanding.images == 0 && first.images == 0 {
+            // Others have all the places.
+            let ends = (all + load.images).saturating_sub(2 * limit.images);
+            wait = wait.max((terms.ends.0)(None, ends).seconds);
         }
+        let wait = Duration::try_from_secs_f64(wait * MARGIN).unwrap_or(FARTHEST);
+        let seconds = whole_seconds(wait.min(FARTHEST));
+        account.promise(&ask, share, now, Duration::from_secs(seconds));
         Err(seconds)
     }
 
-    /// `work` row evaluations of `caller` are done, or will not be.
-    pub fn give_back(&mut self, caller: Caller, work: u64) {
+    /// So much of what `caller` has outstanding is done, or will not be.
+    pub fn give_back(&mut self, caller: Caller, done: Load) {
         if let Some(account) = self.callers.get_mut(&caller) {
-            account.outstanding = account.outstanding.saturating_sub(work);
+            let Load { work, images } = &mut account.outstanding;
+            (*work, *images) = (work.saturating_sub(done.work), images.saturating_sub(done.images));
             if account.is_empty() {
                 self.callers.remove(&caller);
             }
@@ -151,7 +210,7 @@ impl Ledger {
 
     /// Row evaluations outstanding, of all callers.
     pub fn outstanding(&self) -> u64 {
-        self.callers.values().map(|account| account.outstanding).sum()
+        self.callers.values().map(|account| account.outstanding.work).sum()
     }
 
     /// Drops promises that nobody claimed, and callers without any business.
@@ -163,31 +222,146 @@ impl Ledger {
     }
 }
 
+// === impl Load ===
+
+impl AddAssign for Load {
+    fn add_assign(&mut self, more: Self) {
+        self.work = self.work.saturating_add(more.work);
+        self.images = self.images.saturating_add(more.images);
+    }
+}
+
+// === impl Ends ===
+
+impl fmt::Debug for Ends<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ends")
+    }
+}
+
 // === impl Account ===
 
 impl Account {
     fn is_empty(&self) -> bool {
-        self.outstanding == 0 && self.promises.is_empty()
+        self.outstanding == Load::default() && self.promises.is_empty()
     }
 
-    /// Takes the earliest promise to this fingerprint that is due by `now`. Whoever comes before its time is taken for
-    /// somebody else who asks for the same. What is returned is the share that it was given on.
-    fn claim(&mut self, fingerprint: u64, now: Duration) -> Option<u64> {
-        let due =
-            self.promises.iter().enumerate().filter(|(_, p)| p.fingerprint == fingerprint && p.due <= now);
-        let earliest = due.min_by_key(|(_, promise)| promise.due).map(|(i, _)| i);
-        earliest.map(|i| self.promises.remove(i).share)
+    /// Takes the promise to this request. What is returned is the share that it was given on.
+    ///
+    /// One that comes with the id of its refusal has its own, whether or not somebody took it. Of others the earliest that is
+    /// due is theirs; whoever comes before its time is taken for somebody else who asks for the same.
+    fn claim(&mut self, ask: &Ask, now: Duration) -> Option<Load> {
+        let own = self.promises.iter().position(|p| p.id == ask.id && p.due <= now + EARLY);
+        if let Some(i) = own {
+            return Some(self.promises.remove(i).share);
+        }
+        if self.own(ask.id).is_some() {
+            return None;
+        }
+        let alike = || self.promises.iter().enumerate().filter(|(_, p)| p.fingerprint == ask.fingerprint);
+        let due = alike().filter(|(_, p)| !p.taken && p.due <= now + HARDLY_EARLY);
+        let i = due.min_by_key(|(_, p)| p.due).map(|(i, _)| i)?;
+        self.promises[i].taken = true;
+        Some(self.promises[i].share)
+    }
+
+    /// When the promise is due that was given to this very request before.
+    fn own(&self, id: u64) -> Option<Duration> {
+        self.promises.iter().find(|promise| promise.id == id).map(|promise| promise.due)
+    }
+
+    /// Keeps the room for this request from `wait` on, if there are not too many promises.
+    fn promise(&mut self, ask: &Ask, share: Load, now: Duration, wait: Duration) {
+        if self.promises.len() < MOST_PROMISES {
+            let &Ask { fingerprint, id, load, .. } = ask;
+            let due = now + wait;
+            let lapses = due + GRACE + wait / 10;
+            self.promises.push(Promise { fingerprint, id, load, share, due, lapses, taken: false });
+        }
+    }
+
+    /// Promises that somebody is still to come for.
+    fn open(&self) -> impl Iterator<Item = &Promise> {
+        self.promises.iter().filter(|promise| !promise.taken)
     }
 
     /// When the latest promise to this fingerprint is due, if it has as many as one may have.
     fn latest_of_many(&self, fingerprint: u64) -> Option<Duration> {
-        let due = || self.promises.iter().filter(|p| p.fingerprint == fingerprint).map(|p| p.due);
+        let due = || self.open().filter(|p| p.fingerprint == fingerprint).map(|p| p.due);
         if due().count() < MOST_ALIKE { None } else { due().max() }
     }
 
-    fn promised(&self) -> u64 {
-        self.promises.iter().map(|promise| promise.work).sum()
+    fn promised(&self) -> Load {
+        let mut all = Load::default();
+        self.open().for_each(|promise| all += promise.load);
+        all
     }
+
+    /// What it has, or will have when those come back that were told to.
+    fn business(&self) -> Load {
+        let mut all = self.promised();
+        all += self.outstanding;
+        all
+    }
+}
+
+/// What somebody waits for who was refused.
+struct Waiting<'a> {
+    outstanding: Load,
+    promised: Load,
+    needed: Load,
+    share: Load,
+    /// What each other caller has.
+    others: &'a [Load],
+}
+
+// === impl Waiting ===
+
+impl Waiting<'_> {
+    /// Seconds until its caller's work has come down by what is too much.
+    fn for_work(&self, row: f64) -> f64 {
+        let Load { work: ahead, .. } = self.outstanding;
+        let ahead = ahead.saturating_add(self.promised.work).saturating_add(self.needed.work);
+        let work = ahead.saturating_sub(self.share.work);
+        self.beside_others(work) as f64 * row
+    }
+
+    /// Seconds until as many of its caller's images have ended as are too many: first those that are there, in the order in
+    /// which they do, and then those that were promised.
+    fn for_images(&self, caller: Caller, terms: Terms<'_>) -> f64 {
+        let ahead = self.outstanding.images + self.promised.images + self.needed.images;
+        let images = ahead.saturating_sub(self.share.images);
+        if images == 0 {
+            return 0.0;
+        }
+        let Served { work, seconds } = (terms.ends.0)(Some(caller), images.min(self.outstanding.images));
+        let rest = images.saturating_sub(self.outstanding.images).min(self.promised.images);
+        let mean = self.promised.work as f64 / self.promised.images.max(1) as f64;
+        let promised = (mean * rest as f64) as u64;
+        let work = work.saturating_add(promised);
+        let shared = self.beside_others(work).saturating_sub(work);
+        seconds + promised.saturating_add(shared) as f64 * terms.row
+    }
+
+    /// What the engine does until it has done so much of this caller's work: as much of each other's, or all there is of it.
+    fn beside_others(&self, work: u64) -> u64 {
+        self.others.iter().fold(work, |all, other| all.saturating_add(other.work.min(work)))
+    }
+}
+
+/// What one may have of `limit` beside others who have so much: an even share, and what those leave who have less.
+fn fair(limit: u64, others: impl Iterator<Item = u64>) -> u64 {
+    let mut others: Vec<u64> = others.collect();
+    others.sort_unstable();
+    let (mut left, mut sharers) = (limit, others.len() as u64 + 1);
+    for other in others {
+        if other > left / sharers {
+            break;
+        }
+        left -= other;
+        sharers -= 1;
+    }
+    (left / sharers).max(1)
 }
 
 /// Rounded up, since coming back a moment too early would be refused again; at least 1.
@@ -196,253 +370,4 @@ pub(crate) fn whole_seconds(wait: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Rows of 10 ms, of which 1000 may be outstanding: ten seconds.
-    fn terms(now: f64) -> Terms {
-        Terms { now: Duration::from_secs_f64(now), limit: 1000, row: 0.01 }
-    }
-
-    fn ask(caller: u32, fingerprint: u64, work: u64) -> Ask {
-        Ask { caller: Caller(caller), fingerprint, work }
-    }
-
-    #[test]
-    fn the_limit_is_work_and_an_empty_engine_takes_anything() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 5000), terms(0.0)), Ok(()));
-        // 4100 of 5100 have to be done first: 41 s, and a quarter more.
-        assert_eq!(ledger.ask(ask(0, 2, 100), terms(0.0)), Err(52));
-        ledger.give_back(Caller(0), 5000);
-        assert_eq!(ledger.ask(ask(0, 3, 900), terms(0.0)), Ok(()));
-        assert_eq!(ledger.outstanding(), 900);
-    }
-
-    #[test]
-    fn a_promise_is_kept_and_newcomers_wait_behind_it() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        assert_eq!(ledger.ask(ask(0, 2, 300), terms(0.0)), Err(4));
-        assert_eq!(ledger.ask(ask(0, 3, 300), terms(0.0)), Err(8));
-        // Three seconds later 300 are done: the room is the first one's, not a newcomer's, and not the second one's.
-        ledger.give_back(Caller(0), 300);
-        assert_eq!(ledger.ask(ask(0, 4, 300), terms(3.0)), Err(8));
-        assert_eq!(ledger.ask(ask(0, 2, 300), terms(4.0)), Ok(()));
-        ledger.give_back(Caller(0), 300);
-        assert_eq!(ledger.ask(ask(0, 3, 300), terms(8.0)), Ok(()));
-    }
-
-    #[test]
-    fn many_may_ask_for_the_same() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        // Each has a promise of its own, though nothing tells them apart.
-        let seconds = [2, 3, 4, 5, 7];
-        for second in seconds {
-            assert_eq!(ledger.ask(ask(0, 7, 100), terms(0.0)), Err(second));
-        }
-        for second in seconds {
-            ledger.give_back(Caller(0), 100);
-            assert_eq!(ledger.ask(ask(0, 7, 100), terms(second as f64)), Ok(()));
-        }
-    }
-
-    #[test]
-    fn who_asks_without_waiting_puts_nobody_off_for_ever() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        let mut told = 0;
-        for i in 0..10_000 {
-            told = ledger.ask(ask(0, 7, 100), terms(f64::from(i) * 1e-4)).unwrap_err();
-        }
-        // 64 promises of a second, and a quarter more.
-        assert!((75..=81).contains(&told), "{told}");
-        let polite = ledger.ask(ask(0, 8, 100), terms(1.0)).unwrap_err();
-        assert!(polite <= 83, "{polite}");
-    }
-
-    #[test]
-    fn work_beyond_the_limit_comes_in_when_it_was_told() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        let seconds = ledger.ask(ask(0, 2, 4000), terms(0.0)).unwrap_err();
-        // All the while there are newcomers, and as much comes in as is done.
-        ledger.give_back(Caller(0), 500);
-        assert_eq!(ledger.ask(ask(0, 2, 4000), terms(seconds as f64)), Ok(()));
-    }
-
-    #[test]
-    fn an_idle_engine_refuses_nobody() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 6000), terms(0.0)), Ok(()));
-        assert_eq!(ledger.ask(ask(0, 2, 100), terms(0.0)), Err(64));
-        ledger.give_back(Caller(0), 6000);
-        assert_eq!(ledger.ask(ask(0, 2, 100), terms(1.0)), Ok(()));
-    }
-
-    #[test]
-    fn who_does_not_come_back_loses_the_place() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        assert_eq!(ledger.ask(ask(0, 2, 400), terms(0.0)), Err(5));
-        ledger.give_back(Caller(0), 400);
-        // 5 s, 0.5 s and 2 s of grace.
-        assert_eq!(ledger.ask(ask(0, 3, 400), terms(7.0)), Err(5));
-        let mut later = ledger.clone();
-        assert_eq!(later.ask(ask(0, 4, 400), terms(7.6)), Err(5));
-        later.give_back(Caller(0), 400);
-        assert_eq!(later.ask(ask(0, 3, 400), terms(12.0)), Ok(()));
-    }
-
-    #[test]
-    fn promises_leave_no_engine_idle() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        (0..50).for_each(|i| assert!(ledger.ask(ask(0, 10 + i, 300), terms(0.0)).is_err()));
-        ledger.give_back(Caller(0), 900);
-        assert_eq!(ledger.ask(ask(0, 2, 300), terms(0.5)), Ok(()));
-        assert!(ledger.ask(ask(0, 3, 300), terms(0.5)).is_err());
-    }
-
-    #[test]
-    fn a_flood_of_one_caller_does_not_shut_out_another() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        assert!(ledger.ask(ask(0, 2, 300), terms(0.0)).is_err());
-        assert_eq!(ledger.ask(ask(1, 1, 400), terms(0.0)), Ok(()));
-        // Half of the limit is its share now, and half of the engine is at work for it.
-        assert_eq!(ledger.ask(ask(1, 2, 200), terms(0.0)), Err(3));
-    }
-
-    #[test]
-    fn a_promise_outlives_a_machine_that_slows_down() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 1, 1000), terms(0.0)), Ok(()));
-        assert_eq!(ledger.ask(ask(0, 2, 500), terms(0.0)), Err(7));
-        // Half of what was expected is done, and rows cost twice as much by now.
-        ledger.give_back(Caller(0), 250);
-        let slower = Terms { limit: 500, row: 0.02, ..terms(7.0) };
-        assert!(ledger.clone().ask(ask(0, 3, 500), slower).is_err());
-        assert_eq!(ledger.ask(ask(0, 2, 500), slower), Ok(()));
-    }
-
-    #[test]
-    fn promises_are_bounded() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.ask(ask(0, 0, u64::MAX / 4), terms(0.0)), Ok(()));
-        for i in 1..10_000 {
-            assert!(ledger.ask(ask(0, i, 1), terms(0.0)).is_err());
-        }
-        assert_eq!(ledger.callers[&Caller(0)].promises.len(), 0);
-    }
-
-    /// The minute, in steps of 10 ms.
-    const STORM: u64 = 6000;
-
-    /// What came of a storm in which three times what the engine can do is asked for, every refused client being back
-    /// when it was told.
-    struct Overload {
-        /// When clients were back, for which time, and whether they were admitted then.
-        back: Vec<(u64, u32, bool)>,
-        /// Share of the storm in which the engine had work.
-        busy: f64,
-        /// Share of the storm in which a quarter more was outstanding than the limit.
-        overfull: f64,
-        /// The most that was outstanding, in limits as they were then.
-        fullest: f64,
-    }
-
-    /// In steps of 10 ms, of which a row takes one at full speed. The engine's speed is what `speed` says at a time; the
-    /// price of a row is its mean over half a minute. A request has 20 to 200 rows.
-    fn overload(storm: u64, speed: impl Fn(u64) -> f64) -> Overload {
-        let mut ledger = Ledger::default();
-        // (when, fingerprint, work, how often it was told to come back): 64 rows in the mean.
-        let size = |at: u64| [20, 20, 20, 40, 40, 100, 200, 72][(at * 7919 / 21 % 8) as usize];
-        let mut coming: Vec<(u64, u64, u64, u32)> =
-            (0..storm).step_by(21).map(|at| (at, at, size(at), 0)).collect();
-        let (mut back, mut busy, mut overfull, mut fullest) = (Vec::new(), 0, 0, 0.0_f64);
-        let (mut running, mut credit, mut price, mut at) = (0_u64, 0.0, 0.01, 0);
-        while !coming.is_empty() {
-            price += (0.01 / speed(at) - price) / 3000.0;
-            let terms =
-                Terms { now: Duration::from_millis(at * 10), limit: (5.0 / price) as u64, row: price };
-            let (due, later): (Vec<_>, Vec<_>) = coming.into_iter().partition(|&(when, ..)| when <= at);
-            coming = later;
-            for (_, fingerprint, work, told) in due {
-                let answer = ledger.ask(ask(0, fingerprint, work), terms);
-                if told > 0 {
-                    back.push((at, told, answer.is_ok()));
-                }
-                match answer {
-                    Ok(()) => running += work,
-                    Err(seconds) => coming.push((at + seconds * 100, fingerprint, work, told + 1)),
-                }
-            }
-            fullest = fullest.max(running as f64 / terms.limit as f64);
-            if at < storm {
-                busy += u64::from(running > 0);
-                overfull += u64::from(running > terms.limit + terms.limit / 4);
-            }
-            credit += speed(at);
-            let done = running.min(credit as u64);
-            credit -= credit.floor();
-            running -= done;
-            ledger.give_back(Caller(0), done);
-            at += 1;
-        }
-        let share = |steps: u64| steps as f64 / storm as f64;
-        Overload { back, busy: share(busy), overfull: share(overfull), fullest }
-    }
-
-    #[test]
-    fn clients_that_obey_are_admitted_and_the_engine_stays_busy() {
-        type Speed = Box<dyn Fn(u64) -> f64>;
-        // A machine that keeps its speed, and shared ones whose speed drifts within seconds and within a minute.
-        let drift = |seconds: f64, depth: f64| {
-            move |at: u64| 1.0 + depth * (at as f64 / 100.0 / seconds * std::f64::consts::TAU).sin()
-        };
-        let speeds: [(&str, Speed); 4] = [
-            ("steady", Box::new(|_| 1.0)),
-            ("seconds", Box::new(drift(7.0, 0.25))),
-            ("a minute", Box::new(drift(60.0, 0.2))),
-            ("once", Box::new(|at| if at < 2000 { 1.0 } else { 0.85 })),
-        ];
-        for (name, speed) in speeds {
-            let Overload { back, busy, overfull, .. } = overload(STORM, speed);
-            let (admitted, back) = (back.iter().filter(|(.., admitted)| *admitted).count(), back.len());
-            println!("{name}: {admitted} of {back} admitted, busy {busy:.3}, overfull {overfull:.3}");
-            assert!(back > 150, "{name}: {back}");
-            assert!(admitted as f64 >= 0.95 * back as f64, "{name}: {admitted} of {back}");
-            assert!(busy >= 0.95, "{name}: busy {busy}");
-            assert!(overfull <= 0.1, "{name}: overfull {overfull}");
-        }
-    }
-
-    /// Twenty seconds into a storm the device becomes three times slower for good. What was promised by then was measured
-    /// on another device, and what is promised next by a mean that still has that in it.
-    #[test]
-    fn a_device_that_becomes_three_times_slower_breaks_some_promises_for_a_minute_and_then_none() {
-        const CHANGE: u64 = 2000;
-        let Overload { back, busy, fullest, .. } =
-            overload(STORM, |at| if at < CHANGE { 1.0 } else { 1.0 / 3.0 });
-        // Clients that were back for the first time, and those of them that were admitted.
-        let kept = |from: u64, to: u64| {
-            let first = || back.iter().filter(|(at, told, _)| (from..to).contains(at) && *told == 1);
-            (first().count(), first().filter(|(.., admitted)| *admitted).count())
-        };
-        let (before, learning, after) =
-            (kept(0, CHANGE), kept(CHANGE, 4 * CHANGE), kept(4 * CHANGE, u64::MAX));
-        println!("{before:?} {learning:?} {after:?}, busy {busy:.3}, fullest {fullest:.2}");
-        for ((back, admitted), share) in [(before, 0.95), (learning, 0.5), (after, 0.95)] {
-            assert!(
-                back >= 20 && admitted as f64 >= share * back as f64,
-                "{admitted} of {back}, not {share}"
-            );
-        }
-        // Whatever becomes of the promises, the engine works on and takes no more than they allow: a promise that was
-        // given when three times as much fitted, and its slack.
-        assert!(busy >= 0.95, "busy {busy}");
-        assert!(fullest <= 3.0 * SLACK, "{fullest} limits");
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@
 //! not of ticks.
 //!
 //! Looks inside a model that draws no images have what images leave: their time counts ninefold, so that they have a tenth
-//! of the device beside another model's images.
+//! of the device beside another model's images. That is an account of its own, which the model's images do not answer for;
+//! and when such come while a look waits for the device, it stands back for them.
 //!
 //! A worker that has ended a tick is back with the next one in a moment. If its turn has come again the others wait
 //! that moment: without it two models would alternate, whatever their ticks take.
@@ -42,11 +43,15 @@ struct State {
 struct Member {
     /// Device time it had, counted from where the clock was when it began to work.
     used: Duration,
+    /// The same of its spare work, at its price.
+    spare_used: Duration,
     /// Whether it has work.
     active: bool,
     waiting: bool,
     /// Whether its latest work was spare.
     spare: bool,
+    /// How often work came that is not spare.
+    calls: u64,
 }
 
 /// A worker's membership; it ends with the worker.
@@ -94,23 +99,97 @@ impl Device {
         self.lock().busy.map(|began| began.elapsed())
     }
 
+    /// Work that is not spare came for this member: what it waits with, if that is spare, stands back.
+    pub fn call(&self, member: u64) {
+        let mut state = self.lock();
+        // A queue may outlive its worker.
+        let Some(member) = state.members.get_mut(&member) else { return };
+        member.calls += 1;
+        let stands_back = member.waiting && member.spare;
+        drop(state);
+        if stands_back {
+            self.free.notify_all();
+        }
+    }
+
+    /// Until something changes, or for a moment.
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        if state.busy.is_some() {
+            self.free.wait(state).unwrap_or_else(PoisonError::into_inner)
+        } else {
+            self.free.wait_timeout(state, MOMENT).unwrap_or_else(PoisonError::into_inner).0
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    /// What its present work is charged to.
+    fn account(&self) -> Duration {
+        if self.spare { self.spare_used } else { self.used }
+    }
+
+    fn account_mut(&mut self) -> &mut Duration {
+        if self.spare { &mut self.spare_used } else { &mut self.used }
     }
 }
 
 // === impl State ===
 
 impl State {
+    /// The member waits for the device with work of this kind.
+    fn enter(&mut self, id: u64, spare: bool) {
+        let clock = self.clock;
+        let member = self.member(id);
+        if !member.active || member.spare != spare {
+            (member.active, member.spare) = (true, spare);
+            // Idle time is no credit.
+            let account = member.account_mut();
+            *account = clock.max(*account);
+        }
+        member.waiting = true;
+    }
+
+    /// It has the device.
+    fn begin(&mut self, id: u64) {
+        let member = self.member(id);
+        member.waiting = false;
+        let account = member.account();
+        self.clock = self.clock.max(account);
+    }
+
+    /// It had the device for so long.
+    fn end(&mut self, id: u64, elapsed: Duration) {
+        let member = self.member(id);
+        let price = if member.spare { SPARE } else { 1 };
+        *member.account_mut() += elapsed * price;
+    }
+
+    /// Whether the member that waits with spare work has been called since it had heard so many calls; then it waits no
+    /// longer.
+    fn stands_back(&mut self, id: u64, heard: u64) -> bool {
+        let member = self.member(id);
+        member.waiting = member.calls == heard;
+        !member.waiting
+    }
+
+    /// Of the members that wait, or of all that have work, the one that had the device for the shortest time.
+    fn first(&self, waits: bool) -> Option<u64> {
+        let able =
+            self.members.iter().filter(|(_, member)| if waits { member.waiting } else { member.active });
+        able.min_by_key(|(id, member)| (member.account(), **id)).map(|(id, _)| *id)
+    }
+
     /// Whether it is the turn of the waiting member `id`; if not, it may be when something changes, or after a moment.
     fn is_turn_of(&self, id: u64) -> bool {
-        let first = |waits: bool| {
-            let able =
-                self.members.iter().filter(|(_, member)| if waits { member.waiting } else { member.active });
-            able.min_by_key(|(id, member)| (member.used, **id)).map(|(id, _)| *id)
-        };
         let patience_is_over = || self.freed.is_none_or(|freed| freed.elapsed() >= MOMENT);
-        self.busy.is_none() && (first(false) == Some(id) || patience_is_over() && first(true) == Some(id))
+        self.busy.is_none()
+            && (self.first(false) == Some(id) || patience_is_over() && self.first(true) == Some(id))
     }
 
     fn member(&mut self, id: u64) -> &mut Member {
@@ -139,39 +218,42 @@ impl Seat<'_> {
 
     /// Runs `work` with the device to itself, when it is this worker's turn; and how long the work took.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> (T, Duration) {
-        self.run_as(false, work)
-    }
-
-    /// The same for work that gives way to that of other models: its time counts ninefold.
-    pub fn run_spare<T>(&self, work: impl FnOnce() -> T) -> (T, Duration) {
-        self.run_as(true, work)
-    }
-
-    fn run_as<T>(&self, spare: bool, work: impl FnOnce() -> T) -> (T, Duration) {
         let mut state = self.device.lock();
-        state.member(self.id).spare = spare;
-        if !state.member(self.id).active {
-            // Idle time is no credit.
-            let clock = state.clock;
-            let member = state.member(self.id);
-            member.used = member.used.max(clock);
-            member.active = true;
-        }
-        state.member(self.id).waiting = true;
+        state.enter(self.id, false);
         while !state.is_turn_of(self.id) {
-            state = if state.busy.is_some() {
-                self.device.free.wait(state).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                self.device.free.wait_timeout(state, MOMENT).unwrap_or_else(PoisonError::into_inner).0
-            };
+            state = self.device.wait(state);
         }
-        state.member(self.id).waiting = false;
-        state.clock = state.clock.max(state.member(self.id).used);
+        self.have(state, work)
+    }
+
+    /// How often it has been [called](Device::call): to be asked before it is decided that there is only spare work.
+    pub fn calls(&self) -> u64 {
+        self.device.lock().member(self.id).calls
+    }
+
+    /// The same for work that gives way to that of other models: its time counts ninefold. `None`: there are more calls by
+    /// now than were heard of, so that it gives way to its own model's as well.
+    pub fn run_spare<T>(&self, heard: u64, work: impl FnOnce() -> T) -> Option<(T, Duration)> {
+        let mut state = self.device.lock();
+        state.enter(self.id, true);
+        loop {
+            if state.stands_back(self.id, heard) {
+                return None;
+            }
+            if state.is_turn_of(self.id) {
+                return Some(self.have(state, work));
+            }
+            state = self.device.wait(state);
+        }
+    }
+
+    fn have<T>(&self, mut state: MutexGuard<'_, State>, work: impl FnOnce() -> T) -> (T, Duration) {
+        state.begin(self.id);
         let began = Instant::now();
         state.busy = Some(began);
         drop(state);
         // Given free whatever becomes of the work: the engine may panic.
-        let turn = Turn { seat: self, began, price: if spare { SPARE } else { 1 } };
+        let turn = Turn { seat: self, began };
         let result = work();
         (result, turn.began.elapsed())
     }
@@ -188,15 +270,13 @@ impl Drop for Seat<'_> {
 struct Turn<'a> {
     seat: &'a Seat<'a>,
     began: Instant,
-    /// What its time counts as.
-    price: u32,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let elapsed = self.began.elapsed();
         let mut state = self.seat.device.lock();
-        state.member(self.seat.id).used += elapsed * self.price;
+        state.end(self.seat.id, elapsed);
         state.busy = None;
         state.freed = Some(Instant::now());
         drop(state);
@@ -205,95 +285,4 @@ impl Drop for Turn<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-    use std::thread;
-
-    use super::*;
-
-    #[test]
-    fn models_share_time_and_not_ticks() {
-        let (device, stop) = (Device::default(), AtomicBool::new(false));
-        let ticks = [AtomicU64::new(0), AtomicU64::new(0)];
-        let inside = AtomicBool::new(false);
-        thread::scope(|scope| {
-            for (ticks, length) in ticks.iter().zip([2, 10]) {
-                let (device, stop, inside) = (&device, &stop, &inside);
-                scope.spawn(move || {
-                    let seat = device.join();
-                    while !stop.load(SeqCst) {
-                        seat.run(|| {
-                            assert!(!inside.swap(true, SeqCst), "two ticks at once");
-                            thread::sleep(Duration::from_millis(length));
-                            inside.store(false, SeqCst);
-                        });
-                        ticks.fetch_add(1, SeqCst);
-                    }
-                });
-            }
-            thread::sleep(Duration::from_millis(600));
-            stop.store(true, SeqCst);
-        });
-        let [short, long] = ticks.map(|ticks| ticks.load(SeqCst) as f64);
-        assert!((3.0..8.0).contains(&(short / long)), "{short} {long}");
-    }
-
-    #[test]
-    fn what_is_spare_has_a_tenth_beside_what_is_not_and_everything_without() {
-        let (device, stop) = (Device::default(), AtomicBool::new(false));
-        let counts = [AtomicU64::new(0), AtomicU64::new(0)];
-        let (images, spare) = (device.join(), device.join());
-        images.run(|| ());
-        thread::scope(|scope| {
-            for (seat, is_spare) in [(images, false), (spare, true)] {
-                let (stop, count) = (&stop, &counts[usize::from(is_spare)]);
-                scope.spawn(move || {
-                    while !stop.load(SeqCst) {
-                        let work = || thread::sleep(Duration::from_millis(2));
-                        let _ = if is_spare { seat.run_spare(work) } else { seat.run(work) };
-                        count.fetch_add(1, SeqCst);
-                    }
-                });
-            }
-            thread::sleep(Duration::from_millis(600));
-            // Known by how much the other slows each of them down.
-            assert_eq!((device.sharers(0), device.spare_sharers(1)), (1.0 + 1.0 / 9.0, 10.0));
-            stop.store(true, SeqCst);
-        });
-        let [images, spare] = counts.map(|count| count.load(SeqCst) as f64);
-        assert!((5.0..15.0).contains(&(images / spare)), "{images} {spare}");
-        let alone = device.join();
-        let began = Instant::now();
-        (0..5).for_each(|_| _ = alone.run_spare(|| thread::sleep(Duration::from_millis(2))));
-        assert!(began.elapsed() < Duration::from_millis(200), "nobody is there to give way to");
-    }
-
-    #[test]
-    fn who_was_idle_does_not_catch_up_and_who_leaves_holds_nobody_up() {
-        let device = Device::default();
-        let (busy, idle) = (device.join(), device.join());
-        for _ in 0..5 {
-            busy.run(|| thread::sleep(Duration::from_millis(2)));
-        }
-        // Whoever is idle will share it once it works, and whoever works is not slowed down by who is idle.
-        assert_eq!((device.sharers(busy.id()), device.sharers(idle.id())), (1.0, 2.0));
-        idle.run(|| ());
-        assert_eq!((device.sharers(busy.id()), device.sharers(idle.id())), (2.0, 2.0));
-        let members = device.lock().members.clone();
-        assert!(members[&1].used + Duration::from_millis(4) >= members[&0].used, "{members:?}");
-        drop(busy);
-        assert_eq!(device.sharers(idle.id()), 1.0);
-        idle.rest();
-        idle.run(|| ());
-    }
-
-    #[test]
-    fn a_panic_in_a_tick_frees_the_device() {
-        let device = Device::default();
-        let seat = device.join();
-        let panic =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seat.run(|| panic!("asked to"))));
-        assert!(panic.is_err());
-        assert_eq!(seat.run(|| 7).0, 7);
-    }
-}
+mod tests;

@@ -4,18 +4,18 @@
 
 mod lane;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::admission::{Ask, Ledger, Terms, whole_seconds};
+use super::admission::{Ask, Ends, Ledger, Load, Served, Terms, whole_seconds};
 use super::baseline::{Cohort, Member, Pick};
 use super::costs::TickCosts;
 use super::device::Device;
-use super::eta::{Ahead, Demand, TickSize};
+use super::eta::{Ahead, Chain, Course, Demand, TickSize};
 use super::job::Job;
 use super::policy::{Candidate, Policy};
 use super::studies::{Studies, Turn};
@@ -102,8 +102,8 @@ pub enum Choice {
         /// Rows to fill up to.
         padded: Option<usize>,
     },
-    /// One call for a study.
-    Study(StudyUnit),
+    /// One call for the study of this number.
+    Study(u64, StudyUnit),
     /// Nothing yet.
     Wait(Duration),
 }
@@ -175,7 +175,7 @@ impl Queue {
         request: Request,
         cancelled: &Arc<AtomicBool>,
     ) -> Result<(mpsc::UnboundedReceiver<Result<Event, SampleError>>, Duration), SubmitError> {
-        let Request { caller, fingerprint, deadline, reproducible, units } = request;
+        let Request { caller, fingerprint, id, deadline, reproducible, units } = request;
         let demand = Demand::of(caller, &units);
         let (now, admitted) = (self.began.elapsed(), Instant::now());
         let mut state = self.lock();
@@ -195,13 +195,19 @@ impl Queue {
             });
         }
         let row = state.costs.row(size.room) * self.factor(&state);
-        if units.len() > state.places(caller, self.rules.max_images) {
-            let half = Duration::from_secs_f64(state.ledger.outstanding() as f64 * row / 2.0);
-            return Err(SubmitError::Crowded { retry_after: whole_seconds(half) });
-        }
-        let limit = (self.rules.max_backlog.as_secs_f64() / row) as u64;
-        let ask = Ask { caller, fingerprint, work: demand.work };
-        if let Err(retry_after) = state.ledger.ask(ask, Terms { now, limit, row }) {
+        let limit = Load {
+            work: (self.rules.max_backlog.as_secs_f64() / row) as u64,
+            images: self.rules.max_images as u64,
+        };
+        let factor = self.factor(&state);
+        let State { ledger, entries, costs, .. } = &mut *state;
+        let ends = |whose, images| {
+            let Served { work, seconds } = served(entries.values(), (whose, images), costs, size);
+            Served { work, seconds: seconds * factor }
+        };
+        let load = Load { work: demand.work, images: units.len() as u64 };
+        let terms = Terms { now, limit, row, ends: Ends(&ends) };
+        if let Err(retry_after) = ledger.ask(Ask { caller, fingerprint, id, load }, terms) {
             return Err(SubmitError::Overloaded { retry_after });
         }
         let due = state.deadline(&demand);
@@ -220,6 +226,7 @@ impl Queue {
         }
         drop(state);
         self.wake.notify_one();
+        self.device.call(self.member);
         Ok((receiver, eta))
     }
 
@@ -295,7 +302,7 @@ impl Queue {
         if let Turn::Study(id) = studies.turn(!entries.is_empty())
             && let Some(unit) = units.remove(&id)
         {
-            return Choice::Study(unit);
+            return Choice::Study(id, unit);
         }
         let chosen = match turns {
             Turns::Continuous(policy) => {
@@ -314,8 +321,9 @@ impl Queue {
                 match cohort.select(&members, room, now) {
                     Pick::Run(chosen) => chosen,
                     Pick::WaitUntil(due) => {
-                        let unit = studies.unit_turn().and_then(|id| units.remove(&id));
-                        return unit.map_or_else(|| Choice::Wait(due.saturating_sub(now)), Choice::Study);
+                        let unit = studies.unit_turn().and_then(|id| units.remove_entry(&id));
+                        let wait = || Choice::Wait(due.saturating_sub(now));
+                        return unit.map_or_else(wait, |(id, unit)| Choice::Study(id, unit));
                     }
                 }
             }
@@ -342,7 +350,8 @@ impl Queue {
             entry.done += 1;
             if entry.left > 0 {
                 entry.left -= 1;
-                ledger.give_back(entry.candidate.caller, entry.candidate.rows as u64);
+                let done = Load { work: entry.candidate.rows as u64, images: 0 };
+                ledger.give_back(entry.candidate.caller, done);
             }
         }
     }
@@ -351,7 +360,7 @@ impl Queue {
     pub(super) fn remove(&self, id: u64) {
         let mut state = self.lock();
         if let Some(entry) = state.entries.remove(&id) {
-            let rest = (entry.left * entry.candidate.rows) as u64;
+            let rest = Load { work: (entry.left * entry.candidate.rows) as u64, images: 1 };
             state.ledger.give_back(entry.candidate.caller, rest);
         }
     }
@@ -373,6 +382,7 @@ impl Queue {
         }
         drop(state);
         self.wake.notify_all();
+        self.device.call(self.member);
     }
 
     /// Jobs that arrived and were not collected.
@@ -388,10 +398,14 @@ impl Queue {
             work: (left * candidate.rows) as u64,
             goes_first: candidate.deadline <= due,
         });
-        demand.eta(ahead, &state.costs, size).mul_f64(self.factor(state))
+        let images = demand.eta(ahead, &state.costs, size);
+        let ticks = (images.as_secs_f64() / self.tick(state).max(1e-9)).max(demand.longest as f64);
+        let studies = Duration::try_from_secs_f64(state.studies.delay(ticks)).unwrap_or(Duration::MAX);
+        let all = images.saturating_add(studies).as_secs_f64() * self.device.sharers(self.member);
+        Duration::try_from_secs_f64(all).unwrap_or(Duration::MAX)
     }
 
-    /// By what factor others slow this model's images down: models on the same device, and studies.
+    /// By what factor others slow this model's images down in the long run: models on the same device, and studies.
     fn factor(&self, state: &State) -> f64 {
         self.device.sharers(self.member) * state.studies.slowdown(self.tick(state))
     }
@@ -427,18 +441,6 @@ impl State {
         self.entries.values().any(|entry| entry.pinned)
     }
 
-    /// Images that `caller` may still bring: of `limit` its share among those who have some, less its own. Who has none may
-    /// bring what is allowed at all, as long as that makes no more than twice the limit: a share that is smaller than a request
-    /// would refuse it for ever.
-    fn places(&self, caller: Caller, limit: usize) -> usize {
-        let callers: BTreeSet<Caller> = self.entries.values().map(|entry| entry.candidate.caller).collect();
-        let others = callers.iter().filter(|&&other| other != caller).count();
-        let own = self.entries.values().filter(|entry| entry.candidate.caller == caller).count();
-        let share = (limit / (others + 1)).saturating_sub(own);
-        let all = self.entries.len();
-        if own == 0 { share.max((2 * limit).saturating_sub(all).min(limit)) } else { share }
-    }
-
     /// Its place among its caller's.
     fn deadline(&self, demand: &Demand) -> u64 {
         match &self.turns {
@@ -447,4 +449,29 @@ impl State {
             Turns::Baseline(_) => u64::MAX,
         }
     }
+}
+
+/// What is done until so many images have ended, of one caller or of all, in the order in which they go; the engine to itself.
+fn served<'a>(
+    entries: impl Iterator<Item = &'a Entry>,
+    (whose, images): (Option<Caller>, u64),
+    costs: &TickCosts,
+    size: TickSize,
+) -> Served {
+    let mut theirs: Vec<&Entry> =
+        entries.filter(|entry| whose.is_none_or(|caller| entry.candidate.caller == caller)).collect();
+    theirs.sort_by_key(|entry| (entry.candidate.deadline, entry.candidate.id));
+    // Those without a tick to come end now.
+    let mut ended = theirs.iter().filter(|entry| entry.left == 0).count() as u64;
+    let units = theirs.iter().map(|entry| Chain { rows: entry.candidate.rows, ticks: entry.left });
+    let (mut course, mut served) = (Course::new(units, size.room), Served::default());
+    while ended < images
+        && let Some(phase) = course.next()
+    {
+        ended += phase.ended as u64;
+        served.work += (phase.rows * phase.ticks) as u64;
+        let tick = costs.tick(phase.rows.max(size.least)).as_secs_f64();
+        served.seconds += tick * phase.ticks as f64;
+    }
+    served
 }

@@ -35,6 +35,8 @@ pub struct Studies {
     images_since: u32,
     /// Who had the latest unit.
     latest: Option<Caller>,
+    /// These two as they were before it.
+    before: (u32, Option<Caller>),
     /// Seconds of a unit.
     unit: f64,
 }
@@ -85,6 +87,7 @@ impl Studies {
             all: BTreeMap::new(),
             images_since: 0,
             latest: None,
+            before: (0, None),
             unit: unit.as_secs_f64().max(1e-6),
         }
     }
@@ -161,8 +164,16 @@ impl Studies {
         let (&caller, &id) = round.next()?;
         let entry = self.all.get_mut(&id)?;
         (entry.waits, entry.left) = (false, entry.left.saturating_sub(1));
-        (self.latest, self.images_since) = (Some(caller), 0);
+        self.before = (self.images_since, self.latest);
+        (self.images_since, self.latest) = (0, Some(caller));
         Some(id)
+    }
+
+    /// The latest turn was not made use of: all is as it was before it. `false`: the study has ended since.
+    pub fn give_back(&mut self, id: u64) -> bool {
+        (self.images_since, self.latest) = self.before;
+        let entry = self.all.get_mut(&id);
+        entry.map(|entry| (entry.waits, entry.left) = (true, entry.left + 1)).is_some()
     }
 
     /// What a unit is taken to last.
@@ -175,9 +186,15 @@ impl Studies {
         self.unit += NEWEST * (unit.as_secs_f64() - self.unit);
     }
 
-    /// By what factor studies slow images down, whose full tick takes so many seconds.
+    /// By what factor studies slow images down in the long run, whose full tick takes so many seconds.
     pub fn slowdown(&self, tick: f64) -> f64 {
         if self.is_empty() { 1.0 } else { 1.0 + self.unit / (f64::from(IMAGE_TURNS) * tick.max(1e-9)) }
+    }
+
+    /// By how many seconds studies hold up images that take part in so many ticks: the unit under way, and one after every
+    /// ninth tick.
+    pub fn delay(&self, ticks: f64) -> f64 {
+        if self.is_empty() { 0.0 } else { self.unit * (1.0 + ticks / f64::from(IMAGE_TURNS)) }
     }
 
     /// Callers that have studies, `caller` among them.
@@ -231,6 +248,24 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_that_is_given_back_is_the_next_one_again() {
+        let mut studies = studies(4);
+        let [first, second] = [0, 1].map(|caller| studies.admit(Caller(caller), 10, ALONE).unwrap());
+        [first, second].into_iter().for_each(|id| _ = studies.wait(id));
+        assert_eq!(studies.turn(false), Turn::Study(first));
+        (0..3).for_each(|_| assert_eq!(studies.turn(true), Turn::Images));
+        assert_eq!(studies.turn(false), Turn::Study(second));
+        // It was not its turn after all; and images have had three of the nine, whatever comes of it.
+        assert!(studies.give_back(second));
+        studies.wait(first);
+        (0..6).for_each(|_| assert_eq!(studies.turn(true), Turn::Images));
+        assert_eq!(studies.turn(true), Turn::Study(second));
+        assert_eq!(studies.all[&second].left, 9);
+        studies.end(second);
+        assert!(!studies.give_back(second));
+    }
+
+    #[test]
     fn a_caller_over_its_quota_is_told_when_the_first_of_its_studies_is_done() {
         let mut studies = studies(2);
         let first = studies.admit(Caller(0), 30, ALONE).unwrap();
@@ -253,9 +288,11 @@ mod tests {
     #[test]
     fn images_are_told_that_studies_slow_them_down() {
         let mut studies = studies(1);
-        assert_eq!(studies.slowdown(0.05), 1.0);
+        assert_eq!((studies.slowdown(0.05), studies.delay(18.0)), (1.0, 0.0));
         studies.admit(Caller(0), 1, ALONE).unwrap();
         assert!((studies.slowdown(0.1) - 10.0 / 9.0).abs() < 1e-9);
+        // Of units of 0.1 s: that under way, and two more.
+        assert!((studies.delay(18.0) - 0.3).abs() < 1e-9);
     }
 
     proptest! {

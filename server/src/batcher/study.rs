@@ -40,6 +40,8 @@ pub struct StudyRequest {
 #[derive(Debug)]
 pub struct StudyTicket {
     queue: Arc<Queue>,
+    /// Whether the worker has.
+    died: Arc<AtomicBool>,
     id: u64,
     deadline: Option<Instant>,
     eta: Duration,
@@ -72,8 +74,14 @@ impl Ask {
 // === impl StudyTicket ===
 
 impl StudyTicket {
-    pub(super) fn new(queue: Arc<Queue>, id: u64, deadline: Option<Instant>, eta: Duration) -> Self {
-        Self { queue, id, deadline, eta, cancelled: Arc::default() }
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        died: Arc<AtomicBool>,
+        id: u64,
+        deadline: Option<Instant>,
+        eta: Duration,
+    ) -> Self {
+        Self { queue, died, id, deadline, eta, cancelled: Arc::default() }
     }
 
     /// The time until it is done, as things stood at admission.
@@ -95,10 +103,11 @@ impl StudyTicket {
             return Err(error);
         }
         if !self.queue.ask(self.id, unit) {
-            return Err(SampleError::ShuttingDown);
+            let died = self.died.load(Relaxed);
+            return Err(if died { SampleError::Died } else { SampleError::ShuttingDown });
         }
-        // A sender that vanishes without a word belonged to a worker that ended.
-        let findings = answer.await.unwrap_or(Err(SampleError::ShuttingDown))?;
+        // A sender that vanishes without a word belonged to a worker that died.
+        let findings = answer.await.unwrap_or(Err(SampleError::Died))?;
         if self.cancelled.load(Relaxed) { Err(SampleError::Cancelled) } else { Ok(findings) }
     }
 }

@@ -95,11 +95,12 @@ impl Worker {
             self.drop_departed();
             self.close_unused();
             pause = None;
+            let heard = seat.calls();
             match self.queue.choose(&mut Arrivals(&mut self.live)) {
                 Choice::Wait(time) => pause = Some(time),
                 Choice::Tick { ids, .. } if ids.is_empty() => {}
                 Choice::Tick { ids, padded } => self.tick(seat, &ids, padded),
-                Choice::Study(unit) => self.study(seat, unit),
+                Choice::Study(id, unit) => self.study(seat, heard, id, unit),
             }
         }
         let arrivals = self.queue.take_arrivals();
@@ -143,11 +144,9 @@ impl Worker {
 
         let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
         let (engine, batch, prediction) = (&mut *self.engine, &self.batch, &mut self.prediction);
-        let mut gap = None;
-        let (outcome, elapsed) = seat.run(|| {
-            gap = self.last_call.map(|last| last.elapsed());
-            denoise(engine, batch, prediction, row)
-        });
+        // Up to here: what comes now is the wait for other models on the device.
+        let gap = self.last_call.map(|last| last.elapsed());
+        let (outcome, elapsed) = seat.run(|| denoise(engine, batch, prediction, row));
         self.last_call = Some(Instant::now());
         let failed = outcome.is_err();
         let ends: Vec<Result<Progress, EngineError>> = match outcome {

@@ -1,5 +1,5 @@
-//! NumPy's `.npy`, read strictly: little-endian `f4` or `f8`, C order, versions 1 to 3 of the format, and exactly as
-//! many bytes as the shape says. No pickle: other types are refused by name. After NEP 1 and `numpy.lib.format`.
+//! NumPy's `.npy`, read strictly: little-endian `f4` or `f8`, or `u1` where pixels may come; C order, versions 1 to 3 of the
+//! format, and exactly as many bytes as the shape says. No pickle: other types are refused by name. After NEP 1 and `numpy.lib.format`.
 
 /// Dimensions of an array; ours have four.
 const MAX_DIMENSIONS: usize = 8;
@@ -11,6 +11,24 @@ pub struct Npy {
     pub shape: Vec<usize>,
     /// Its values, the last side fastest.
     pub values: Vec<f32>,
+}
+
+/// Pixels: values from 0 to 255.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pixels {
+    /// Its sides.
+    pub shape: Vec<usize>,
+    /// Its values, the last side fastest.
+    pub values: Vec<u8>,
+}
+
+/// An array of either kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Array {
+    /// Of floats.
+    Floats(Npy),
+    /// Of bytes.
+    Pixels(Pixels),
 }
 
 /// Bytes are no array that is read here.
@@ -26,8 +44,13 @@ pub enum NpyError {
     #[error("its header is not that of a .npy file: {0}")]
     Header(&'static str),
     /// Another type.
-    #[error("its values are `{0}`, expected `<f4` or `<f8`, little-endian floats")]
-    Type(String),
+    #[error("its values are `{got}`, expected {expected}")]
+    Type {
+        /// As its header has it.
+        got: String,
+        /// What would be read.
+        expected: &'static str,
+    },
     /// Columns first.
     #[error("it is in Fortran order, expected C order (numpy.ascontiguousarray)")]
     Fortran,
@@ -47,11 +70,48 @@ pub enum NpyError {
     NotFinite(usize),
 }
 
+/// Types of floats.
+const FLOATS: &str = "`<f4` or `<f8`, little-endian floats";
+
+/// Types of floats and of pixels.
+const ANY: &str = "`|u1`, bytes, or `<f4` or `<f8`, little-endian floats";
+
 // === impl Npy ===
 
 impl Npy {
+    /// Reads a file of at most `most` floats.
+    pub fn read(bytes: &[u8], most: usize) -> Result<Self, NpyError> {
+        let file = File::open(bytes)?;
+        let size = file.float().ok_or_else(|| file.other(FLOATS))?;
+        file.floats(size, most)
+    }
+}
+
+// === impl Array ===
+
+impl Array {
     /// Reads a file of at most `most` values.
     pub fn read(bytes: &[u8], most: usize) -> Result<Self, NpyError> {
+        let file = File::open(bytes)?;
+        if file.header.descr == "|u1" {
+            let values = file.data(1, most)?.to_vec();
+            return Ok(Self::Pixels(Pixels { shape: file.header.shape, values }));
+        }
+        let size = file.float().ok_or_else(|| file.other(ANY))?;
+        file.floats(size, most).map(Self::Floats)
+    }
+}
+
+/// A file whose header has been read.
+struct File<'a> {
+    header: Header,
+    data: &'a [u8],
+}
+
+// === impl File ===
+
+impl<'a> File<'a> {
+    fn open(bytes: &'a [u8]) -> Result<Self, NpyError> {
         let (head, rest) = bytes.split_at_checked(8).ok_or(NpyError::Magic)?;
         let (magic, version) = (&head[..6], head[6]);
         if magic != b"\x93NUMPY" {
@@ -67,21 +127,37 @@ impl Npy {
         let length = length.iter().rev().fold(0_usize, |sum, &byte| sum << 8 | usize::from(byte));
         let (header, data) = rest.split_at_checked(length).ok_or(cut)?;
         let header = Header::parse(header)?;
-        let size = match header.descr.as_str() {
-            "<f4" => 4,
-            "<f8" => 8,
-            _ => return Err(NpyError::Type(header.descr.chars().take(20).collect())),
-        };
-        if header.fortran {
+        Ok(Self { header, data })
+    }
+
+    /// Bytes of a float, if it holds floats.
+    fn float(&self) -> Option<usize> {
+        match self.header.descr.as_str() {
+            "<f4" => Some(4),
+            "<f8" => Some(8),
+            _ => None,
+        }
+    }
+
+    fn other(&self, expected: &'static str) -> NpyError {
+        NpyError::Type { got: self.header.descr.chars().take(20).collect(), expected }
+    }
+
+    /// The data, if it is as long as the shape says of values of this size.
+    fn data(&self, size: usize, most: usize) -> Result<&'a [u8], NpyError> {
+        if self.header.fortran {
             return Err(NpyError::Fortran);
         }
-        let count = header.shape.iter().try_fold(1_usize, |count, &side| count.checked_mul(side));
+        let count = self.header.shape.iter().try_fold(1_usize, |count, &side| count.checked_mul(side));
         let count = count.filter(|&count| count <= most).ok_or(NpyError::TooLarge(most))?;
         // At most `most` values, whose bytes fit into an address: `data` is as long.
         let expected = count.saturating_mul(size);
-        if data.len() != expected {
-            return Err(NpyError::Length { got: data.len(), expected });
-        }
+        let got = self.data.len();
+        if got == expected { Ok(self.data) } else { Err(NpyError::Length { got, expected }) }
+    }
+
+    fn floats(self, size: usize, most: usize) -> Result<Npy, NpyError> {
+        let data = self.data(size, most)?;
         let (four, eight) = (data.as_chunks::<4>().0, data.as_chunks::<8>().0);
         let values: Vec<f32> = match size {
             4 => four.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
@@ -89,7 +165,7 @@ impl Npy {
         };
         match values.iter().position(|value| !value.is_finite()) {
             Some(place) => Err(NpyError::NotFinite(place)),
-            None => Ok(Self { shape: header.shape, values }),
+            None => Ok(Npy { shape: self.header.shape, values }),
         }
     }
 }
@@ -262,6 +338,20 @@ mod tests {
             let error = Npy::read(&file, 8).expect_err(said).to_string();
             assert!(error.contains(said), "{error}, expected {said}");
         }
+        // Pixels only where they may come.
+        let pixels = file(1, "{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }", &[0, 7, 255]);
+        assert!(Npy::read(&pixels, 8).unwrap_err().to_string().contains("`|u1`"));
+        let read = Array::Pixels(Pixels { shape: vec![3], values: vec![0, 7, 255] });
+        assert_eq!(Array::read(&pixels, 8), Ok(read));
+        assert_eq!(Array::read(&pixels, 2), Err(NpyError::TooLarge(2)));
+        let floats = Npy { shape: vec![1], values: vec![1.0] };
+        assert_eq!(Array::read(&file(1, &f4("(1,)"), &data), 8), Ok(Array::Floats(floats)));
+        assert!(
+            Array::read(&file(1, &header("<i4", "False"), &data), 8)
+                .unwrap_err()
+                .to_string()
+                .contains("`|u1`")
+        );
         // Finite in f64, not in f32.
         let wide = file(1, &header("<f8", "False"), &1e300_f64.to_le_bytes());
         assert_eq!(Npy::read(&wide, 8), Err(NpyError::NotFinite(0)));

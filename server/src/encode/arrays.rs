@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use super::zip;
+use super::zip::{Archive, Full};
 
 /// A file of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +59,14 @@ pub struct Named {
 #[error("writing arrays: {0}")]
 pub struct ArrayError(String);
 
+// === impl ArrayError ===
+
+impl From<Full> for ArrayError {
+    fn from(full: Full) -> Self {
+        Self(full.to_string())
+    }
+}
+
 // === impl Arrays ===
 
 impl Arrays {
@@ -110,18 +118,16 @@ impl Named {
 
 /// A ZIP of `.npy` files, and what is said of them as `about.json`.
 pub fn npz(tensors: &[Named], about: &str, text: &str) -> Result<Vec<u8>, ArrayError> {
-    let files: Vec<_> = tensors
-        .iter()
-        .map(|Named { name, dtype, shape, bytes }| {
-            let descr = if *dtype == Dtype::F32 { "<f4" } else { "<i8" };
-            (format!("{name}.npy"), npy(descr, shape, bytes))
-        })
-        .collect();
-    let about = format!("{about}.json");
-    let mut members: Vec<(&str, &[u8])> =
-        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-    members.push((&about, text.as_bytes()));
-    zip::store(&members).ok_or_else(|| ArrayError("more than a ZIP archive holds".to_owned()))
+    let mut archive = Archive::default();
+    for Named { name, dtype, shape, bytes } in tensors {
+        let descr = match dtype {
+            Dtype::F32 => "<f4",
+            _ => "<i8",
+        };
+        archive.add(&format!("{name}.npy"), &[&npy_head(descr, shape), bytes])?;
+    }
+    archive.add(&format!("{about}.json"), &[text.as_bytes()])?;
+    Ok(archive.finish()?)
 }
 
 /// Named tensors, and what is said of them in the metadata, under the name `about`.
@@ -144,8 +150,13 @@ fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// A `.npy` file of version 1.0, in C order, its data on a multiple of 64 bytes (NEP 1).
+/// A `.npy` file.
 fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
+    [&npy_head(descr, shape)[..], data].concat()
+}
+
+/// What a `.npy` file of version 1.0, in C order, begins with: its data lie on a multiple of 64 bytes (NEP 1).
+pub fn npy_head(descr: &str, shape: &[usize]) -> Vec<u8> {
     let sides: String = shape.iter().map(|side| format!("{side}, ")).collect();
     let tuple = if shape.len() == 1 { sides.trim_end() } else { sides.trim_end_matches(", ") };
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({tuple}), }}");
@@ -154,7 +165,7 @@ fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
     header.extend(std::iter::repeat_n(' ', padding));
     header.push('\n');
     let length = u16::try_from(header.len()).expect("five sides are no 64 KiB of text; this is a bug");
-    [b"\x93NUMPY\x01\x00", &length.to_le_bytes()[..], header.as_bytes(), data].concat()
+    [b"\x93NUMPY\x01\x00", &length.to_le_bytes()[..], header.as_bytes()].concat()
 }
 
 #[cfg(test)]

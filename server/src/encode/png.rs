@@ -32,6 +32,15 @@ pub(super) fn encode(picture: &Picture, note: Option<&str>) -> Result<Vec<u8>, E
     Ok(bytes)
 }
 
+/// The most that a PNG of this size without a note takes: what does not compress is stored as it is.
+pub fn most_bytes(width: usize, height: usize, colour: Colour) -> usize {
+    // A filter's byte before each line; five bytes for each block of 65535, and six around them.
+    let raw = height.saturating_mul(width.saturating_mul(colour.channels()).saturating_add(1));
+    let stored = raw.saturating_add(5 * raw.div_ceil(0xFFFF) + 6);
+    // Signature, head, frame and end.
+    stored.saturating_add(8 + 25 + 12 + 12)
+}
+
 #[cfg(test)]
 mod tests {
     use image::ImageEncoder;
@@ -78,6 +87,23 @@ mod tests {
             assert_eq!((&noted[..33], &noted[33 + chunk..]), (&reference[..33], &reference[33..]));
             assert_eq!(noted[37..37 + 4 + KEYWORD.len()], *b"iTXtwindowpane");
             assert_eq!(image::load_from_memory(&noted).unwrap().into_bytes(), picture.pixels);
+        }
+    }
+
+    #[test]
+    fn noise_takes_no_more_than_the_most() {
+        let mut noise = 1_u64;
+        for (colour, height, width) in [(Colour::Grey, 28, 28), (Colour::Rgb, 1, 1), (Colour::Rgb, 150, 150)]
+        {
+            let pixels: Vec<u8> = (0..colour.channels() * height * width)
+                .map(|_| {
+                    noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (noise >> 56) as u8
+                })
+                .collect();
+            let bytes = Picture { width, height, colour, pixels }.encode(Encoding::Png, None).unwrap().len();
+            let most = most_bytes(width, height, colour);
+            assert!(bytes <= most && (bytes + 16 > most || height == 1), "{bytes} of {most}");
         }
     }
 }

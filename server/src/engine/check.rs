@@ -159,11 +159,9 @@ pub fn measure(
             *fastest = probe.run(*size, 0)?.1.min(*fastest);
         }
     }
-    // The largest: everybody's ticks are held to it while a request insists.
-    let pinned_rows = if bitwise { None } else { steady.into_iter().filter(|&size| size >= 2).max() };
     let class = if bitwise { DeterminismClass::Bitwise } else { DeterminismClass::Tolerance };
     let mut determinism =
-        Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows };
+        Determinism { class, relative_difference: difference, batch_sizes: sizes, pinned_rows: None };
     let piece = if bitwise { piece(&costs) } else { max_rows };
     probe.engine.split_at(piece);
     let costs = TickCosts::new(costs).in_pieces_of(piece);
@@ -171,8 +169,15 @@ pub fn measure(
         // Every size that one call of the network will have, and a full tick in its pieces.
         let room = costs.target(max_rows);
         for size in (1..=piece.min(room)).chain([room]) {
-            probe.compare(size, 0, &alone, &mut determinism)?;
+            if !probe.compare(size, 0, &alone, &mut determinism)? {
+                steady.retain(|&other| other != size);
+            }
         }
+    }
+    // The largest that runs in one call, as it did above: everybody's ticks are held to it while a request insists. Decided
+    // when every size has been compared, since one that differs may be found last.
+    if determinism.class == DeterminismClass::Tolerance {
+        determinism.pinned_rows = steady.into_iter().filter(|size| (2..=piece).contains(size)).max();
     }
     Ok(Measured { determinism, costs, piece })
 }
@@ -228,18 +233,20 @@ impl<'a> Probe<'a> {
         Ok((&self.out, elapsed))
     }
 
-    /// One more size against the rows alone; what differs is noted.
+    /// One more size against the rows alone; what differs is noted. Whether nothing does.
     fn compare(
         &mut self,
         size: usize,
         first: usize,
         alone: &[Vec<f32>],
         determinism: &mut Determinism,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let (out, _) = self.run(size, first)?;
+        let mut same = true;
         for (i, row) in out.chunks_exact(out.len() / size).enumerate() {
             let alone = &alone[(first + i) % DISTINCT];
             if !same_bits(row, alone) {
+                same = false;
                 determinism.class = DeterminismClass::Tolerance;
                 determinism.relative_difference = determinism.relative_difference.max(relative(row, alone));
             }
@@ -247,7 +254,7 @@ impl<'a> Probe<'a> {
         if let Err(place) = determinism.batch_sizes.binary_search(&size) {
             determinism.batch_sizes.insert(place, size);
         }
-        Ok(())
+        Ok(same)
     }
 }
 

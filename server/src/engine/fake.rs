@@ -2,6 +2,7 @@
 //! class k were normal with mean m(k) and variance s², the best prediction of the noise in `x = αx0 + σε` would be
 //! `σ (x - α m) / (α² s² + σ²)`: that is what this predicts. A row depends on nothing but itself.
 
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use windowpane_diffusion::Schedule;
@@ -43,9 +44,15 @@ pub struct Faults {
     pub row_delay: Duration,
     /// Every value depends, in its last bits, on the size of the batch.
     pub sized: bool,
+    /// Every call waits while it is closed.
+    pub gate: Gate,
     /// What goes wrong with the insides.
     pub insides: InsideFaults,
 }
+
+/// Keeps calls waiting: until it is opened a test does what has to be done in the midst of one, however slow the machine.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 // === impl FakeDenoiser ===
 
@@ -109,10 +116,40 @@ impl Faults {
     }
 }
 
+// === impl Gate ===
+
+impl Gate {
+    /// From now on calls wait.
+    pub fn close(&self) {
+        *self.is_closed() = true;
+    }
+
+    /// They go on.
+    pub fn open(&self) {
+        *self.is_closed() = false;
+        let (_, opened) = &*self.0;
+        opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let (_, opened) = &*self.0;
+        let mut is_closed = self.is_closed();
+        while *is_closed {
+            is_closed = opened.wait(is_closed).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn is_closed(&self) -> MutexGuard<'_, bool> {
+        let (is_closed, _) = &*self.0;
+        is_closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Denoiser for FakeDenoiser {
     fn denoise(&mut self, batch: &StepBatch, prediction: &mut Vec<f32>) -> Result<(), EngineError> {
         let call = self.calls;
         self.calls += 1;
+        self.faults.gate.pass();
         std::thread::sleep(self.faults.time(batch.rows()));
         if self.faults.panic_at.contains(&call) {
             panic!("asked to panic at call {call}");

@@ -7,6 +7,10 @@
 //! the nursery, makes the first session and then starts every worker: it works whatever other threads the process
 //! already has, and no other thread's arithmetic changes. A worker's own arithmetic, the solver's, runs with the flag
 //! too; it tells only in numbers below 1.2e-38, which no picture shows.
+//!
+//! There is no `IoBinding`: `run` reads from and writes into tensors of ours that are kept from tick to tick, which is what a
+//! binding would do on the host. On another device x and the prediction cross once a tick with it as well, since the solver's
+//! arithmetic is the host's.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -210,8 +214,8 @@ pub(super) fn runtime_error(error: &::ort::Error) -> EngineError {
     EngineError::Runtime(error.to_string())
 }
 
-/// Sizes of batches for which buffers are kept.
-const MOST_BUFFERS: usize = 16;
+/// Values that the buffers of all sizes may hold together: 64 MiB. What `piece` allows fits but for large images.
+const MOST_BUFFERED: usize = 16 << 20;
 
 /// The denoiser's output.
 const OUTPUT: &str = "prediction";
@@ -224,7 +228,8 @@ pub struct OrtDenoiser {
     out_channels: usize,
     /// Rows of one call of the session.
     piece: usize,
-    /// Where a prediction of so many rows is put out: a buffer for each number of rows, as long as those are few.
+    /// Where a prediction of so many rows is put out: a buffer for each number of rows up to `piece`, as long as they are
+    /// small.
     buffers: BTreeMap<usize, Buffer>,
     /// What a session that is built anew has to answer rightly before it serves.
     proof: Option<Arc<Case>>,
@@ -354,7 +359,9 @@ impl OrtDenoiser {
         let t = TensorRef::from_array_view(([n], &batch.t[rows.clone()])).map_err(error)?;
         let y = TensorRef::from_array_view(([n], &batch.y[rows])).map_err(error)?;
         let inputs = ::ort::inputs!["x" => x, "t" => t, "y" => y];
-        if self.buffers.len() >= MOST_BUFFERS && !self.buffers.contains_key(&n) {
+        let values = self.out_channels * h * w;
+        let buffered = || self.buffers.keys().sum::<usize>() + n;
+        if !self.buffers.contains_key(&n) && buffered().saturating_mul(values) > MOST_BUFFERED {
             self.buffers.clear();
         }
         let buffer = match self.buffers.entry(n) {
@@ -363,12 +370,12 @@ impl OrtDenoiser {
         };
         let outputs = self.session.run_with_options(inputs, &buffer.0).map_err(error)?;
         let output = outputs.get(OUTPUT).ok_or(EngineError::OutputSize { got: 0, expected: 1 })?;
-        let (_, values) = output.try_extract_tensor::<f32>().map_err(error)?;
-        let expected = n * self.out_channels * h * w;
-        if values.len() != expected {
-            return Err(EngineError::OutputSize { got: values.len(), expected });
+        let (_, found) = output.try_extract_tensor::<f32>().map_err(error)?;
+        let expected = n * values;
+        if found.len() != expected {
+            return Err(EngineError::OutputSize { got: found.len(), expected });
         }
-        prediction.extend_from_slice(values);
+        prediction.extend_from_slice(found);
         Ok(())
     }
 }

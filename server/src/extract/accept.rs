@@ -1,11 +1,12 @@
 //! The `accept` header: which of the forms a handler can produce the client likes best (RFC 9110, section 12.5.1).
 
 use std::convert::Infallible;
+use std::fmt;
 
 use axum::extract::FromRequestParts;
 use axum::http::{header, request::Parts};
 
-/// A form in which images can be answered.
+/// A form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// A JSON object with base64 inside.
@@ -24,6 +25,10 @@ pub enum Form {
     Npz,
     /// Named tensors.
     Safetensors,
+    /// A table, a line for each row.
+    Csv,
+    /// A drawing.
+    Svg,
 }
 
 /// A parsed `accept` header.
@@ -43,12 +48,12 @@ struct Range {
 // === impl Form ===
 
 impl Form {
-    /// The forms that are one file, not JSON; pictures first.
+    /// The forms of images that are one file, not JSON; pictures first.
     pub const FILES: [Self; 6] = [Self::Png, Self::Webp, Self::Jpeg, Self::Npy, Self::Npz, Self::Safetensors];
 
     /// Whether it is one file as it is.
     pub fn is_file(self) -> bool {
-        Self::FILES.contains(&self)
+        !matches!(self, Self::Json | Self::Events)
     }
 
     /// The word that `output_format` takes for a file.
@@ -62,6 +67,8 @@ impl Form {
             Self::Npy => "npy",
             Self::Npz => "npz",
             Self::Safetensors => "safetensors",
+            Self::Csv => "csv",
+            Self::Svg => "svg",
         }
     }
 
@@ -76,6 +83,8 @@ impl Form {
             Self::Npy => "application/x-npy",
             Self::Npz => "application/x-npz",
             Self::Safetensors => "application/vnd.safetensors",
+            Self::Csv => "text/csv",
+            Self::Svg => "image/svg+xml",
         }
     }
 }
@@ -119,6 +128,17 @@ impl Accept {
             .filter_map(|range| Some((specificity(range)?, range.quality)))
             .max()
             .map(|(s, q)| (q, s))
+    }
+}
+
+impl fmt::Display for Accept {
+    /// As a header has it; nothing, where anything is accepted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Range { kind, subtype, quality }) in self.ranges.iter().enumerate() {
+            let (comma, quality) = (if i == 0 { "" } else { ", " }, f64::from(*quality) / 1000.0);
+            write!(f, "{comma}{kind}/{subtype};q={quality}")?;
+        }
+        Ok(())
     }
 }
 

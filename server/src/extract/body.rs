@@ -6,15 +6,18 @@ use axum::extract::Request;
 use axum::http::header;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::{Instant, timeout_at};
 use windowpane_diffusion::error::number;
 
-use crate::app::App;
+use crate::app::{App, BEGINNING};
 use crate::error::{ApiError, Cause};
 
 /// The whole body, at most `--body-limit` of it, within the body's timeout. What all bodies that are being read may hold
-/// together is bounded too: one that finds no room waits for it, unread.
+/// together is bounded too. Each begins in room for beginnings, of which it has what it has sent, and one that has sent more
+/// than a beginning waits for room for all of it: who sends nothing keeps nothing, and small bodies do not wait for large ones.
 pub(super) async fn collect(request: Request, app: &App) -> Result<Bytes, ApiError> {
     let (config, limit) = (app.config(), app.config().body_limit);
+    let deadline = Instant::now() + config.body_timeout;
     // A body that says its size is refused before any of it is read.
     let said =
         request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
@@ -22,17 +25,37 @@ pub(super) async fn collect(request: Request, app: &App) -> Result<Bytes, ApiErr
         return Err(too_large(limit));
     }
     let most = said.map_or(limit, |said| said as usize);
-    let collect = async {
-        let _room = app.room_for_body(most).await;
-        Limited::new(request.into_body(), limit).collect().await
-    };
-    match tokio::time::timeout(config.body_timeout, collect).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-        // The connection broke or its framing is wrong: nobody who could mend that reads more of it here.
-        Ok(Err(_)) => Err(ApiError::new(Cause::MalformedBody, "the body did not arrive whole")),
-        Err(_) => Err(too_slow(config.body_timeout)),
+    let full = |_| no_room();
+    let (mut body, mut bytes) = (Limited::new(request.into_body(), limit), Vec::new());
+    let (mut room, mut begun, mut has_all) = (Vec::new(), 0, false);
+    loop {
+        let frame = timeout_at(deadline, body.frame()).await;
+        let data = match frame.map_err(|_| too_slow(config.body_timeout))? {
+            None => return Ok(bytes.into()),
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(limit)),
+            // The connection broke or its framing is wrong: nobody who could mend that reads more of it here.
+            Some(Err(_)) => return Err(ApiError::new(Cause::MalformedBody, "the body did not arrive whole")),
+        };
+        let length = bytes.len() + data.len();
+        if length > BEGINNING && !has_all {
+            room.push(timeout_at(deadline, app.room_for_body(most)).await.map_err(full)?);
+            has_all = true;
+        } else if length > begun && !has_all {
+            // As the vector grows.
+            let grown = length.next_power_of_two().min(BEGINNING);
+            room.push(timeout_at(deadline, app.room_to_begin(grown - begun)).await.map_err(full)?);
+            begun = grown;
+        }
+        bytes.extend_from_slice(&data);
     }
+}
+
+/// What a body is told for which there is no memory now.
+pub(crate) fn no_room() -> ApiError {
+    let message =
+        "the bodies that are being read fill all the memory there is for them; there may be room in 1 s";
+    ApiError::new(Cause::BodiesFull, message).retry_after(1)
 }
 
 /// What a body beyond its time is told.
@@ -45,4 +68,75 @@ pub(crate) fn too_slow(limit: Duration) -> ApiError {
 /// What a body beyond the limit is told.
 pub(crate) fn too_large(limit: usize) -> ApiError {
     ApiError::new(Cause::BodyTooLarge, format!("the body is larger than {limit} bytes, the most accepted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use futures::{StreamExt, stream};
+    use serde_json::json;
+    use tokio::task::JoinHandle;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::fake::Faults;
+    use crate::router::router;
+    use crate::testing;
+
+    /// A request whose body begins with these bytes and never ends.
+    fn endless(beginning: &'static str) -> Request {
+        let first = (!beginning.is_empty()).then_some(Ok::<_, Infallible>(beginning));
+        let body = Body::from_stream(stream::iter(first).chain(stream::pending()));
+        let request = Request::post("/v1/images/generations").header("content-type", "application/json");
+        request.body(body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn bodies_that_do_not_come_keep_nobody_waiting() {
+        let body_timeout = Duration::from_secs(600);
+        let app = testing::app(Config { body_timeout, ..Config::default() }, &Faults::default());
+        // More than have room for a whole beginning each.
+        let router = router(&app);
+        let silent = (0..5000).map(|i| {
+            let request = endless(if i % 2 == 0 { "" } else { "{" });
+            tokio::spawn(router.clone().oneshot(request))
+        });
+        let silent: Vec<_> = silent.collect();
+        // All of them have begun.
+        while app.metrics().requests_in_flight.get() < 5000 {
+            tokio::task::yield_now().await;
+        }
+        let neighbour =
+            testing::generate(&app, "application/json", json!({"model": "shoes", "prompt": "boot"}));
+        let answer =
+            tokio::time::timeout(Duration::from_secs(10), neighbour).await.expect("it waits for nobody");
+        assert_eq!(answer.status, StatusCode::OK);
+        silent.iter().for_each(JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn a_body_without_room_is_told_so_and_a_small_one_needs_none() {
+        let body_timeout = Duration::from_millis(100);
+        let app = testing::app(Config { body_timeout, ..Config::default() }, &Faults::default());
+        let ask = async |prompt: &str| {
+            testing::generate(&app, "application/json", json!({"model": "shoes", "prompt": prompt})).await
+        };
+        // There is no such class, which is known once it has been read.
+        let large = "sneaker ".repeat(BEGINNING / 8);
+        assert_eq!(ask(&large).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+        let others = app.room_for_body(usize::MAX).await;
+        let answer = ask(&large).await;
+        assert_eq!(
+            (answer.status, &answer.headers["retry-after"]),
+            (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
+        );
+        assert_eq!(answer.json()["error"]["code"], "bodies_full");
+        assert_eq!(ask("sneaker").await.status, StatusCode::OK);
+        drop(others);
+        assert_eq!(ask(&large).await.status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
 }

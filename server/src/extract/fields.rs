@@ -48,6 +48,13 @@ pub(crate) fn form_of<T: Fields + PartialSchema>() -> RefOr<Schema> {
 
 // === impl ApiFields ===
 
+impl<T: DeserializeOwned + Fields> ApiFields<T> {
+    /// The fields of a form whose `content-type` this is; `None`: that of something else.
+    pub fn of_form(kind: &str, body: &[u8]) -> Option<Result<Self, ApiError>> {
+        multipart::boundary(kind).map(|boundary| form(body, boundary).map(Self))
+    }
+}
+
 impl<T: DeserializeOwned + Fields> FromRequest<App> for ApiFields<T> {
     type Rejection = ApiError;
 
@@ -57,17 +64,20 @@ impl<T: DeserializeOwned + Fields> FromRequest<App> for ApiFields<T> {
             json::require_json(request.headers(), "`application/json` or `multipart/form-data`")?;
             return json::parse(&body::collect(request, app).await?).map(Self);
         };
-        let body = body::collect(request, app).await?;
-        let parts = multipart::parts(&body, &boundary).map_err(|error| {
-            ApiError::new(Cause::MalformedBody, format!("the form does not read: {error}"))
-        })?;
-        let fields = fields::<T>(parts)?;
-        let read = serde_json::from_value(Value::Object(fields.clone()));
-        read.map(Self).map_err(|error| {
-            let error = words::refused(&error);
-            if error.param.is_some() { error } else { json::culprit::<T>(fields).unwrap_or(error) }
-        })
+        form(&body::collect(request, app).await?, &boundary).map(Self)
     }
+}
+
+/// The fields of a form with this boundary.
+fn form<T: DeserializeOwned + Fields>(body: &[u8], boundary: &str) -> Result<T, ApiError> {
+    let parts = multipart::parts(body, boundary)
+        .map_err(|error| ApiError::new(Cause::MalformedBody, format!("the form does not read: {error}")))?;
+    let fields = fields::<T>(parts)?;
+    let read = serde_json::from_value(Value::Object(fields.clone()));
+    read.map_err(|error| {
+        let error = words::refused(&error);
+        if error.param.is_some() { error } else { json::culprit::<T>(fields).unwrap_or(error) }
+    })
 }
 
 /// The parts as they would be written in JSON.

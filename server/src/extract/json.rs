@@ -52,7 +52,7 @@ pub(super) fn require_json(headers: &HeaderMap, expected: &str) -> Result<(), Ap
 }
 
 /// Bytes to a `T`: bad syntax and bad UTF-8 are malformed, a wrong field is invalid and named.
-pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
     // Serde would read an array as a struct's fields in order, which nobody means.
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
         serde_json::from_slice::<IgnoredAny>(body).map_err(|error| words::refused(&error))?;

@@ -1,4 +1,4 @@
-//! What a path holds: a model's name and version, a request's id.
+//! What a path holds: a model's name and version, a request's id, a job's.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -44,6 +44,25 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestIdPath {
 /// What is said of an id that no request under way has.
 pub(crate) fn nobody() -> ApiError {
     ApiError::new(Cause::NotFound, "no request of this id is under way").param("id")
+}
+
+/// The id of a job in `/v1/jobs/{id}`, percent-decoded: whatever could be the id of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobId(pub RequestId);
+
+impl<S: Send + Sync> FromRequestParts<S> for JobId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await.ok();
+        let id = path.and_then(|Path(id)| RequestId::parse(&id));
+        id.map(Self).ok_or_else(no_job)
+    }
+}
+
+/// What is said of an id that none of the caller's jobs has.
+pub(crate) fn no_job() -> ApiError {
+    ApiError::new(Cause::NotFound, "no job of this id").param("id")
 }
 
 /// The model of `/v2/models/{name}/…` or `/v2/models/{name}/versions/{version}/…`, percent-decoded, whose version is

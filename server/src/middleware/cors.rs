@@ -9,6 +9,9 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 /// Time for which a browser need not ask again.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
+/// Methods that routes have.
+const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
+
 /// Origins whose pages may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cors {
@@ -54,7 +57,7 @@ impl Cors {
         };
         CorsLayer::new()
             .allow_origin(origins)
-            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_methods(METHODS)
             // What was asked for: a list of `*` would leave out `authorization`.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(Any)
@@ -115,6 +118,44 @@ mod tests {
         // Every one of them, and a `*` excuses none.
         let wrong = ["a", "https://b/"].map(|text| CorsError(text.to_owned()));
         assert_eq!(of(&["*", "a", "http://good", "https://b/"]), Err(wrong.into()));
+    }
+
+    #[tokio::test]
+    async fn every_method_of_a_route_and_every_header_may_be_asked_for() {
+        let cors = of(&["https://a.example"]).unwrap();
+        let app = app(Config { cors, ..Config::default() }, &Faults::default());
+        let named = "authorization,content-type,idempotency-key,if-range,last-event-id,prefer,range,traceparent,\
+                     x-api-key,x-request-id,x-request-timeout-ms";
+        for (method, path) in [
+            ("GET", "/v1/models"),
+            ("POST", "/v1/images/generations"),
+            ("PUT", "/v1/jobs/mine"),
+            ("DELETE", "/v1/jobs/mine"),
+        ] {
+            let request = Request::options(path)
+                .header("origin", "https://a.example")
+                .header("access-control-request-method", method)
+                .header("access-control-request-headers", named);
+            let answer = send(&app, request.body(Body::empty()).unwrap()).await;
+            let of = |name: &str| answer.headers[name].to_str().unwrap();
+            assert_eq!(answer.status, StatusCode::OK);
+            assert!(
+                of("access-control-allow-methods").split(',').any(|allowed| allowed == method),
+                "{method}"
+            );
+            assert_eq!(of("access-control-allow-headers"), named);
+        }
+    }
+
+    #[test]
+    fn no_method_is_forgotten() {
+        let document = serde_json::to_value(crate::openapi::document()).unwrap();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] {
+                let is_there = item.get(method.to_ascii_lowercase()).is_some();
+                assert!(!is_there || METHODS.iter().any(|known| known == method), "{method} {path}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -51,7 +51,16 @@ pub fn message_of(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::post;
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::config::Config;
+    use crate::engine::fake::Faults;
+    use crate::middleware;
+    use crate::testing::{Answer, Log, app};
 
     #[test]
     fn the_protocol_is_told_by_the_path() {
@@ -60,5 +69,28 @@ mod tests {
         {
             assert_eq!(is_v2(path), v2, "{path}");
         }
+    }
+
+    async fn odd() -> Response {
+        panic!("of /secret/path")
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_error_like_any_other() {
+        let app = app(Config::default(), &Faults::default());
+        let router = middleware::apply(Router::new().route("/livez", post(odd)), &app);
+        let log = Log::default();
+        let _installed = log.install();
+        let request = Request::post("/livez").header("x-request-id", "mine-1").body(Body::from("unread"));
+        let answer = Answer::read(router.oneshot(request.unwrap()).await.unwrap()).await;
+        let error = &answer.json()["error"];
+        assert_eq!((answer.status.as_u16(), &error["code"]), (500, &"internal_error".into()));
+        assert_eq!(error["request_id"], "mine-1");
+        assert!(!String::from_utf8_lossy(&answer.bytes).contains("secret"));
+        assert_eq!(answer.headers["connection"], "close", "its body was not read");
+        assert_eq!(app.metrics().rejections.with_label_values(&["internal_error"]).get(), 1);
+        let said = log.text();
+        assert!(said.contains("a handler panicked: of /secret/path") && said.contains("mine-1"), "{said}");
+        assert!(said.contains("ended=\"internal_error\""), "{said}");
     }
 }

@@ -1,6 +1,6 @@
 //! Every request is measured here: counted, timed, written to the access log, and told to the client in
 //! `server-timing` under the same stage names that the metrics use; and, where a collector is given, traced. Its line in
-//! the log is written when nothing more of its answer is to come, and says how that went.
+//! the log is written, and its span ends, when nothing more of its answer is to come; both say how that went.
 
 use std::fmt::Write;
 use std::pin::Pin;
@@ -15,9 +15,10 @@ use axum::http::{HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+use opentelemetry::Context as Trace;
 
 use super::request_id::RequestId;
-use crate::app::{App, Job};
+use crate::app::{App, Job, Room};
 use crate::error::Cause;
 use crate::pieces::Pieces;
 use crate::telemetry::otlp::{Finished, Traces};
@@ -37,9 +38,16 @@ pub struct Stages {
 #[derive(Debug, Clone, Default)]
 pub struct Who(Arc<OnceLock<Box<str>>>);
 
-/// How a stream ends: an extension of its response, which it fills in when it fails.
+/// How a stream ends: an extension of its response, which it fills in when it fails, and when its work is done.
 #[derive(Debug, Clone, Default)]
-pub struct Fate(Arc<OnceLock<Cause>>);
+pub struct Fate(Arc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    cause: OnceLock<Cause>,
+    /// The stages, and when they were over.
+    stages: OnceLock<(Stages, Instant)>,
+}
 
 /// A request's line in the access log, written when this is dropped.
 struct Line {
@@ -49,6 +57,8 @@ struct Line {
     method: Method,
     route: String,
     arrived: Instant,
+    /// Where its span belongs, if it has one.
+    trace: Option<Trace>,
     head: Option<Head>,
     /// Whether all of the answer was handed over.
     whole: bool,
@@ -66,6 +76,8 @@ struct Head {
 struct Sent {
     body: Pieces,
     line: Line,
+    /// Of all of it, until nobody has any of it.
+    room: Room,
     /// The drain waits until the client has its answer.
     _job: Option<Job>,
 }
@@ -85,13 +97,26 @@ impl Who {
 impl Fate {
     /// It ends with an error. The first one counts.
     pub fn failed(&self, cause: Cause) {
-        let _ = self.0.set(cause);
+        let _ = self.0.cause.set(cause);
+    }
+
+    /// Its work is done, and went through these stages.
+    pub fn done(&self, stages: Stages) {
+        let _ = self.0.stages.set((stages, Instant::now()));
     }
 }
 
 // === impl Stages ===
 
 impl Stages {
+    /// Those of two images of one request: it waits until the first begins, and is at work until the last is done.
+    #[must_use]
+    pub fn beside(self, other: Self) -> Self {
+        let queue = self.queue.min(other.queue);
+        let end = (self.queue + self.denoise).max(other.queue + other.denoise);
+        Self { queue, denoise: end - queue, encode: self.encode + other.encode }
+    }
+
     /// Name and duration, in their order.
     pub fn named(&self) -> [(&'static str, Duration); 3] {
         [("queue", self.queue), ("denoise", self.denoise), ("encode", self.encode)]
@@ -107,7 +132,7 @@ pub async fn layer(
 ) -> Response {
     let who = Who::default();
     request.extensions_mut().insert(who.clone());
-    let traces = app.traces().map(|traces| (traces, Traces::parent(request.headers())));
+    let trace = app.traces().map(|_| Traces::parent(request.headers()));
     // The pattern, never the path: labels must be bounded.
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let mut line = Line {
@@ -117,6 +142,7 @@ pub async fn layer(
         method: request.method().clone(),
         route,
         arrived: Instant::now(),
+        trace,
         head: None,
         whole: false,
     };
@@ -140,34 +166,66 @@ pub async fn layer(
         response.headers_mut().insert("server-timing", value);
     }
     let status = status.as_u16();
-    if let Some((traces, parent)) = traces {
-        let (parent, method, id) = (&parent, line.method.as_str(), line.id.as_str());
-        traces.record(&Finished { parent, method, route, id, status, total, stages });
-    }
     // Of that nothing is sent but its head.
     line.whole = line.method == Method::HEAD;
     line.head = Some(Head { status, stages, total, fate });
-    response.map(|body| Body::new(Sent { body: body.into(), line, _job: job }))
+    let room = job.as_ref().map(|job| job.answer().clone()).unwrap_or_default();
+    if let Some(bytes) = response.body().size_hint().exact() {
+        room.is(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+    response.map(|body| Body::new(Sent { body: body.into(), line, room, _job: job }))
+}
+
+/// A piece of an answer. All of the answer is in memory as long as one piece waits for its client, be it in the buffers of a
+/// connection.
+struct Held {
+    bytes: Bytes,
+    _room: Room,
 }
 
 // === impl Line ===
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        let head = self.head.as_ref();
-        let failed = head.and_then(|head| head.fate.0.get());
-        let ended = match failed {
+impl Line {
+    /// How it went: `whole`, the code of an error, or `client`, which did not want to see the end.
+    fn ended(&self) -> &'static str {
+        match self.head.as_ref().and_then(|head| head.fate.0.cause.get()) {
             Some(cause) => cause.code(),
             None if self.whole => "whole",
-            None => {
-                let during = if head.is_some() { "answer" } else { "wait" };
-                self.app.metrics().hangups.with_label_values(&[during]).inc();
-                "client"
-            }
+            None => "client",
+        }
+    }
+
+    /// The stages that it went through, and when the last of them was over.
+    fn stages(&self) -> Option<(Stages, Instant)> {
+        let head = self.head.as_ref()?;
+        let at_the_head = head.stages.map(|stages| (stages, self.arrived + head.total));
+        at_the_head.or_else(|| head.fate.0.stages.get().copied())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let (head, ended, stages) = (self.head.as_ref(), self.ended(), self.stages());
+        if ended == "client" {
+            let during = if head.is_some() { "answer" } else { "wait" };
+            self.app.metrics().hangups.with_label_values(&[during]).inc();
+        }
+        if let Some((traces, parent)) = self.app.traces().zip(self.trace.as_ref()) {
+            traces.record(&Finished {
+                parent,
+                method: self.method.as_str(),
+                route: &self.route,
+                id: self.id.as_str(),
+                status: head.map(|head| head.status),
+                ended,
+                total: self.arrived.elapsed(),
+                stages: stages.map(|(stages, until)| (stages, until - self.arrived)),
+            });
+        }
+        let stage_us = |name| {
+            let named = stages.iter().flat_map(|(stages, _)| stages.named()).find(|(n, _)| *n == name);
+            named.map(|(_, time)| micros(time))
         };
-        let stages = head.and_then(|head| head.stages);
-        let stage_us =
-            |name| stages.iter().flat_map(Stages::named).find(|(n, _)| *n == name).map(|(_, d)| micros(d));
         tracing::info!(
             request_id = self.id.as_str(),
             caller = self.who.0.get().map(|name| &**name),
@@ -197,7 +255,8 @@ impl HttpBody for Sent {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         self.line.whole = frame.is_none();
-        Poll::Ready(frame)
+        let held = |bytes| Bytes::from_owner(Held { bytes, _room: self.room.clone() });
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -206,6 +265,12 @@ impl HttpBody for Sent {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -242,81 +307,4 @@ fn server_timing(stages: Option<Stages>, total: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use http_body_util::BodyExt;
-    use tokio::time::timeout;
-    use tower::ServiceExt;
-
-    use super::*;
-    use crate::config::Config;
-    use crate::engine::fake::Faults;
-    use crate::router::router;
-    use crate::testing::{app, send};
-
-    #[test]
-    fn server_timing_is_in_milliseconds() {
-        let ms = Duration::from_millis;
-        let stages = Stages { queue: ms(1), denoise: ms(250), encode: Duration::from_micros(1500) };
-        assert_eq!(
-            server_timing(Some(stages), ms(300)),
-            "queue;dur=1.000, denoise;dur=250.000, encode;dur=1.500, total;dur=300.000"
-        );
-        assert_eq!(server_timing(None, ms(2)), "total;dur=2.000");
-    }
-
-    fn body(answer: &str) -> Request {
-        Request::post(IMAGES)
-            .header("content-type", "application/json")
-            .header("accept", answer)
-            .body(Body::from(r#"{"model": "shoes", "prompt": "boot", "seed": 1, "steps": 2}"#))
-            .unwrap()
-    }
-
-    const IMAGES: &str = "/v1/images/generations";
-
-    /// One whose network takes its time.
-    fn app_of(delay: Duration) -> App {
-        app(Config::default(), &Faults { delay, ..Faults::default() })
-    }
-
-    #[tokio::test]
-    async fn the_drain_waits_until_the_client_has_its_answer() {
-        let app = app(Config::default(), &Faults::default());
-        let png = send(&app, body("image/png")).await.bytes;
-        let replay = Request::post("/v1/replay").header("content-type", "image/png").body(Body::from(png));
-        let seed = r#"{"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}]}"#;
-        let infer = Request::post("/v2/models/plain.sampler/infer").body(Body::from(seed));
-        for request in [body("application/json"), replay.unwrap(), infer.unwrap()] {
-            let path = request.uri().path().to_owned();
-            let response = router(&app).oneshot(request).await.unwrap();
-            assert_eq!(response.status(), 200, "{path}");
-            let soon = Duration::from_millis(30);
-            assert!(timeout(soon, app.idle()).await.is_err(), "{path}: it leaves with the answer unsent");
-            assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
-            timeout(soon * 100, app.idle()).await.expect("the answer is with the client");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_is_not_taken_to_its_end_is_a_hang_up() {
-        let app = app(Config::default(), &Faults::default());
-        let hangups =
-            || ["wait", "answer"].map(|during| app.metrics().hangups.with_label_values(&[during]).get());
-        let ask = || Request::get("/openapi.json").body(Body::empty()).unwrap();
-        send(&app, ask()).await;
-        assert_eq!(hangups(), [0, 0]);
-        let head = send(&app, Request::head("/openapi.json").body(Body::empty()).unwrap()).await;
-        assert!(head.status == 200 && head.bytes.is_empty());
-        assert_eq!(hangups(), [0, 0], "of an answer to HEAD there is nothing more to take");
-        let mut response = router(&app).oneshot(ask()).await.unwrap();
-        response.body_mut().frame().await.unwrap().unwrap();
-        drop(response);
-        assert_eq!(hangups(), [0, 1]);
-        let slow = app_of(Duration::from_millis(20));
-        let waiting = timeout(Duration::from_millis(5), router(&slow).oneshot(body("")));
-        assert!(waiting.await.is_err());
-        let hangups =
-            ["wait", "answer"].map(|during| slow.metrics().hangups.with_label_values(&[during]).get());
-        assert_eq!(hangups, [1, 0]);
-    }
-}
+mod tests;

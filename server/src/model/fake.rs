@@ -1,12 +1,13 @@
 //! A model around the fake network, for tests that need no package and for faults on demand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use windowpane_diffusion::manifest::{Dtype, Manifest};
 
 use super::load::worker_config;
 use super::{Card, CardError, Model, Served};
-use crate::batcher::device::Seat;
+use crate::batcher::device::{Device, Seat};
 use crate::batcher::{Batcher, StartError};
 use crate::config::Config;
 use crate::engine::Provider;
@@ -26,6 +27,17 @@ impl Model {
         faults: Faults,
         config: &Config,
         metrics: &Metrics,
+    ) -> Result<Self, CardError> {
+        Self::fake_on(manifest, faults, config, metrics, Arc::default())
+    }
+
+    /// The same on a device that others may have a seat at.
+    pub(crate) fn fake_on(
+        manifest: Manifest,
+        faults: Faults,
+        config: &Config,
+        metrics: &Metrics,
+        device: Arc<Device>,
     ) -> Result<Self, CardError> {
         let card = Arc::new(Card::new(manifest, "0".repeat(64), 0)?);
         let model = &card.manifest.config;
@@ -49,12 +61,11 @@ impl Model {
         let insides = FakeInsides::new(Arc::clone(&card), fake.clone(), faults.insides);
         let engine = || Engine { denoiser: Box::new(fake), insides: Box::new(insides) };
         let open = move |_: &Seat<'_>| Ok::<_, CardError>((engine(), worker, served));
-        let (batcher, served) = Batcher::start(spawn, open, &name, Arc::default(), metrics.clone()).map_err(
-            |error| match error {
+        let (batcher, served) =
+            Batcher::start(spawn, open, &name, device, metrics.clone()).map_err(|error| match error {
                 StartError::Open(error) => error,
                 StartError::Thread(error) => panic!("a test machine has threads: {error}"),
-            },
-        )?;
-        Ok(Self { card, served, batcher })
+            })?;
+        Ok(Self { card, served, batcher, loading: Duration::ZERO })
     }
 }

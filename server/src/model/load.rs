@@ -5,7 +5,7 @@ mod error;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use windowpane_diffusion::manifest::{Dtype, GOLDEN_FILE, Graph, GraphDevice, Manifest, Role};
 
@@ -96,10 +96,20 @@ impl Loader {
         Ok(find(&self.config.models)?.iter().any(|folder| identity(folder).is_none()))
     }
 
+    /// A model serves from now on: what was measured of it goes into the metrics.
+    pub fn installed(&self, model: &Model) {
+        let (metrics, served, name) = (&self.metrics, &model.served, model.name());
+        metrics.model_load.with_label_values(&[name]).set(model.loading.as_secs_f64());
+        metrics.golden_error.with_label_values(&[name, &served.graph]).set(served.golden.relative_error);
+        let provider = served.provider.to_string();
+        metrics.provider.with_label_values(&[name, &provider, dtype_name(served.dtype)]).set(1);
+        metrics.model_ready.with_label_values(&[name]).set(1);
+    }
+
     /// Takes a model that serves no longer out of the metrics.
     pub fn forget(&self, model: &Model) {
         self.metrics.model_ready.with_label_values(&[model.name()]).set(0);
-        // Nothing to remove where it is not there; a fake was never loaded.
+        // Nothing to remove where it is not there.
         let _ = self.metrics.model_load.remove_label_values(&[model.name()]);
         self.forget_golden(model);
         self.forget_provider(model);
@@ -156,11 +166,11 @@ impl Loader {
             megabytes = package.size() as f64 / 1e6,
             "opening, replaying the golden, measuring"
         );
-        let model = self
+        let mut model = self
             .on_a_device(&package, runtime)
             .map_err(|cause| LoadError::Model { folder: folder.to_owned(), cause })?;
-        let seconds = start.elapsed().as_secs_f64();
-        let (served, model_label, metrics) = (&model.served, name.as_str(), &self.metrics);
+        model.loading = start.elapsed();
+        let served = &model.served;
         tracing::info!(
             model = name,
             provider = %served.provider,
@@ -170,17 +180,9 @@ impl Loader {
             rows = model.batcher.room(),
             piece = served.piece,
             tick_ms = served.costs.tick(model.batcher.room()).as_secs_f64() * 1e3,
-            seconds,
+            seconds = model.loading.as_secs_f64(),
             "ready"
         );
-        metrics.model_load.with_label_values(&[model_label]).set(seconds);
-        metrics
-            .golden_error
-            .with_label_values(&[model_label, &served.graph])
-            .set(served.golden.relative_error);
-        let provider = served.provider.to_string();
-        metrics.provider.with_label_values(&[model_label, &provider, dtype_name(served.dtype)]).set(1);
-        metrics.model_ready.with_label_values(&[model_label]).set(1);
         Ok(model)
     }
 
@@ -216,6 +218,7 @@ impl Attempt {
     fn new(package: &Package, provider: Provider) -> Result<Self, ModelError> {
         let mut card = Card::new(package.manifest.clone(), package.digest.clone(), package.created)?;
         card.text = package.card();
+        card.folder = Some(package.folder.clone());
         let graph = graph_for(&card.manifest, provider).clone();
         Ok(Self { card: Arc::new(card), folder: package.folder.clone(), graph, provider })
     }
@@ -242,7 +245,7 @@ impl Attempt {
                 StartError::Open(error) => error,
                 StartError::Thread(error) => ModelError::Thread(error),
             })?;
-        Ok(Model { card, served, batcher })
+        Ok(Model { card, served, batcher, loading: Duration::ZERO })
     }
 
     /// On the thread that will run it: the probe, the session, the golden, the measurement.
@@ -361,12 +364,16 @@ mod tests {
     fn a_package_is_served_after_its_golden() {
         let (_folder, _path, config) = good();
         let metrics = Metrics::new();
-        let models = all_of(&config, &metrics).unwrap();
+        let loader = Loader::new(config, metrics.clone());
+        let models = loader.all().unwrap();
         let served = &models[0].served;
         assert_eq!((served.provider, served.dtype), (Provider::Cpu, Dtype::F32));
         assert_eq!((served.golden.cases, served.golden.relative_error), (2, 0.0));
         assert_eq!(served.determinism.class, DeterminismClass::Bitwise);
-        assert_eq!(metrics.provider.with_label_values(&["shoes", "cpu", "f32"]).get(), 1);
+        let ready = || metrics.model_ready.with_label_values(&["shoes"]).get();
+        assert_eq!(ready(), 0, "nobody serves it yet");
+        loader.installed(&models[0]);
+        assert_eq!((ready(), metrics.provider.with_label_values(&["shoes", "cpu", "f32"]).get()), (1, 1));
         assert_eq!(metrics.loads.with_label_values(&["done"]).get(), 1);
     }
 
@@ -376,6 +383,7 @@ mod tests {
         let metrics = Metrics::new();
         let loader = Loader::new(config, metrics.clone());
         let model = loader.all().unwrap().remove(0);
+        loader.installed(&model);
         let told = |name: &str| {
             let text = metrics.scrape(|_| ()).unwrap();
             text.lines().any(|line| line.starts_with(&format!("windowpane_{name}{{")))

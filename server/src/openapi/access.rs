@@ -24,6 +24,7 @@ pub(super) fn describe(document: &mut OpenApi) {
         let methods = [
             (Method::GET, &mut item.get),
             (Method::POST, &mut item.post),
+            (Method::PUT, &mut item.put),
             (Method::DELETE, &mut item.delete),
         ];
         for (method, operation) in methods {

@@ -8,13 +8,15 @@ use serde_json::Value;
 
 use crate::app::{loading, shutting_down};
 use crate::batcher::{SampleError, SubmitError};
-use crate::call::{failed, refused};
+use crate::call::{failed, no_memory, refused};
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
-use crate::extract::{too_large, too_slow};
+use crate::extract::{no_room, too_large, too_slow};
+use crate::jobs::store::StoreError;
 use crate::middleware::access::{forbidden, unauthenticated};
 use crate::model::load::LoadError;
 use crate::routes::health::Health;
+use crate::routes::jobs::submit::{full, taken};
 use crate::routes::replay::changed;
 use crate::routes::v2::health::Live;
 
@@ -58,13 +60,19 @@ fn all() -> Vec<ApiError> {
         unauthenticated(),
         forbidden(true),
         too_slow(config.body_timeout),
+        no_room(),
         too_large(config.body_limit),
         refused(&SubmitError::Overloaded { retry_after: WAIT }, None),
         refused(&late, Some(wait / 2)),
+        refused(&SubmitError::Studying { quota: config.study_quota, retry_after: WAIT }, None),
+        no_memory("answers", wait),
         failed(SampleError::Cancelled),
         failed(SampleError::DeadlinePassed),
         failed(SampleError::Engine(String::new())),
         changed("tiny", &digest("a"), &digest("b")),
+        taken(),
+        full(config.jobs.limit),
+        StoreError::Corrupt(String::new()).into(),
         LoadError::Several(Vec::new()).into(),
         ApiError::internal(""),
         loading(),
@@ -74,13 +82,28 @@ fn all() -> Vec<ApiError> {
 
 /// Whether an operation can fail in this way.
 fn fits(cause: Cause, path: &str) -> bool {
-    let works = path.starts_with("/v1/analysis/") || path == "/v1/images/generations" || path == "/v1/replay";
+    let looks = path.starts_with("/v1/analysis/");
+    let works = looks || path == "/v1/images/generations" || path == "/v1/replay";
     let generates = works || path.ends_with("/infer");
     let loads = path.ends_with("/load");
+    // Nothing there waits for the engine.
+    let of_jobs = path.starts_with("/v1/jobs");
+    let orders = ["/v1/jobs", "/v1/jobs/{id}"].contains(&path);
+    let reads = generates || loads || orders || path.ends_with("/unload") || path.ends_with("/index");
     match cause {
+        Cause::Overloaded => !looks && !of_jobs,
+        Cause::QuotaReached => looks || orders || path.ends_with("/infer"),
+        Cause::MemoryFull => generates,
         Cause::ModelChanged => path == "/v1/replay",
-        Cause::Engine | Cause::ShuttingDown => generates,
+        Cause::JobConflict => path == "/v1/jobs/{id}",
+        Cause::TooManyJobs => orders,
+        Cause::JobsUnavailable => of_jobs,
+        Cause::DeadlineUnmeetable | Cause::Cancelled => !of_jobs,
+        Cause::Loading => orders || !of_jobs,
+        Cause::ShuttingDown => generates || orders,
+        Cause::Engine => generates,
         Cause::LoadFailed => loads,
+        Cause::BodiesFull => reads,
         Cause::Internal => !loads,
         _ => true,
     }
@@ -112,10 +135,21 @@ mod tests {
         };
         assert_eq!(words("/v1/replay", "409"), ["cancelled", "model_changed"]);
         assert_eq!(words("/v1/images/generations", "409"), ["cancelled"]);
-        assert_eq!(words("/v1/images/generations", "429"), ["overloaded", "deadline_unmeetable"]);
+        assert_eq!(
+            words("/v1/images/generations", "429"),
+            ["overloaded", "deadline_unmeetable", "memory_full"]
+        );
+        assert_eq!(words("/v1/replay", "429"), ["overloaded", "deadline_unmeetable", "memory_full"]);
+        assert_eq!(
+            words("/v1/analysis/jacobian", "429"),
+            ["deadline_unmeetable", "quota_reached", "memory_full"]
+        );
         assert_eq!(words("/v1/images/generations", "500"), ["engine_error", "internal_error"]);
         assert_eq!(words("/v2/repository/models/{name}/load", "500"), ["load_failed"]);
         assert_eq!(words("/v1/models/{id}", "503"), ["loading"]);
+        assert_eq!(words("/v1/jobs", "429"), ["quota_reached", "too_many_jobs"]);
+        assert_eq!(words("/v1/jobs/{id}", "409"), ["job_conflict"]);
+        assert_eq!(words("/v1/jobs/{id}/result", "503"), ["jobs_unavailable"]);
         // What a request alone brings about is recorded.
         for status in ["400", "404", "406", "415", "422"] {
             assert!(words("/v1/images/generations", status).is_empty(), "{status}");

@@ -27,6 +27,7 @@ const FILES: &[(&str, &str)] = files![
     "arrays_safetensors",
     "attention",
     "attention_layer_out_of_range",
+    "attention_later",
     "attention_malformed",
     "attention_not_acceptable",
     "attention_npz",
@@ -42,6 +43,7 @@ const FILES: &[(&str, &str)] = files![
     "image_webp",
     "images",
     "jacobian",
+    "jacobian_later",
     "jacobian_malformed",
     "jacobian_not_acceptable",
     "jacobian_npz",
@@ -50,6 +52,37 @@ const FILES: &[(&str, &str)] = files![
     "jacobian_too_many",
     "jacobian_unknown_model",
     "jacobian_wrong_content_type",
+    "job",
+    "job_cancel",
+    "job_cancel_unknown",
+    "job_done",
+    "job_events",
+    "job_events_unknown",
+    "job_events_wrong_id",
+    "job_put",
+    "job_put_again",
+    "job_put_malformed",
+    "job_put_missing_kind",
+    "job_put_not_acceptable",
+    "job_put_taken",
+    "job_put_unknown_model",
+    "job_put_wrong_content_type",
+    "job_result",
+    "job_result_beyond",
+    "job_result_range",
+    "job_result_unfinished",
+    "job_result_unknown",
+    "job_submit",
+    "job_submit_malformed",
+    "job_submit_not_acceptable",
+    "job_submit_unknown_kind",
+    "job_submit_unknown_model",
+    "job_submit_webhook",
+    "job_submit_wrong_content_type",
+    "job_unknown",
+    "jobs",
+    "jobs_limit",
+    "jobs_off",
     "livez",
     "malformed_body",
     "metrics",
@@ -57,6 +90,17 @@ const FILES: &[(&str, &str)] = files![
     "model_unknown",
     "models",
     "not_acceptable",
+    "psnr_gap",
+    "psnr_gap_alone",
+    "psnr_gap_csv",
+    "psnr_gap_later",
+    "psnr_gap_malformed",
+    "psnr_gap_no_reference",
+    "psnr_gap_not_acceptable",
+    "psnr_gap_png",
+    "psnr_gap_svg",
+    "psnr_gap_unknown_model",
+    "psnr_gap_wrong_content_type",
     "readyz",
     "readyz_leaving",
     "readyz_loading",
@@ -172,9 +216,12 @@ pub(super) fn describe(document: &mut OpenApi) {
     let mut all: BTreeMap<String, RefOr<Example>> = BTreeMap::new();
     let paths: Vec<String> = document.paths.paths.keys().cloned().collect();
     for (path, item) in &mut document.paths.paths {
-        for (method, operation) in
-            [("GET", &mut item.get), ("POST", &mut item.post), ("DELETE", &mut item.delete)]
-        {
+        for (method, operation) in [
+            ("GET", &mut item.get),
+            ("POST", &mut item.post),
+            ("PUT", &mut item.put),
+            ("DELETE", &mut item.delete),
+        ] {
             let responses = operation.iter_mut().flat_map(|operation| &mut operation.responses.responses);
             for (status, response) in responses {
                 let RefOr::T(response) = response else { continue };
@@ -239,8 +286,8 @@ impl Recording {
         let unversioned = place.path.replace("/versions/{version}", "");
         self.request.method == place.method
             && answer.status.to_string() == place.status
-            && essence(&answer.kind) == essence(place.kind)
-            && pattern(place.paths, &self.request.path)
+            && (place.kind == "*/*" || essence(&answer.kind) == essence(place.kind))
+            && pattern(place.paths, self.request.path.split('?').next().unwrap_or_default())
                 .is_some_and(|path| [place.path, &unversioned].contains(&path))
     }
 
@@ -283,7 +330,8 @@ fn written(event: &Value) -> String {
     match event["comment"].as_str() {
         Some(comment) => format!(": {comment}\n\n"),
         None => {
-            format!("event: {}\ndata: {}\n\n", event["event"].as_str().unwrap_or_default(), event["data"])
+            let id = event["id"].as_str().map_or_else(String::new, |id| format!("id: {id}\n"));
+            format!("{id}event: {}\ndata: {}\n\n", event["event"].as_str().unwrap_or_default(), event["data"])
         }
     }
 }

@@ -7,13 +7,12 @@ mod stream;
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use crate::app::App;
 use crate::batcher::{Event, Sample};
-use crate::call::{Call, Running, no_room_for_frames};
+use crate::call::{Call, Running};
 use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Accept, ApiJson, Form};
@@ -21,7 +20,6 @@ use crate::middleware::track::Stages;
 use crate::spec::{FileBytes, Order};
 use outputs::{Made, Point};
 
-pub(super) use outputs::pixels;
 pub use request::ImageRequest;
 pub use response::{ImageObject, ImageResponse};
 pub use stream::ImageEvent;
@@ -72,7 +70,7 @@ pub use stream::ImageEvent;
         (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room. Where the work that waits is too much, the room is kept for whoever comes back with the same request.", body = ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
-        (status = 503, description = "Loading or shutting down.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down, or too many bodies at a time.", body = ErrorBody),
         (status = 504, description = "The time given for the request has passed.", body = ErrorBody),
     )
 )]
@@ -86,25 +84,27 @@ pub async fn generate(
     let order = Order::resolve(&request, &accept, &model.card)?;
     let call = call.asking(&request).within("timeout_ms", request.timeout_ms)?;
     let call = call.reproducible(request.reproducible, &model)?;
-    let id = call.id.clone();
+    let (id, bench) = (call.id.clone(), app.workbench(call.identity.caller));
+    let call = call.answering(order.answer_bytes(&model.card));
     let frames = order.watch.bytes(order.seeds.len(), model.batcher.elements());
-    let frames = app.room_for_frames(frames).ok_or_else(|| no_room_for_frames(&model))?;
+    let frames = call.room_for_frames(&app, &model, frames)?;
     let mut running = call.submit(&app, &model, order.units(model.batcher.elements()))?;
     if order.output.form == Form::Events {
         let promise = model.served.determinism.header();
-        let mut response = stream::respond(app, running, order, id, frames);
+        let mut response = stream::respond(bench, running, order, id, frames);
         response.headers_mut().insert(DETERMINISM_HEADER, promise);
         return Ok(response);
     }
     let images = finished(&mut running, &order).await?;
     let mut stages = stages(images.iter().map(|image| &image.sample));
-    let (images, encode) = outputs::encode(&app, &model.card, order.output, images, frames).await?;
+    let (images, encode) = outputs::encode(&bench, &model.card, order.output, images, frames).await?;
     app.metrics().encode.with_label_values(&[model.name()]).observe(encode.as_secs_f64());
     stages.encode = encode;
     let mut response = match order.output.form {
-        Form::Json => Json(ImageResponse::new(&model, &order, images)).into_response(),
+        Form::Json => response::json(&bench, &model, order, images).await?,
         form => response::raw(form, &model, &order, images)?,
     };
+    running.settle()?;
     response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
     response.extensions_mut().insert(stages);
     response.extensions_mut().insert(running.job());
@@ -112,7 +112,7 @@ pub async fn generate(
 }
 
 /// Waits for all images of the order.
-async fn finished(running: &mut Running, order: &Order) -> Result<Vec<Made>, ApiError> {
+pub(super) async fn finished(running: &mut Running, order: &Order) -> Result<Vec<Made>, ApiError> {
     let mut frames = vec![Vec::new(); order.seeds.len()];
     let mut samples = vec![None; order.seeds.len()];
     while let Some(event) = running.next().await {

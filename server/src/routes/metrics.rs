@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use super::health;
-use crate::app::{App, Phase};
+use crate::app::App;
 use crate::error::{ApiError, ErrorBody};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -33,11 +33,13 @@ pub async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, ApiErr
 /// Sets the gauges of the moment. A model that is gone leaves none behind.
 fn look(app: &App, metrics: &Metrics) {
     metrics.alive.set(health::failure(app).is_none().into());
-    metrics.ready.set((app.phase() == Phase::Ready).into());
+    metrics.ready.set(health::unready(app).is_none().into());
     metrics.backlog_limit.set(app.config().max_backlog.as_secs_f64());
     metrics.trajectories_limit.set(whole(app.config().queue_limit));
     metrics.frame_bytes.set(whole(app.frame_bytes()));
     metrics.frame_limit.set(whole(app.config().frame_limit));
+    metrics.answer_bytes.set(whole(app.answer_bytes()));
+    metrics.answer_limit.set(whole(app.config().answer_limit));
     // One scrape at a time: nobody adds to it in between.
     metrics.log_lost.inc_by(telemetry::lost_lines().saturating_sub(metrics.log_lost.get()));
     metrics.study_quota.set(whole(app.config().study_quota));

@@ -179,7 +179,7 @@ pub struct Bucket {
 pub struct QueueObject {
     /// Images that wait or run.
     pub images: usize,
-    /// Of them, those that have not begun.
+    /// Of them, those that have not begun: the place of an image that comes now, though a short one may overtake them.
     pub waiting: usize,
     /// Seconds until all of them are done.
     pub backlog_seconds: f64,

@@ -10,10 +10,12 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tower_http::add_extension::AddExtension;
 
+use super::Peer;
 use super::http2::{Streams, Watched};
 use super::limits::Limits;
 use super::paced::Paced;
@@ -35,7 +37,12 @@ pub(super) struct Served {
     pub(super) router: axum::Router,
     pub(super) limits: Limits,
     pub(super) leave: Leave,
+    /// Who is at the other end.
+    pub(super) peer: Peer,
 }
+
+/// What answers the requests of one connection.
+pub(super) type Router = AddExtension<axum::Router, Peer>;
 
 // === impl Served ===
 
@@ -91,7 +98,7 @@ impl Served {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = TowerToHyperService::new(self.router);
+        let service = TowerToHyperService::new(AddExtension::new(self.router, self.peer));
         let mut connection = pin!(self.limits.http1().serve_connection(stream, service));
         tokio::select! {
             biased;
@@ -106,8 +113,8 @@ impl Served {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Limits { header_timeout, write_timeout, .. } = self.limits;
-        let streams = Streams::new();
-        let service = Watched::new(self.router, streams.clone());
+        let streams = Streams::new(write_timeout);
+        let service = Watched::new(AddExtension::new(self.router, self.peer), streams.clone());
         let mut connection = pin!(self.limits.http2(streams.tasks()).serve_connection(stream, service));
         let mut look = interval((header_timeout.min(write_timeout) / 8).max(Duration::from_millis(10)));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,7 +128,7 @@ impl Served {
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = look.tick() => {
-                    let given_up = streams.give_up(write_timeout);
+                    let given_up = streams.give_up(Instant::now());
                     if given_up > 0 {
                         tracing::debug!(given_up, "streams are reset whose client does not read");
                     }

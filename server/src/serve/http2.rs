@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Request, Response, StatusCode};
@@ -19,8 +19,11 @@ use hyper::rt::Executor;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
+use super::connection::Router;
 use super::limits::HEADERS;
+use super::pace::Pace;
 use crate::pieces::Pieces;
 
 /// What goes on on one connection. Clones are one and the same.
@@ -29,6 +32,8 @@ pub(super) struct Streams(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
+    /// For taking an answer: that of its [`Pace`].
+    limit: Duration,
     /// Requests that are open, from their head to the end of the answer.
     open: BTreeMap<u64, Stream>,
     /// Since when there are none.
@@ -38,17 +43,19 @@ struct State {
     taken: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Stream {
     task: Option<AbortHandle>,
-    /// Since when its answer has handed over a piece and nobody has come for the next.
-    waiting: Option<Instant>,
+    /// Its answer waits when it has handed over a piece and nobody has come for the next.
+    pace: Pace,
+    /// Bytes of that piece.
+    piece: usize,
 }
 
 /// The service of one connection: the router, watched.
 #[derive(Debug, Clone)]
 pub(super) struct Watched {
-    router: TowerToHyperService<axum::Router>,
+    router: TowerToHyperService<Router>,
     streams: Streams,
 }
 
@@ -75,8 +82,8 @@ pub(super) struct Answer {
 // === impl Streams ===
 
 impl Streams {
-    pub(super) fn new() -> Self {
-        let state = State { open: BTreeMap::new(), idle: Instant::now(), next: 0, taken: None };
+    pub(super) fn new(limit: Duration) -> Self {
+        let state = State { limit, open: BTreeMap::new(), idle: Instant::now(), next: 0, taken: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -91,19 +98,18 @@ impl Streams {
         if state.open.is_empty() { state.idle.elapsed() } else { Duration::ZERO }
     }
 
-    /// Resets streams whose answers have waited for their client for longer than `limit`, and says how many. Of several
-    /// it is the half that has waited longest: what they held of the connection's window may be all that the others
-    /// wait for.
-    pub(super) fn give_up(&self, limit: Duration) -> usize {
+    /// Resets streams whose clients have kept their answers waiting for too long by now, and says how many. Of several it is
+    /// the half that has waited longest: what they held of the connection's window may be all that the others wait for.
+    pub(super) fn give_up(&self, now: Instant) -> usize {
         let mut late: Vec<(Instant, AbortHandle)> = {
             let state = self.lock();
             let late = |stream: &Stream| {
-                let since = stream.waiting.filter(|since| since.elapsed() > limit)?;
-                Some((since, stream.task.clone()?))
+                let end = stream.pace.end().filter(|&end| end < now)?;
+                Some((end, stream.task.clone()?))
             };
             state.open.values().filter_map(late).collect()
         };
-        late.sort_by_key(|&(since, _)| since);
+        late.sort_by_key(|&(end, _)| end);
         late.truncate(late.len().div_ceil(2));
         late.iter().for_each(|(_, task)| task.abort());
         late.len()
@@ -113,7 +119,8 @@ impl Streams {
         let mut state = self.lock();
         state.next += 1;
         let number = state.next;
-        state.open.insert(number, Stream::default());
+        let pace = Pace::new(state.limit);
+        state.open.insert(number, Stream { task: None, pace, piece: 0 });
         Open { streams: self.clone(), number }
     }
 
@@ -139,7 +146,7 @@ impl Streams {
 // === impl Watched ===
 
 impl Watched {
-    pub(super) fn new(router: axum::Router, streams: Streams) -> Self {
+    pub(super) fn new(router: Router, streams: Streams) -> Self {
         Self { router: TowerToHyperService::new(router), streams }
     }
 }
@@ -182,19 +189,21 @@ where
 // === impl Open ===
 
 impl Open {
-    /// A piece is with the client, or on its way.
-    fn handed_over(&self) {
-        self.set_waiting(Some(Instant::now()));
+    /// A piece of so many bytes is with the client, or on its way.
+    fn handed_over(&self, bytes: usize) {
+        if let Some(stream) = self.streams.lock().open.get_mut(&self.number) {
+            stream.piece = bytes;
+            stream.pace.waits(Instant::now());
+        }
     }
 
     /// Somebody has come for the next.
     fn asked(&self) {
-        self.set_waiting(None);
-    }
-
-    fn set_waiting(&self, since: Option<Instant>) {
-        if let Some(stream) = self.streams.lock().open.get_mut(&self.number) {
-            stream.waiting = since;
+        let mut state = self.streams.lock();
+        let sharers = state.open.values().filter(|stream| stream.pace.end().is_some()).count();
+        if let Some(stream) = state.open.get_mut(&self.number) {
+            let bytes = std::mem::take(&mut stream.piece);
+            stream.pace.took(bytes, sharers.max(1), Instant::now());
         }
     }
 }
@@ -217,8 +226,8 @@ impl HttpBody for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.open.asked();
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-            self.open.handed_over();
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.open.handed_over(data.len());
         }
         Poll::Ready(frame)
     }
@@ -238,16 +247,12 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(60);
+
     impl Streams {
-        /// How long the answer that waits longest has waited for its client.
-        fn waiting_for(&self) -> Duration {
-            let waiting = |stream: &Stream| stream.waiting;
-            self.lock()
-                .open
-                .values()
-                .filter_map(waiting)
-                .min()
-                .map_or(Duration::ZERO, |since| since.elapsed())
+        /// Whether an answer waits for its client.
+        fn waits(&self) -> bool {
+            self.lock().open.values().any(|stream| stream.pace.end().is_some())
         }
 
         /// A request whose task does nothing for ever, and whose answer the client has.
@@ -256,43 +261,38 @@ mod tests {
             self.taken(&open);
             let task = tokio::spawn(std::future::pending());
             self.started(task.abort_handle());
-            open.handed_over();
+            open.handed_over(1);
             (open, task)
         }
     }
 
     #[tokio::test]
     async fn who_waits_for_whom_is_told_apart() {
-        let streams = Streams::new();
+        let streams = Streams::new(LIMIT);
         let pause = Duration::from_millis(20);
         let mut answer = Answer { body: Body::from("all of it").into(), open: streams.open() };
         tokio::time::sleep(pause).await;
-        assert_eq!(
-            (streams.idle_for(), streams.waiting_for()),
-            (Duration::ZERO, Duration::ZERO),
-            "we are at work"
-        );
+        assert_eq!((streams.idle_for(), streams.waits()), (Duration::ZERO, false), "we are at work");
         answer.frame().await.unwrap().unwrap();
-        tokio::time::sleep(pause).await;
-        assert!(streams.waiting_for() >= pause, "the client has it");
+        assert!(streams.waits(), "the client has it");
         drop(answer);
-        assert_eq!(streams.waiting_for(), Duration::ZERO);
+        assert!(!streams.waits());
         tokio::time::sleep(pause).await;
         assert!(streams.idle_for() >= pause, "nobody asks for anything");
     }
 
     #[tokio::test]
     async fn of_those_who_wait_too_long_the_longer_half_is_given_up() {
-        let streams = Streams::new();
+        let streams = Streams::new(LIMIT);
         let mut all = Vec::new();
         for _ in 0..5 {
             all.push(streams.stalled());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        assert_eq!(streams.give_up(Duration::from_secs(60)), 0);
+        assert_eq!(streams.give_up(Instant::now()), 0);
         // The first has taken what there was, and is at work again.
         all[0].0.asked();
-        assert_eq!(streams.give_up(Duration::from_millis(1)), 2);
+        assert_eq!(streams.give_up(Instant::now() + LIMIT), 2);
         for (place, (_, task)) in all.iter_mut().enumerate().skip(1).take(2) {
             assert!(task.await.unwrap_err().is_cancelled(), "{place}");
         }

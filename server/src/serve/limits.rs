@@ -26,6 +26,15 @@ const ERROR_RESETS: usize = 100;
 const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(20);
 
+/// Bytes of bodies that a connection of HTTP/2 may have sent and nobody has read yet, and of those one stream's. hyper's own
+/// are 1 MiB, which is more for all connections than all the bodies that are being read may have. A stream has a part, so
+/// that one which waits to be read does not stop its neighbours.
+const UNREAD: u32 = 128 << 10;
+const UNREAD_OF_STREAM: u32 = 32 << 10;
+
+/// The same over HTTP/1: what is read from the socket at a time. A head that is allowed to be longer has to fit.
+const BUFFER: usize = 64 << 10;
+
 /// Files that are open beside the connections: models, logs, what ONNX Runtime opens, and some to spare.
 const OTHER_FILES: u64 = 256;
 
@@ -34,7 +43,7 @@ const OTHER_FILES: u64 = 256;
 pub(super) struct Limits {
     /// For the head of a request, and for nothing at all.
     pub(super) header_timeout: Duration,
-    /// For taking an answer, without any progress.
+    /// For taking an answer, at the least pace.
     pub(super) write_timeout: Duration,
     header_bytes: usize,
     streams: u32,
@@ -57,7 +66,7 @@ impl Limits {
         let mut http = http1::Builder::new();
         // An idle connection is a head that does not come.
         http.timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
-        http.max_header_size(self.header_bytes);
+        http.max_header_size(self.header_bytes).max_buf_size(self.header_bytes.max(BUFFER));
         http
     }
 
@@ -66,6 +75,8 @@ impl Limits {
         let mut http = http2::Builder::new(tasks);
         http.timer(TokioTimer::new())
             .max_concurrent_streams(self.streams)
+            .initial_connection_window_size(UNREAD)
+            .initial_stream_window_size(UNREAD_OF_STREAM)
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_local_error_reset_streams(ERROR_RESETS)
             .max_header_list_size(u32::try_from(self.header_bytes).unwrap_or(u32::MAX))

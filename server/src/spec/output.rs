@@ -133,7 +133,7 @@ fn file(request: &ImageRequest, kind: Form) -> Result<File, ApiError> {
     // The encoder's scale begins at 1.
     let quality = compression.map_or(DEFAULT_JPEG_QUALITY, |percent| (percent as u8).max(1));
     Ok(match kind {
-        Form::Json | Form::Events | Form::Png => File::Picture(Encoding::Png),
+        Form::Json | Form::Events | Form::Png | Form::Csv | Form::Svg => File::Picture(Encoding::Png),
         Form::Webp => File::Picture(Encoding::Webp),
         Form::Jpeg => File::Picture(Encoding::Jpeg { quality }),
         Form::Npy => File::Arrays(ArrayFile::Npy),

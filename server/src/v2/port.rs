@@ -10,6 +10,9 @@ use super::{Datatype, Tensor, Values};
 use crate::error::{ApiError, Cause};
 use crate::spec::MOST_NOISE;
 
+/// Bytes of an element in JSON, about: eight digits, a sign, a point and a comma.
+const JSON_ELEMENT: usize = 12;
+
 /// An input or an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
@@ -89,6 +92,12 @@ impl Port {
     pub fn shape(&self, rows: usize) -> Vec<usize> {
         let first = if self.lead == Lead::One { 1 } else { rows };
         std::iter::once(first).chain(self.row.iter().copied()).collect()
+    }
+
+    /// Bytes of so many rows as an answer has them, about: binary, or in JSON.
+    pub fn bytes(&self, rows: usize, binary: bool) -> usize {
+        let element = self.datatype.size().filter(|_| binary).unwrap_or(JSON_ELEMENT);
+        self.shape(rows).into_iter().fold(element, usize::saturating_mul)
     }
 
     /// The shape in words.

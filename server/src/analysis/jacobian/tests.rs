@@ -193,3 +193,47 @@ fn what_is_no_number_or_no_product_ends_it() {
     assert!(matches!(study.take(vec![vec![0.0; 3]]), Err(StudyError::Shape(_))));
     assert!(full(plain(), 1).finish().is_err(), "before its end there is nothing");
 }
+
+/// A study that goes on from each of its pieces is the one that was never broken off.
+#[test]
+fn whoever_goes_on_from_the_pieces_comes_to_the_same() {
+    let matrices = [random(1), random(2)];
+    let function = || Function { identity: 0.25, predictions: vec![(0, -0.5), (1, 1.5)] };
+    type Make<'a> = &'a dyn Fn() -> JacobianStudy;
+    let makes: [Make<'_>; 2] = [&|| full(function(), 3), &|| top(function(), 2, 12, 1e-6)];
+    for make in makes {
+        let whole = run(make(), |label| matrices[label as usize].clone()).unwrap();
+        let mut study = make();
+        let mut pieces: Vec<Bytes> = Vec::new();
+        let mut begun = 0;
+        // Broken off behind every piece.
+        let found = 'done: loop {
+            begun += 1;
+            assert!(begun < 99, "it gets no further");
+            while let Some(ask) = study.next() {
+                let Ask::Look(look) = ask else { panic!("{ask:?}") };
+                let matrix = &matrices[look.batch.y[0] as usize];
+                study.take(vec![product(matrix, look.inside, &look.vectors)]).unwrap();
+                if let Some(piece) = study.piece() {
+                    pieces.push(piece);
+                    let left = study.left();
+                    study = make();
+                    study.resume(&pieces).unwrap();
+                    // A piece of products leaves as much as there was.
+                    assert!(study.left() == left || pieces.len() == 1, "{} of {left}", study.left());
+                    continue 'done;
+                }
+            }
+            break study.finish().unwrap();
+        };
+        assert!(pieces.len() > 2, "{} pieces", pieces.len());
+        assert_eq!(found.singular.values, whole.singular.values);
+        assert_eq!(found.singular.right, whole.singular.right);
+        assert_eq!(found.x, whole.x);
+    }
+    let mut study = full(plain(), 1);
+    for wrong in [vec![vec![0; 3]], vec![vec![0; 4 * SIDE], vec![0; 8 * 7]]] {
+        let pieces: Vec<Bytes> = wrong.into_iter().map(Bytes::from).collect();
+        assert!(study.resume(&pieces).is_err());
+    }
+}

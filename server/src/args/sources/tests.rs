@@ -61,6 +61,24 @@ fn every_problem_is_found_at_once_and_says_where_it_stands() {
 }
 
 #[test]
+fn a_value_that_may_hold_a_password_is_not_shown() {
+    let url = "postgress://user:hunter2@db/jobs";
+    let (_folder, path) = file(&format!("jobs = \"{url}\"\n"));
+    for found in [
+        read(&[], &[("WINDOWPANE_JOBS", url)]),
+        read(&["--jobs", url], &[]),
+        read(&["--jobs", url, "--jobs", url], &[("WINDOWPANE_JOBS", url)]),
+        read(&["--config", &path], &[]),
+    ] {
+        // What clap says itself, or we.
+        let said = found.map_or_else(|error| error.to_string(), |found| found.problems.join("\n"));
+        assert!(!said.contains("hunter2") && said.to_lowercase().contains("jobs"), "{said}");
+    }
+    let said = read(&[], &[("WINDOWPANE_JOBS", url)]).unwrap().problems.remove(0);
+    assert!(said.starts_with("`WINDOWPANE_JOBS` ") && said.contains("expected `auto`"), "{said}");
+}
+
+#[test]
 fn a_file_that_is_none_is_a_problem_of_its_own() {
     let problem = |path: &str| read(&["--config", path], &[]).unwrap().problems.remove(0);
     assert!(problem("/nowhere/at.toml").starts_with("`/nowhere/at.toml`: "));

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{End, Queue, State};
-use crate::batcher::SubmitError;
 use crate::batcher::admission::whole_seconds;
 use crate::batcher::studies::{Pace, Studies};
 use crate::batcher::study::{StudyRequest, StudyUnit};
+use crate::batcher::{Caller, SubmitError};
 
 // === impl Queue, for studies ===
 
@@ -18,13 +18,7 @@ impl Queue {
         if state.end != End::No {
             return Err(SubmitError::Ended);
         }
-        let tick = if state.entries.is_empty() { 0.0 } else { self.tick(&state) };
-        let sharers = if state.entries.is_empty() {
-            self.device.spare_sharers(self.member)
-        } else {
-            self.device.sharers(self.member)
-        };
-        let pace = Pace { tick, sharers };
+        let pace = self.pace(&state);
         let eta = state.studies.eta(caller, units, pace);
         if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
             && eta > left
@@ -39,6 +33,21 @@ impl Queue {
         Ok((id, eta))
     }
 
+    /// The time that a study of so many units would take from now, as things stand.
+    pub(in crate::batcher) fn expect_study(&self, caller: Caller, units: usize) -> Duration {
+        let state = self.lock();
+        state.studies.eta(caller, units, self.pace(&state))
+    }
+
+    /// How fast studies have their turns, as things stand.
+    fn pace(&self, state: &State) -> Pace {
+        if state.entries.is_empty() {
+            Pace { tick: 0.0, sharers: self.device.spare_sharers(self.member) }
+        } else {
+            Pace { tick: self.tick(state), sharers: self.device.sharers(self.member) }
+        }
+    }
+
     /// A study waits with a unit. `false`: the worker has ended.
     pub(in crate::batcher) fn ask(&self, id: u64, unit: StudyUnit) -> bool {
         let mut state = self.lock();
@@ -49,6 +58,14 @@ impl Queue {
         drop(state);
         self.wake.notify_one();
         true
+    }
+
+    /// The unit whose turn it was stands back: it is the next one again.
+    pub(in crate::batcher) fn stand_back(&self, id: u64, unit: StudyUnit) {
+        let mut state = self.lock();
+        if state.studies.give_back(id) {
+            state.units.insert(id, unit);
+        }
     }
 
     /// A study ended; a unit that it waited with is let go.

@@ -1,15 +1,23 @@
 //! Studies beside images: who gives way to whom, and how a study ends.
 
+use futures::FutureExt as _;
+
 use super::*;
+use crate::batcher::device::Device;
 use crate::batcher::study::{Ask, StudyRequest, StudyTicket};
 use crate::engine::insides::fake::InsideFaults;
 use crate::engine::insides::{Inside, Look, Wanted};
 
 /// A fake model with insides, whose ticks and looks last two milliseconds.
 fn watched(config: &Config, insides: &InsideFaults) -> (Model, Metrics) {
+    watched_behind(&Gate::default(), config, insides)
+}
+
+/// The same, whose calls of the network wait while the gate is closed.
+fn watched_behind(gate: &Gate, config: &Config, insides: &InsideFaults) -> (Model, Metrics) {
     let delay = Duration::from_millis(2);
     let insides = InsideFaults { delay, ..insides.clone() };
-    let faults = Faults { delay, insides, ..Faults::default() };
+    let faults = Faults { delay, gate: gate.clone(), insides, ..Faults::default() };
     let (manifest, metrics) = (with_insides(manifest("shoes", &CLASSES)), Metrics::new());
     (Model::fake(manifest, faults, config, &metrics).unwrap(), metrics)
 }
@@ -53,28 +61,139 @@ fn a_look_brings_what_is_wanted() {
 
 #[test]
 fn images_keep_nine_ticks_in_ten_and_studies_have_the_rest() {
-    let (model, metrics) = watched(&Config { max_rows: 4, ..Config::default() }, &InsideFaults::default());
+    let (gate, config) = (Gate::default(), Config { max_rows: 4, ..Config::default() });
+    let (model, metrics) = watched_behind(&gate, &config, &InsideFaults::default());
     let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
+    let units = || metrics.study_units.with_label_values(&["shoes", "attention"]).get();
+    let ticks = || metrics.ticks.with_label_values(&["shoes"]).get();
     block_on(async {
-        let mut tickets: Vec<_> = (0..3).map(|caller| study(&model, caller).unwrap()).collect();
+        let mut tickets: Vec<_> = (0..11).map(|caller| study(&model, caller).unwrap()).collect();
         tickets[0].ask(look(Inside::Attention, 0)).await.unwrap();
-        let before = metrics.study_units.with_label_values(&["shoes", "attention"]).get();
+        let before = units();
+        // All of them wait before the first tick ends.
+        gate.close();
         let images = submit(&model, &spec, &[1, 2, 3]).unwrap().finish();
-        let looks = futures::future::join_all(tickets.iter_mut().map(async |ticket| {
+        while model.batcher.device_busy_for().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let asks = tickets.iter_mut().map(|ticket| ticket.ask(look(Inside::Attention, 0)));
+        let mut looks = Box::pin(futures::future::join_all(asks));
+        assert!((&mut looks).now_or_never().is_none());
+        gate.open();
+        // Every tenth turn is a look's: the eleventh comes before the last of 100 ticks, and not before ninety.
+        let (units, ticks) = futures::join!(
+            async {
+                assert_eq!(images.await.unwrap().len(), 3);
+                units() - before
+            },
+            async {
+                assert!(looks.await.iter().all(Result::is_ok));
+                ticks()
+            }
+        );
+        assert!(units >= 10 && ticks >= 90, "{units} units; all of them after {ticks} ticks");
+        drop(tickets);
+    });
+    assert_eq!(ticks(), 100);
+}
+
+/// One model draws without end in ticks of 5 ms; another is looked into, in looks of 40 ms, of which one is therefore let in
+/// every 72 ticks. Then an image of 20 ticks is wanted of that.
+#[test]
+fn a_models_images_do_not_wait_behind_its_looks_for_another_models_images() {
+    let (device, metrics) = (Arc::<Device>::default(), Metrics::new());
+    let [drawn, looked] = ["hats", "shoes"].map(|name| {
+        // The fake's look calls its network too.
+        let insides = InsideFaults { delay: Duration::from_millis(35), ..InsideFaults::default() };
+        let faults = Faults { delay: Duration::from_millis(5), insides, ..Faults::default() };
+        // Forty images of a hundred steps in ticks of two: ten seconds of work.
+        let (manifest, config) =
+            (with_insides(manifest(name, &CLASSES)), Config { max_rows: 2, ..Config::default() });
+        Model::fake_on(manifest, faults, &config, &metrics, Arc::clone(&device)).unwrap()
+    });
+    let ticks = || metrics.ticks.with_label_values(&["hats"]).get();
+    let looks = || metrics.study_units.with_label_values(&["shoes", "attention"]).get();
+    block_on(async {
+        let seeds: Vec<u64> = (0..40).collect();
+        let endless = submit(&drawn, &spec(&drawn, Sampler::Ddim, 100, 1.0, 0), &seeds).unwrap();
+        let mut ticket = study(&looked, 0).unwrap();
+        let study = async {
             loop {
                 ticket.ask(look(Inside::Attention, 0)).await.unwrap();
             }
-        }));
+        };
+        let image = async {
+            while looks() < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // The third waits by now, for a while.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            // A busy machine only adds to it: the best of three counts.
+            let (mut beside, mut own) = (u64::MAX, u64::MAX);
+            for _ in 0..3 {
+                let before = (ticks(), looks());
+                let spec = spec(&looked, Sampler::Ddim, 20, 1.0, 0);
+                submit(&looked, &spec, &[1]).unwrap().finish().await.unwrap();
+                (beside, own) = (beside.min(ticks() - before.0), own.min(looks() - before.1));
+            }
+            assert!(own <= 3, "beside its own images a model's looks have one tick in ten: {own} beside 20");
+            assert!(beside <= 35, "{beside} ticks of the other model beside 20");
+            // And the look that stood back is not forgotten.
+            let before = looks();
+            while looks() < before + 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
         tokio::select! {
-            images = images => assert_eq!(images.unwrap().len(), 3),
+            () = image => {}
+            _ = study => unreachable!("it goes on for ever"),
+        }
+        assert!(drawn.batcher.images() > 0, "it has drawn all the while");
+        drop(endless);
+    });
+}
+
+/// Looks of 60 ms, and ticks of 2 ms: an image of one step is done when the look under way is.
+#[test]
+fn a_deadline_beside_a_study_counts_the_look_under_way() {
+    let insides = InsideFaults { delay: Duration::from_millis(58), ..InsideFaults::default() };
+    let faults = Faults { delay: Duration::from_millis(2), insides, ..Faults::default() };
+    let (manifest, metrics) = (with_insides(manifest("shoes", &CLASSES)), Metrics::new());
+    let model = Model::fake(manifest, faults, &Config::default(), &metrics).unwrap();
+    let spec = spec(&model, Sampler::Ddim, 1, 1.0, 0);
+    let within = |milliseconds| {
+        let deadline = Some(Instant::now() + Duration::from_millis(milliseconds));
+        model.batcher.submit(Request { deadline, ..request(&model, &spec, &[1]) })
+    };
+    let expected = || model.batcher.expect(Caller::ANONYMOUS, &request(&model, &spec, &[1]).units);
+    block_on(async {
+        let mut ticket = study(&model, 0).unwrap();
+        // What a look takes is a running mean.
+        for _ in 0..20 {
+            ticket.ask(look(Inside::Attention, 0)).await.unwrap();
+        }
+        let looks = async {
+            loop {
+                ticket.ask(look(Inside::Attention, 0)).await.unwrap();
+            }
+        };
+        let images = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(expected() > Duration::from_millis(50), "{:?}", expected());
+            let Err(SubmitError::TooLate { needs, alone, .. }) = within(30) else {
+                panic!("it would be late")
+            };
+            assert!(needs > 5 * alone, "{needs:?}, {alone:?} alone");
+            for _ in 0..5 {
+                within(20_000).unwrap().finish().await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = images => {}
             _ = looks => unreachable!("they go on for ever"),
         }
-        let units = metrics.study_units.with_label_values(&["shoes", "attention"]).get() - before;
-        // 100 ticks; the eleven turns, and one before the first or after the last.
-        assert!((10..=13).contains(&units), "{units} units");
-        assert_eq!(metrics.ticks.with_label_values(&["shoes"]).get(), 100);
-        drop(tickets);
     });
+    assert!(expected() < Duration::from_millis(30), "{:?} without a study", expected());
 }
 
 #[test]
@@ -96,7 +215,8 @@ fn a_caller_has_a_quota_and_others_have_theirs() {
 
 #[test]
 fn a_study_ends_when_it_is_cancelled_late_or_left_and_the_others_go_on() {
-    let (model, _) = watched(&Config::default(), &InsideFaults::default());
+    let gate = Gate::default();
+    let (model, _) = watched_behind(&gate, &Config::default(), &InsideFaults::default());
     let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
     block_on(async {
         // While images have the worker a unit waits for up to nine ticks: time to change one's mind.
@@ -110,7 +230,7 @@ fn a_study_ends_when_it_is_cancelled_late_or_left_and_the_others_go_on() {
         assert_eq!(outcome, Err(SampleError::Cancelled));
         assert_eq!(cancelled.ask(look(Inside::Attention, 0)).await, Err(SampleError::Cancelled));
         // Admitted in time for one unit, it asks for more and more.
-        let deadline = Some(Instant::now() + Duration::from_millis(120));
+        let deadline = Some(Instant::now() + Duration::from_millis(800));
         let mut late = model.batcher.study(StudyRequest { caller: Caller(0), deadline, units: 1 }).unwrap();
         let error = loop {
             if let Err(error) = late.ask(look(Inside::Attention, 0)).await {
@@ -119,10 +239,10 @@ fn a_study_ends_when_it_is_cancelled_late_or_left_and_the_others_go_on() {
         };
         assert_eq!(error, SampleError::DeadlinePassed);
         let mut left = study(&model, 0).unwrap();
-        let waits =
-            tokio::time::timeout(Duration::from_millis(1), left.ask(look(Inside::Attention, 0))).await;
-        assert!(waits.is_err(), "images have their turns");
+        gate.close();
+        assert!(left.ask(look(Inside::Attention, 0)).now_or_never().is_none(), "it waits");
         drop((cancelled, late, left));
+        gate.open();
         assert_eq!(model.batcher.standing().studies, 1);
         other.ask(look(Inside::Attention, 0)).await.unwrap();
         images.finish().await.unwrap();
@@ -139,7 +259,7 @@ fn a_failure_ends_the_study_and_nobody_else_and_the_graph_is_opened_anew() {
     };
     let (model, metrics) = watched(&Config::default(), &faults);
     let spec = spec(&model, Sampler::Ddim, 20, 1.0, 0);
-    block_on(async {
+    let at_once = block_on(async {
         let images = submit(&model, &spec, &[1]).unwrap();
         let mut ticket = study(&model, 0).unwrap();
         for (label, words) in [(1, "asked to fail"), (2, "panicked: asked to panic")] {
@@ -150,17 +270,24 @@ fn a_failure_ends_the_study_and_nobody_else_and_the_graph_is_opened_anew() {
             assert_eq!(metrics.insides_open.with_label_values(&["shoes", "attention"]).get(), 0);
             ticket.ask(look(Inside::Attention, 0)).await.unwrap();
         }
-        // Told twice, tried once: opening takes the device.
+        // Told twice, tried once: opening takes the device. After a second it would be tried again.
+        let began = Instant::now();
         for _ in 0..2 {
             let Err(SampleError::Engine(said)) = ticket.ask(look(Inside::Vjp, 0)).await else {
                 panic!("it is closed")
             };
             assert_eq!(said, "`vjp.f32.onnx` does not open: asked not to open");
         }
+        let at_once = began.elapsed() < Duration::from_secs(1);
         images.finish().await.unwrap();
+        at_once
     });
     let opened = |graph, outcome| metrics.insides_opened.with_label_values(&["shoes", graph, outcome]).get();
-    assert_eq!([opened("attention", "done"), opened("vjp", "failed"), opened("vjp", "done")], [3, 1, 0]);
+    assert_eq!([opened("attention", "done"), opened("vjp", "done")], [3, 0]);
+    assert!(opened("vjp", "failed") == 1 || !at_once, "{}", opened("vjp", "failed"));
+    let failures =
+        ["error", "panic"].map(|cause| metrics.failures.with_label_values(&["shoes", cause]).get());
+    assert_eq!(failures, [0, 0], "no tick failed, and no image");
     let (bare, _) = self::model(4, Faults::default());
     let Err(SampleError::Engine(said)) = block_on(study(&bare, 0).unwrap().ask(look(Inside::Jvp, 0))) else {
         panic!("there is no such graph")
@@ -173,28 +300,38 @@ fn a_graph_that_nobody_asks_for_is_let_go() {
     let config = Config { insides_idle: Duration::from_millis(50), ..Config::default() };
     let (model, metrics) = watched(&config, &InsideFaults::default());
     let open = || metrics.insides_open.with_label_values(&["shoes", "attention"]).get();
+    let opened = || metrics.insides_opened.with_label_values(&["shoes", "attention", "done"]).get();
     let ask = || block_on(study(&model, 0).unwrap().ask(look(Inside::Attention, 0))).unwrap();
     ask();
-    assert_eq!(open(), 1);
+    // By now it may have been let go.
+    assert_eq!(opened(), 1);
     let began = Instant::now();
     while open() == 1 {
         assert!(began.elapsed() < Duration::from_secs(30), "it is never let go");
         std::thread::sleep(Duration::from_millis(1));
     }
     ask();
-    assert_eq!(metrics.insides_opened.with_label_values(&["shoes", "attention", "done"]).get(), 2);
+    assert_eq!(opened(), 2);
 }
 
 #[test]
 fn a_worker_that_ends_keeps_no_study_waiting() {
-    let (model, _) = watched(&Config::default(), &InsideFaults::default());
+    let gate = Gate::default();
+    let (model, _) = watched_behind(&gate, &Config::default(), &InsideFaults::default());
     let spec = spec(&model, Sampler::Ddim, 100, 1.0, 0);
     block_on(async {
-        let _images = submit(&model, &spec, &[1]).unwrap();
         let mut ticket = study(&model, 0).unwrap();
         ticket.ask(look(Inside::Attention, 0)).await.unwrap();
-        let (outcome, ()) =
-            futures::join!(ticket.ask(look(Inside::Attention, 0)), async { model.batcher.stop() });
+        // It waits behind an image's tick that does not end before the worker is told to.
+        gate.close();
+        let _images = submit(&model, &spec, &[1]).unwrap();
+        while model.batcher.device_busy_for().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (outcome, ()) = futures::join!(ticket.ask(look(Inside::Attention, 0)), async {
+            model.batcher.stop();
+            gate.open();
+        });
         assert_eq!(outcome, Err(SampleError::ShuttingDown));
         assert_eq!(ticket.ask(look(Inside::Attention, 0)).await, Err(SampleError::ShuttingDown));
         assert_eq!(study(&model, 0).unwrap_err(), SubmitError::Ended);

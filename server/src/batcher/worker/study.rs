@@ -26,46 +26,60 @@ pub(super) struct Unopened {
 // === impl Worker, for studies ===
 
 impl Worker {
-    /// One call for a study. A failure ends that study, and nobody else.
-    pub(super) fn study(&mut self, seat: &Seat<'_>, unit: StudyUnit) {
+    /// One call for the study of this number. A failure ends that study, and nobody else. Where images came, of which the
+    /// worker had not `heard` when it chose, it stands back while it waits for the device.
+    pub(super) fn study(&mut self, seat: &Seat<'_>, heard: u64, id: u64, unit: StudyUnit) {
         let (model, graph) = (self.config.model.clone(), unit.ask.graph());
         let began = Instant::now();
         // Beside images of its own it has the turns that these leave it; without, it gives way to those of other models.
-        let spare = self.live.is_empty();
-        let outcome = match &unit.ask {
+        let spare = self.live.is_empty().then_some(heard);
+        let ended = match &unit.ask {
             Ask::Denoise(batch) => {
                 let row = self.config.out_channels * self.config.shape[1] * self.config.shape[2];
-                let mut prediction = Vec::new();
                 let engine = &mut *self.engine;
-                let call = || denoise(engine, batch, &mut prediction, row);
-                let (outcome, elapsed) = if spare { seat.run_spare(call) } else { seat.run(call) };
-                self.queue.studied(elapsed);
-                outcome.map(|()| vec![prediction])
+                let call = || {
+                    let mut prediction = Vec::new();
+                    denoise(engine, batch, &mut prediction, row).map(|()| vec![prediction])
+                };
+                on_device(seat, spare, call)
             }
-            Ask::Look(look) => self.opened(seat, look.inside).and_then(|()| {
-                let insides = &mut *self.insides;
-                let call = || catch_unwind(AssertUnwindSafe(|| insides.look(look)));
-                let (outcome, elapsed) = if spare { seat.run_spare(call) } else { seat.run(call) };
-                self.queue.studied(elapsed);
-                self.open.insert(look.inside, Instant::now());
-                outcome.unwrap_or_else(|panic| Err(panicked(&*panic)))
-            }),
+            Ask::Look(look) => match self.opened(seat, look.inside) {
+                Err(error) => Some((Err(error), None)),
+                Ok(()) => {
+                    let insides = &mut *self.insides;
+                    let call = || {
+                        let looked = catch_unwind(AssertUnwindSafe(|| insides.look(look)));
+                        looked.unwrap_or_else(|panic| Err(panicked(&*panic)))
+                    };
+                    let ended = on_device(seat, spare, call);
+                    if ended.is_some() {
+                        self.open.insert(look.inside, Instant::now());
+                    }
+                    ended
+                }
+            },
         };
+        // Whether it had the device or waited for it in vain: neither is a gap of the host's.
         self.last_call = Some(Instant::now());
+        let Some((outcome, elapsed)) = ended else { return self.queue.stand_back(id, unit) };
+        elapsed.into_iter().for_each(|elapsed| self.queue.studied(elapsed));
         self.metrics.study_units.with_label_values(&[model.as_str(), graph]).inc();
         let elapsed = began.elapsed().as_secs_f64();
         self.metrics.study_unit.with_label_values(&[model.as_str(), graph]).observe(elapsed);
         if let Err(error) = &outcome {
-            let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-            self.metrics.failures.with_label_values(&[model.as_str(), cause]).inc();
             tracing::error!(model, graph, %error, "a study's call failed; the study fails, images go on");
             match &unit.ask {
-                Ask::Denoise(_) => self.begin_anew(seat),
+                Ask::Denoise(_) => {
+                    // It is the network that images are drawn by.
+                    let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
+                    self.metrics.failures.with_label_values(&[model.as_str(), cause]).inc();
+                    self.begin_anew(seat);
+                }
                 // What made it fail may have left it broken: whoever comes next opens it anew.
                 Ask::Look(look) => self.close(look.inside),
             }
         }
-        let answer: Result<Findings, _> = outcome.map_err(|error| SampleError::Engine(error.to_string()));
+        let answer = outcome.map_err(|error| SampleError::Engine(error.to_string()));
         let _ = unit.reply.send(answer);
     }
 
@@ -120,4 +134,17 @@ impl Worker {
             self.metrics.insides_open.with_label_values(&labels).dec();
         }
     }
+}
+
+/// A call when it is its turn, and how long it took; `None` where it is spare and stands back.
+fn on_device(
+    seat: &Seat<'_>,
+    spare: Option<u64>,
+    call: impl FnOnce() -> Result<Findings, EngineError>,
+) -> Option<(Result<Findings, EngineError>, Option<Duration>)> {
+    let (outcome, elapsed) = match spare {
+        Some(heard) => seat.run_spare(heard, call)?,
+        None => seat.run(call),
+    };
+    Some((outcome, Some(elapsed)))
 }

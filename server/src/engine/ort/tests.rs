@@ -61,6 +61,23 @@ fn a_session_that_is_built_anew_is_the_same_network() {
 }
 
 #[test]
+fn every_size_keeps_its_buffer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut engine, _) = denoiser(folder.path());
+    let mut prediction = Vec::new();
+    for _ in 0..2 {
+        for rows in 1..=32 {
+            let mut batch = StepBatch::new([1, 4, 6]);
+            (0..rows).for_each(|_| batch.push(&[0.5; 24], 1.0, 0));
+            engine.denoise(&batch, &mut prediction).unwrap();
+        }
+    }
+    assert!(engine.buffers.keys().copied().eq(1..=32), "{:?}", engine.buffers.keys());
+    engine.split_at(8);
+    assert!(engine.buffers.is_empty(), "those of the measurement's sizes");
+}
+
+#[test]
 fn a_session_that_does_not_match_the_golden_never_serves() {
     let folder = tempfile::tempdir().unwrap();
     let (mut engine, cases) = denoiser(folder.path());

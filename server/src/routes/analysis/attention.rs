@@ -3,26 +3,27 @@
 mod request;
 mod response;
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::Response;
 use windowpane_diffusion::error::number;
 
+use super::analyse::{Analysis, Resolved, analyse};
 use super::output::{File, Output};
-use crate::analysis::Study as _;
+use crate::analysis::Study;
 use crate::analysis::attention::AttentionStudy;
 use crate::analysis::picture::{FULL, Figure};
 use crate::analysis::selection::{Layout, Maps, Selection, Weight};
 use crate::analysis::subject::Subject;
 use crate::app::App;
 use crate::call::Call;
-use crate::engine::Provider;
+use crate::config::Config;
 use crate::engine::insides::Inside;
 use crate::error::{ApiError, Cause, ErrorBody};
-use crate::extract::{Accept, ApiFields};
-use crate::model::Card;
-use crate::spec::FileBytes;
+use crate::extract::{Accept, ApiFields, Prefer};
+use crate::jobs::Kind;
+use crate::jobs::object::JobObject;
+use crate::model::Model;
+use crate::spec::{FileBytes, Seed};
 pub use request::{AttentionForm, AttentionRequest, TokenRef};
 use response::{About, Drawn};
 pub use response::{AttentionResponse, WindowSide};
@@ -40,6 +41,9 @@ pub use response::{AttentionResponse, WindowSide};
     post,
     path = "/v1/analysis/attention",
     tag = "analysis",
+    params(
+        ("prefer" = Option<String>, Header, description = "`wait=N`: the seconds that the client waits, after which the answer is a job; `respond-async`: it does not wait at all. A request with a timeout waits in any case.", example = "wait=60"),
+    ),
     request_body(content(
         (AttentionRequest = "application/json"),
         (AttentionForm = "multipart/form-data"),
@@ -53,6 +57,9 @@ pub use response::{AttentionResponse, WindowSide};
         ), headers(
             ("x-about" = String, description = "What was looked at, as JSON, with raw bytes."),
         )),
+        (status = 202, description = "It takes longer than the client waits, and is a job: its result will be this answer.", body = JobObject, headers(
+            ("location" = String, description = "Where the job is."),
+        )),
         (status = 400, description = "The body is neither JSON nor a form.", body = ErrorBody),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 403, description = "The key may not do that.", body = ErrorBody),
@@ -63,37 +70,26 @@ pub use response::{AttentionResponse, WindowSide};
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body's type is neither JSON nor a form.", body = ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it. The model has no attention graph, or the answer would be too large.", body = ErrorBody),
-        (status = 429, description = "As many looks as a caller may have are under way, or it cannot be done in time; `retry-after` says when the first of them will be done.", body = ErrorBody,
+        (status = 429, description = "As many looks as a caller may have are under way, or it cannot be done in time, or answers have no memory left; `retry-after` says when the first of them will be done.", body = ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
-        (status = 503, description = "Loading or shutting down.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down, or too many bodies at a time.", body = ErrorBody),
         (status = 504, description = "The time given for the request has passed.", body = ErrorBody),
     )
 )]
 pub async fn attention(
     State(app): State<App>,
     call: Call,
+    Ok(prefer): Result<Prefer, std::convert::Infallible>,
     Ok(accept): Result<Accept, std::convert::Infallible>,
     ApiFields(request): ApiFields<AttentionRequest>,
 ) -> Result<Response, ApiError> {
-    let model = app.model(request.model.as_deref())?;
-    let call = call.within("timeout_ms", request.timeout_ms)?;
-    let (card, limit) = (Arc::clone(&model.card), app.config().study_limit);
-    let provider = model.served.provider;
-    let resolve = move || Order::resolve(&request, &accept, &card, provider, limit);
-    let Order { study, tokens, full, output, about } = app.study(resolve).await??;
-    let studying = call.study(&app, &model, study.left())?;
-    let job = studying.job();
-    let found = studying.finish(study).await?;
-    let mut response =
-        app.study(move || response::respond(&model, about, &Drawn { found, tokens, full }, output)).await??;
-    response.extensions_mut().insert(job);
-    Ok(response)
+    analyse::<Attention>(&app, call, (prefer, accept), request).await
 }
 
-/// A valid request.
-struct Order {
-    study: AttentionStudy,
+/// A request that is in order, but for its study.
+#[derive(Debug)]
+pub(crate) struct Attention {
     /// The tokens that are told or shown.
     tokens: Vec<usize>,
     /// The value from which on a picture is darkest.
@@ -102,18 +98,36 @@ struct Order {
     about: About,
 }
 
-// === impl Order ===
+// === impl Attention ===
 
-impl Order {
-    /// Checks a request for the model of `card`, whose answer may have `limit` bytes.
+impl Analysis for Attention {
+    const KIND: Kind = Kind::Attention;
+    type Request = AttentionRequest;
+    type Study = AttentionStudy;
+
+    fn model(request: &AttentionRequest) -> Option<&str> {
+        request.model.as_deref()
+    }
+
+    fn timeout_ms(request: &AttentionRequest) -> Option<u64> {
+        request.timeout_ms
+    }
+
+    fn pin(request: &mut AttentionRequest, seed: u64) {
+        // What is looked at as it is has none.
+        if request.x_t.is_none() {
+            request.seed.get_or_insert(Seed(seed));
+        }
+    }
+
     fn resolve(
         request: &AttentionRequest,
         accept: &Accept,
-        card: &Card,
-        provider: Provider,
-        limit: usize,
-    ) -> Result<Self, ApiError> {
-        let graph = Inside::Attention.graph(&card.manifest, provider).ok_or_else(|| {
+        model: &Model,
+        config: &Config,
+    ) -> Result<Resolved<Self>, ApiError> {
+        let card = &model.card;
+        let graph = Inside::Attention.graph(&card.manifest, model.served.provider).ok_or_else(|| {
             let message = format!(
                 "the package of `{}` has no attention graph; export it with this version's trainer to look at it",
                 card.manifest.name
@@ -145,11 +159,20 @@ impl Order {
             }
         };
         let subject = Subject::resolve(&request.subject(), card)?;
-        selection.check(card, &graph.plan, weight, limit)?;
+        let bytes = selection.check(card, &graph.plan, weight, config.study_limit)?;
         let full = full(request, output)?;
         let about = About::new(card, &subject, &graph.file);
         let study = AttentionStudy::new(subject, selection, card, &graph.plan);
-        Ok(Self { study, tokens, full, output, about })
+        Ok(Resolved { study, bytes, analysis: Self { tokens, full, output, about } })
+    }
+
+    fn respond(
+        self,
+        model: &Model,
+        found: <AttentionStudy as Study>::Findings,
+    ) -> Result<Response, ApiError> {
+        let Self { tokens, full, output, about } = self;
+        response::respond(model, about, &Drawn { found, tokens, full }, output)
     }
 }
 

@@ -3,26 +3,27 @@
 mod request;
 mod response;
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::response::Response;
 use windowpane_diffusion::Prediction;
 use windowpane_diffusion::error::number;
 
+use super::analyse::{Analysis, Resolved, analyse};
 use super::output::{File, Output};
-use crate::analysis::Study as _;
+use crate::analysis::Study;
 use crate::analysis::jacobian::{Function, JacobianStudy, Method};
 use crate::analysis::sheet::Sheet;
 use crate::analysis::subject::Subject;
 use crate::app::App;
 use crate::call::Call;
-use crate::engine::Provider;
+use crate::config::Config;
 use crate::engine::insides::Inside;
 use crate::error::{ApiError, Cause, ErrorBody};
-use crate::extract::{Accept, ApiFields};
-use crate::model::Card;
-use crate::spec::{FileBytes, shown};
+use crate::extract::{Accept, ApiFields, Prefer};
+use crate::jobs::Kind;
+use crate::jobs::object::JobObject;
+use crate::model::{Card, Model};
+use crate::spec::{FileBytes, Seed, shown};
 pub use request::{JacobianForm, JacobianRequest};
 pub use response::JacobianResponse;
 use response::{About, Told, Vectors};
@@ -53,6 +54,9 @@ const MOST_ELEMENTS: usize = 4096;
     post,
     path = "/v1/analysis/jacobian",
     tag = "analysis",
+    params(
+        ("prefer" = Option<String>, Header, description = "`wait=N`: the seconds that the client waits, after which the answer is a job; `respond-async`: it does not wait at all. A request with a timeout waits in any case.", example = "wait=60"),
+    ),
     request_body(content(
         (JacobianRequest = "application/json"),
         (JacobianForm = "multipart/form-data"),
@@ -66,6 +70,9 @@ const MOST_ELEMENTS: usize = 4096;
         ), headers(
             ("x-about" = String, description = "What was looked at, as JSON, with raw bytes."),
         )),
+        (status = 202, description = "It takes longer than the client waits, and is a job: its result will be this answer.", body = JobObject, headers(
+            ("location" = String, description = "Where the job is."),
+        )),
         (status = 400, description = "The body is neither JSON nor a form.", body = ErrorBody),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 403, description = "The key may not do that.", body = ErrorBody),
@@ -76,52 +83,60 @@ const MOST_ELEMENTS: usize = 4096;
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body's type is neither JSON nor a form.", body = ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted; `param` names it. The model has no such graphs, or the answer would be too large.", body = ErrorBody),
-        (status = 429, description = "As many looks as a caller may have are under way, or it cannot be done in time; `retry-after` says when the first of them will be done.", body = ErrorBody,
+        (status = 429, description = "As many looks as a caller may have are under way, or it cannot be done in time, or answers have no memory left; `retry-after` says when the first of them will be done.", body = ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = ErrorBody),
-        (status = 503, description = "Loading or shutting down.", body = ErrorBody),
+        (status = 503, description = "Loading, shutting down, or too many bodies at a time.", body = ErrorBody),
         (status = 504, description = "The time given for the request has passed.", body = ErrorBody),
     )
 )]
 pub async fn jacobian(
     State(app): State<App>,
     call: Call,
+    Ok(prefer): Result<Prefer, std::convert::Infallible>,
     Ok(accept): Result<Accept, std::convert::Infallible>,
     ApiFields(request): ApiFields<JacobianRequest>,
 ) -> Result<Response, ApiError> {
-    let model = app.model(request.model.as_deref())?;
-    let call = call.within("timeout_ms", request.timeout_ms)?;
-    let (card, limit) = (Arc::clone(&model.card), app.config().study_limit);
-    let provider = model.served.provider;
-    let resolve = move || Order::resolve(&request, &accept, &card, provider, limit);
-    let Order { study, told, output, about } = app.study(resolve).await??;
-    let studying = call.study(&app, &model, study.left())?;
-    let job = studying.job();
-    let found = studying.finish(study).await?.map_err(|error| ApiError::internal(error.to_string()))?;
-    let mut response = app.study(move || response::respond(&model, about, &found, &told, output)).await??;
-    response.extensions_mut().insert(job);
-    Ok(response)
+    analyse::<Jacobian>(&app, call, (prefer, accept), request).await
 }
 
-/// A valid request.
-struct Order {
-    study: JacobianStudy,
+/// A request that is in order, but for its study.
+#[derive(Debug)]
+pub(crate) struct Jacobian {
     told: Told,
     output: Output,
     about: About,
 }
 
-// === impl Order ===
+// === impl Jacobian ===
 
-impl Order {
-    /// Checks a request for the model of `card`, whose answer may have `limit` bytes.
+impl Analysis for Jacobian {
+    const KIND: Kind = Kind::Jacobian;
+    type Request = JacobianRequest;
+    type Study = JacobianStudy;
+
+    fn model(request: &JacobianRequest) -> Option<&str> {
+        request.model.as_deref()
+    }
+
+    fn timeout_ms(request: &JacobianRequest) -> Option<u64> {
+        request.timeout_ms
+    }
+
+    fn pin(request: &mut JacobianRequest, seed: u64) {
+        // What is looked at as it is has none.
+        if request.x_t.is_none() {
+            request.seed.get_or_insert(Seed(seed));
+        }
+    }
+
     fn resolve(
         request: &JacobianRequest,
         accept: &Accept,
-        card: &Card,
-        provider: Provider,
-        limit: usize,
-    ) -> Result<Self, ApiError> {
+        model: &Model,
+        config: &Config,
+    ) -> Result<Resolved<Self>, ApiError> {
+        let card = &model.card;
         let shape = card.shape();
         let elements: usize = shape.iter().product();
         let output = Output::resolve(request.output_format.as_deref(), accept)?;
@@ -130,7 +145,7 @@ impl Order {
         for inside in [Inside::Jvp, Inside::Vjp] {
             // Rows of the whole matrix take one of them.
             let is_needed = inside == Inside::Vjp || method != Method::Full;
-            if is_needed && inside.graph(&card.manifest, provider).is_none() {
+            if is_needed && inside.graph(&card.manifest, model.served.provider).is_none() {
                 let message = format!(
                     "the package of `{}` has no {inside} graph; export it with this version's trainer to look at its \
                      Jacobian",
@@ -140,14 +155,19 @@ impl Order {
             }
         }
         let told = told(request, output, method, count)?;
-        check(&told, output, shape, limit)?;
+        let bytes = fits(&told, output, shape, config.study_limit)?;
         let subject = Subject::resolve(&request.subject(), card)?;
         let of = of(request)?;
         let function = function(request, of, &subject, card)?;
         let about = About::new(card, &subject, of, request.guided, method);
         let study = JacobianStudy::new(subject, shape, function, method, count)
             .map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(Self { study, told, output, about })
+        Ok(Resolved { study, bytes, analysis: Self { told, output, about } })
+    }
+
+    fn respond(self, model: &Model, found: <JacobianStudy as Study>::Findings) -> Result<Response, ApiError> {
+        let found = found.map_err(|error| ApiError::internal(error.to_string()))?;
+        response::respond(model, self.about, &found, &self.told, self.output)
     }
 }
 
@@ -272,8 +292,8 @@ fn told(request: &JacobianRequest, output: Output, method: Method, count: usize)
     Ok(Told { vectors, show, matrix, is_full: method == Method::Full, count })
 }
 
-/// Refuses what is larger than `limit` bytes.
-fn check(told: &Told, output: Output, shape: [usize; 3], limit: usize) -> Result<(), ApiError> {
+/// The most bytes that are held at a time for the answer. Refuses what is larger than `limit`.
+fn fits(told: &Told, output: Output, shape: [usize; 3], limit: usize) -> Result<usize, ApiError> {
     let elements: usize = shape.iter().product();
     let bytes = match output.file {
         // Vectors are held, and are not told.
@@ -286,7 +306,7 @@ fn check(told: &Told, output: Output, shape: [usize; 3], limit: usize) -> Result
         }
     };
     if bytes <= limit {
-        return Ok(());
+        return Ok(bytes);
     }
     let (param, narrow) = match output.file {
         Some(File::Arrays(_)) if told.matrix => ("matrix", "leave out `matrix`, or ask for a smaller `k`"),

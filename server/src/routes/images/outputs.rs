@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::app::{App, FrameRoom};
+use crate::app::Room;
+use crate::app::workbench::Workbench;
 use crate::batcher::Sample;
 use crate::encode::{ArrayFile, Arrays, Encoding, Frames, Picture, enlarge, strip};
 use crate::error::ApiError;
@@ -14,9 +15,9 @@ use crate::spec::{File, Order, Output};
 
 /// A finished image.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(in crate::routes) struct Made {
     /// Its values and seed.
-    pub(super) sample: Sample,
+    pub(in crate::routes) sample: Sample,
     /// Points of its trajectory, where they were asked for; the last is the image.
     pub(super) frames: Vec<Point>,
     /// How it came about.
@@ -51,6 +52,13 @@ impl Made {
         }
         Self { sample, frames, provenance }
     }
+
+    /// It as a picture, each of its pixels so many of the picture's along each side: the image, or its trajectory as a strip.
+    pub(in crate::routes) fn picture(&self, card: &Card, scale: usize) -> Picture {
+        let shown = |values: &[f32]| enlarge(&pixels(card, values), scale);
+        let strip = strip(&self.frames.iter().map(|point| shown(&point.x)).collect::<Vec<_>>());
+        strip.unwrap_or_else(|| shown(&self.sample.values))
+    }
 }
 
 /// A file and what it shows: one image, or with arrays as a raw answer all of them.
@@ -63,11 +71,11 @@ pub(super) struct Encoded {
 /// The files of a request, off the async threads: a large PNG takes a while. And how long that took. Its frames have
 /// their room until then, even if nobody waits any more.
 pub(super) async fn encode(
-    app: &App,
+    bench: &Workbench,
     card: &Arc<Card>,
     output: Output,
     images: Vec<Made>,
-    frames: FrameRoom,
+    frames: Room,
 ) -> Result<(Vec<Encoded>, Duration), ApiError> {
     let card = Arc::clone(card);
     let work = move || {
@@ -84,13 +92,13 @@ pub(super) async fn encode(
         drop(frames);
         (files, start.elapsed())
     };
-    let (files, elapsed): (Result<Vec<_>, ApiError>, _) = app.compute(work).await?;
+    let (files, elapsed): (Result<Vec<_>, ApiError>, _) = bench.compute(work).await?;
     Ok((files?, elapsed))
 }
 
 /// The picture file of an estimate on the way; it carries no provenance, since it is not the image.
 pub(super) async fn preview(
-    app: &App,
+    bench: &Workbench,
     card: &Arc<Card>,
     output: Output,
     x0: Vec<f32>,
@@ -100,16 +108,13 @@ pub(super) async fn preview(
     };
     let card = Arc::clone(card);
     let work = move || enlarge(&pixels(&card, &x0), output.scale).encode(encoding, None);
-    app.compute(work).await?.map_err(|error| ApiError::internal(error.to_string()))
+    bench.compute(work).await?.map_err(|error| ApiError::internal(error.to_string()))
 }
 
-/// One picture file: the image, or its trajectory as a strip.
+/// The picture file of an image.
 fn picture(card: &Card, encoding: Encoding, scale: usize, image: Made) -> Result<Encoded, ApiError> {
-    let Made { sample, frames, mut provenance } = image;
-    let shown = |values: &[f32]| enlarge(&pixels(card, values), scale);
-    let strip = strip(&frames.iter().map(|point| shown(&point.x)).collect::<Vec<_>>());
-    let picture = strip.unwrap_or_else(|| shown(&sample.values));
-    provenance.upscaled = scale;
+    let picture = image.picture(card, scale);
+    let provenance = Provenance { upscaled: scale, ..image.provenance };
     let note = provenance.to_json();
     let bytes =
         picture.encode(encoding, Some(&note)).map_err(|error| ApiError::internal(error.to_string()))?;
@@ -117,7 +122,7 @@ fn picture(card: &Card, encoding: Encoding, scale: usize, image: Made) -> Result
 }
 
 /// The pixels of an image's values.
-pub(in crate::routes) fn pixels(card: &Card, values: &[f32]) -> Picture {
+fn pixels(card: &Card, values: &[f32]) -> Picture {
     let config = &card.manifest.config;
     Picture::from_planar(values, card.colour, config.height, config.width, card.manifest.value_range)
 }

@@ -1,5 +1,6 @@
 //! What a client is told: the images and every value that was used, as JSON or in headers beside a raw file.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderName, HeaderValue, header};
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 use windowpane_diffusion::error::number;
 
 use super::outputs::Encoded;
+use crate::app::workbench::Workbench;
 use crate::engine::check::DeterminismClass;
 use crate::error::ApiError;
 use crate::extract::Form;
@@ -108,6 +110,19 @@ impl ImageResponse {
             determinism: model.served.determinism.class,
         }
     }
+}
+
+/// All of it as JSON, written where files are: base64 of many megabytes takes a while.
+pub(super) async fn json(
+    bench: &Workbench,
+    model: &Arc<Model>,
+    order: Order,
+    images: Vec<Encoded>,
+) -> Result<Response, ApiError> {
+    let model = Arc::clone(model);
+    let write = move || serde_json::to_vec(&ImageResponse::new(&model, &order, images));
+    let json = bench.compute(write).await?.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 /// `28x28`.

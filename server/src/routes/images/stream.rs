@@ -16,13 +16,14 @@ use utoipa::ToSchema;
 
 use super::outputs::{self, Made};
 use super::response::{now, shown_size};
-use crate::app::{App, FrameRoom};
+use crate::app::Room;
+use crate::app::workbench::Workbench;
 use crate::batcher::Event;
 use crate::call::Running;
 use crate::error::ApiError;
 use crate::extract::Form;
 use crate::middleware::request_id::RequestId;
-use crate::middleware::track::Fate;
+use crate::middleware::track::{Fate, Stages};
 use crate::provenance::Provenance;
 use crate::spec::{Order, Seed};
 
@@ -109,31 +110,34 @@ pub struct TokenDetails {
 
 /// A stream under way.
 struct Stream {
-    app: App,
+    bench: Workbench,
     running: Running,
     order: Order,
     id: RequestId,
     /// Previews sent of each image.
     previews: Vec<usize>,
-    /// How it ended, if not well.
+    /// The stages of the images that are done, if any is.
+    stages: Option<Stages>,
+    /// How it ended.
     fate: Fate,
     /// For the previews that wait for the client.
-    _frames: FrameRoom,
+    _frames: Room,
 }
 
 /// The answer whose body is the stream. Its head goes out at once.
 pub(super) fn respond(
-    app: App,
+    bench: Workbench,
     running: Running,
     order: Order,
     id: RequestId,
-    frames: FrameRoom,
+    frames: Room,
 ) -> Response {
     let previews = vec![0; order.seeds.len()];
     let eta = running.eta().as_millis().min(u128::from(u64::MAX)) as u64;
     let begun = begun(&id);
     let fate = Fate::default();
-    let stream = Stream { app, running, order, id, previews, fate: fate.clone(), _frames: frames };
+    let (stages, its_fate) = (None, fate.clone());
+    let stream = Stream { bench, running, order, id, previews, stages, fate: its_fate, _frames: frames };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
@@ -165,7 +169,7 @@ impl Stream {
             Ok(event) => written(event.name(), &event),
             Err(error) => {
                 let (id, code) = (self.id.as_str(), error.cause.code());
-                self.app.metrics().rejections.with_label_values(&[code]).inc();
+                self.bench.app().metrics().rejections.with_label_values(&[code]).inc();
                 self.fate.failed(error.cause);
                 if error.cause.is_fault() {
                     tracing::error!(
@@ -187,19 +191,32 @@ impl Stream {
             Event::Frame { unit, frame } => {
                 let index = self.previews[unit];
                 self.previews[unit] += 1;
-                let bytes = outputs::preview(&self.app, &model.card, output, frame.x0).await?;
+                let bytes = outputs::preview(&self.bench, &model.card, output, frame.x0).await?;
                 let seed = Seed(self.order.seeds[unit]);
                 let picture = self.picture(unit, seed, &bytes);
                 Ok(ImageEvent::Partial { partial_image_index: index, step: frame.step + 1, picture })
             }
             Event::Done { unit, sample } => {
+                let drawn = super::stages([&sample]);
                 let made = Made::new(&model, &self.order, unit, sample, Vec::new());
                 let (files, elapsed) =
-                    outputs::encode(&self.app, &model.card, output, vec![made], FrameRoom::default()).await?;
-                self.app.metrics().encode.with_label_values(&[model.name()]).observe(elapsed.as_secs_f64());
+                    outputs::encode(&self.bench, &model.card, output, vec![made], Room::default()).await?;
+                self.bench
+                    .app()
+                    .metrics()
+                    .encode
+                    .with_label_values(&[model.name()])
+                    .observe(elapsed.as_secs_f64());
                 let file =
                     files.into_iter().next().ok_or_else(|| ApiError::internal("an image without a file"))?;
                 let picture = self.picture(unit, file.provenance.seed, &file.bytes);
+                let own = Stages { encode: elapsed, ..drawn };
+                let stages = self.stages.map_or(own, |before| before.beside(own));
+                self.stages = Some(stages);
+                if self.running.is_over() {
+                    self.running.settle()?;
+                    self.fate.done(stages);
+                }
                 Ok(ImageEvent::Completed {
                     usage: Usage::default(),
                     provenance: Box::new(file.provenance),

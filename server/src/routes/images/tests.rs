@@ -8,10 +8,13 @@ use axum::http::{Request, StatusCode, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::batcher::Caller;
 use crate::config::Config;
-use crate::engine::fake::Faults;
+use crate::engine::fake::{Faults, Gate};
+use crate::keys::Keys;
 use crate::testing::{app, generate, get, send};
 
 fn ready() -> App {
@@ -208,7 +211,7 @@ const FRAMES: usize = 30 * 24 * 2 * 4;
 
 #[tokio::test]
 async fn frames_have_a_budget_that_all_share_and_every_request_gives_its_part_back() {
-    let slow = Faults { delay: Duration::from_millis(20), ..Faults::default() };
+    let slow = Faults { delay: Duration::from_millis(60), ..Faults::default() };
     let app = app(Config { frame_limit: FRAMES + FRAMES / 2, ..Config::default() }, &slow);
     let kept = || app.frame_bytes();
     let frames = |steps: u64| sneaker(json!({"steps": steps, "trajectory": 1}));
@@ -229,7 +232,7 @@ async fn frames_have_a_budget_that_all_share_and_every_request_gives_its_part_ba
     // The next would be too much, and is told so; one without frames is not, and a small one fits beside it.
     let answer = generate(&app, "", frames(30)).await;
     assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(answer.json()["error"]["code"], "overloaded");
+    assert_eq!(answer.json()["error"]["code"], "memory_full");
     assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
     assert_eq!(generate(&app, "", sneaker(json!({"steps": 1}))).await.status, StatusCode::OK);
     assert_eq!(generate(&app, "", frames(1)).await.status, StatusCode::OK);
@@ -254,9 +257,58 @@ async fn frames_have_a_budget_that_all_share_and_every_request_gives_its_part_ba
 }
 
 #[tokio::test]
+async fn who_has_no_memory_for_frames_is_told_of_those_who_have_it() {
+    let slow = Faults { row_delay: Duration::from_millis(100), ..Faults::default() };
+    let app = app(Config { frame_limit: FRAMES + FRAMES / 2, ..Config::default() }, &slow);
+    let first = tokio::spawn({
+        let app = app.clone();
+        async move { generate(&app, "", sneaker(json!({"steps": 30, "trajectory": 1}))).await }
+    });
+    while app.frame_bytes() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Its own model has nothing to do; the other has for six seconds.
+    let answer = generate(&app, "", json!({"model": "plain", "seed": 7, "steps": 30, "trajectory": 1})).await;
+    assert_eq!(answer.json()["error"]["code"], "memory_full");
+    let wait = answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap();
+    assert!((3..=8).contains(&wait), "{wait}");
+    first.abort();
+}
+
+#[tokio::test]
+async fn one_caller_leaves_half_of_the_memory_to_the_others() {
+    let key = |name: &str| {
+        let digest = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        format!("[[key]]\nname = \"{name}\"\nrole = \"generate\"\nsha256 = \"{digest}\"\n")
+    };
+    let keys = Keys::in_file(&(key("alice") + &key("bob"))).unwrap();
+    let slow = Faults { delay: Duration::from_millis(60), ..Faults::default() };
+    let app = app(Config { frame_limit: 3 * FRAMES, keys, ..Config::default() }, &slow);
+    let ask = |who: &str| {
+        let body = sneaker(json!({"steps": 30, "trajectory": 1})).to_string();
+        let request =
+            Request::post("/v1/images/generations").header(header::CONTENT_TYPE, "application/json");
+        let request = request.header("x-api-key", who).body(Body::from(body)).unwrap();
+        let app = app.clone();
+        async move { send(&app, request).await }
+    };
+    let first = tokio::spawn(ask("alice"));
+    while app.frame_bytes() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let second = ask("alice").await;
+    assert_eq!(second.json()["error"]["code"], "memory_full", "two of three are more than half");
+    let (first, others) = futures::future::join(first, ask("bob")).await;
+    assert_eq!([first.unwrap().status, others.status], [StatusCode::OK; 2]);
+    assert_eq!(ask("alice").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_full_queue_is_429_with_the_time_to_wait() {
-    let slow = Faults { delay: std::time::Duration::from_millis(20), ..Faults::default() };
-    let app = app(Config { queue_limit: 1, ..Config::default() }, &slow);
+    let gate = Gate::default();
+    let faults = Faults { gate: gate.clone(), ..Faults::default() };
+    let app = app(Config { queue_limit: 1, ..Config::default() }, &faults);
+    gate.close();
     let running = tokio::spawn({
         let app = app.clone();
         async move { generate(&app, "", sneaker(json!({"steps": 30}))).await }
@@ -268,6 +320,7 @@ async fn a_full_queue_is_429_with_the_time_to_wait() {
     assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
     assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
     assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
+    gate.open();
     assert_eq!(running.await.unwrap().status, StatusCode::OK);
 }
 
@@ -294,9 +347,10 @@ async fn before_and_after_it_is_503_and_alive() {
 
 #[tokio::test]
 async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
-    let slow = Faults { delay: Duration::from_millis(600), ..Faults::default() };
+    let gate = Gate::default();
     let config = Config { watchdog: Duration::from_millis(200), ..Config::default() };
-    let app = app(config, &slow);
+    let app = app(config, &Faults { gate: gate.clone(), ..Faults::default() });
+    gate.close();
     let running = tokio::spawn({
         let app = app.clone();
         async move { generate(&app, "", sneaker(json!({"steps": 2}))).await }
@@ -307,12 +361,13 @@ async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
         if answer.status != StatusCode::OK {
             break answer;
         }
-        assert!(start.elapsed() < Duration::from_secs(10), "a call of 600 ms is not noticed");
+        assert!(start.elapsed() < Duration::from_secs(30), "a call that does not return is not noticed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     assert!(start.elapsed() >= Duration::from_millis(200));
     assert_eq!(stuck.json()["status"], "stuck");
     assert_eq!(get(&app, "/v2/health/live").await.json()["live"], false);
+    gate.open();
     assert_eq!(running.await.unwrap().status, StatusCode::OK);
     assert_eq!(get(&app, "/livez").await.json()["status"], "alive");
 }
@@ -335,4 +390,56 @@ async fn models_metrics_and_documents_are_served() {
     let served = get(&app, "/openapi.json").await.json();
     assert_eq!(served, serde_json::to_value(crate::openapi::document()).unwrap());
     assert_eq!(get(&app, "/docs/").await.status, StatusCode::OK);
+}
+
+/// Takes all places of those who make files; they are free again when what is returned is dropped.
+async fn no_place_to_encode(app: &App) -> Vec<std::sync::mpsc::Sender<()>> {
+    let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
+    let mut held = Vec::new();
+    for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        let (hold, wait) = std::sync::mpsc::channel::<()>();
+        held.push(hold);
+        let (app, began) = (app.clone(), began.clone());
+        tokio::spawn(async move {
+            let work = move || {
+                began.send(()).unwrap();
+                let _ = wait.recv();
+            };
+            app.workbench(Caller::ANONYMOUS).compute(work).await
+        });
+        begun.recv().await.unwrap();
+    }
+    held
+}
+
+#[tokio::test]
+async fn who_cancels_while_the_file_is_made_gets_no_image() {
+    let app = ready();
+    let drawn = || app.metrics().images.with_label_values(&["shoes"]).get();
+    for (accept, stream) in [("application/json", false), ("image/png", false), ("text/event-stream", true)] {
+        let held = no_place_to_encode(&app).await;
+        let request = Request::post("/v1/images/generations")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, accept)
+            .header("x-request-id", "mine")
+            .body(Body::from(sneaker(json!({"stream": stream})).to_string()));
+        let (there, before) = (app.clone(), drawn());
+        let answer = tokio::spawn(async move { send(&there, request.unwrap()).await });
+        while drawn() == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let delete = || Request::delete("/v1/requests/mine").body(Body::empty()).unwrap();
+        assert_eq!(send(&app, delete()).await.json()["cancelled"], 1);
+        drop(held);
+        let answer = answer.await.unwrap();
+        if stream {
+            let text = String::from_utf8(answer.bytes).unwrap();
+            let events = text.lines().filter_map(|line| line.strip_prefix("event: "));
+            assert_eq!(events.collect::<Vec<_>>(), ["error"], "{text}");
+            assert!(text.contains("\"cancelled\""), "{text}");
+        } else {
+            assert_eq!(answer.status, StatusCode::CONFLICT);
+        }
+        assert_eq!(send(&app, delete()).await.status, StatusCode::NOT_FOUND);
+    }
 }

@@ -6,8 +6,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app::{App, Phase};
-use crate::routes::health::failure;
+use crate::app::App;
+use crate::routes::health::{failure, unready};
 
 /// Whether the server is alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -54,10 +54,10 @@ pub async fn live(State(app): State<App>) -> (StatusCode, Json<Live>) {
     tag = "inference",
     responses(
         (status = 200, description = "Ready.", body = Ready),
-        (status = 503, description = "Loading or draining.", body = Ready),
+        (status = 503, description = "Loading, draining, or a worker thread has died or is stuck.", body = Ready),
     )
 )]
 pub async fn ready(State(app): State<App>) -> (StatusCode, Json<Ready>) {
-    let ready = app.phase() == Phase::Ready;
+    let ready = unready(&app).is_none();
     (status(ready), Json(Ready { ready }))
 }

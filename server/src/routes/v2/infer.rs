@@ -14,7 +14,7 @@ use super::{find, max_rows};
 use crate::analysis::Study as _;
 use crate::app::App;
 use crate::batcher::Sample;
-use crate::call::Call;
+use crate::call::{Call, Nobody};
 use crate::engine::check::DETERMINISM_HEADER;
 use crate::error::{ApiError, Cause, V2ErrorBody};
 use crate::extract::{self, Compression, VersionedModel};
@@ -86,7 +86,7 @@ struct InferHeaders {
         (status = 429, description = "Too much is waiting, or it cannot be done in time; `retry-after` says when there will be room. Where the work that waits is too much, the room is kept for whoever comes back with the same request.", body = V2ErrorBody,
             headers(("retry-after" = u64, description = "Seconds until there is room for this request."))),
         (status = 500, description = "The engine failed.", body = V2ErrorBody),
-        (status = 503, description = "Loading or shutting down.", body = V2ErrorBody),
+        (status = 503, description = "Loading, shutting down, or too many bodies at a time.", body = V2ErrorBody),
         (status = 504, description = "The time given for the request has passed.", body = V2ErrorBody),
     )
 )]
@@ -129,12 +129,19 @@ async fn answer(
         Inputs::check(&face.inputs(&card), std::mem::take(&mut request.inputs), max_rows(app.config()))?;
     let wanted = wanted(face, &card, &mut request)?;
     let rows = inputs.rows();
+    let ports = face.outputs(&card);
+    let told = |wanted: &Wanted| {
+        let port = ports.iter().find(|port| port.name == wanted.name);
+        port.map_or(0, |port| port.bytes(rows, wanted.binary))
+    };
+    let bytes = wanted.iter().map(told).fold(0, usize::saturating_add);
     let (of, limit) = (Arc::clone(&card), app.config().study_limit);
     let names: Vec<String> = wanted.iter().map(|wanted| wanted.name.clone()).collect();
     // Up to as many solvers as rows.
-    let work = app.compute(move || face.work(&of, inputs, &names, limit)).await??;
+    let bench = app.workbench(call.identity.caller);
+    let work = bench.compute(move || face.work(&of, inputs, &names, limit)).await??;
     let timeout = request.timeout.map(|microseconds| microseconds.div_ceil(1000));
-    let call = call.asking(&fingerprint).within("parameters.timeout", timeout)?;
+    let call = call.answering(bytes).asking(&fingerprint).within("parameters.timeout", timeout)?;
     let call = call.reproducible(request.reproducible, model)?;
     let input = start.elapsed();
     let admitted = Instant::now();
@@ -149,7 +156,7 @@ async fn answer(
         Work::Study(study) => {
             let studying = call.study(app, model, study.left())?;
             let job = studying.job();
-            let tensors = studying.finish(study).await?;
+            let tensors = studying.watched(study, &mut Nobody).await?;
             (Done::Tensors(tensors), Stages { denoise: admitted.elapsed(), ..Stages::default() }, job)
         }
     };
@@ -164,7 +171,7 @@ async fn answer(
         };
         write(InferResponse::new(&name, id.as_deref(), about), &tensors, &wanted, compression)
     };
-    let mut response = app.compute(write).await??;
+    let mut response = bench.compute(write).await??;
     response.headers_mut().insert(DETERMINISM_HEADER, model.served.determinism.header());
     let output = start.elapsed();
     app.metrics().encode.with_label_values(&[model.name()]).observe(output.as_secs_f64());

@@ -95,6 +95,7 @@ impl IndexEntry {
         (status = 415, description = "The body's type is not JSON.", body = V2ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted.", body = V2ErrorBody),
         (status = 500, description = "The server's folder cannot be read.", body = V2ErrorBody),
+        (status = 503, description = "Too many bodies at a time.", body = V2ErrorBody),
     )
 )]
 pub async fn index(
@@ -151,7 +152,7 @@ pub async fn index(
         (status = 415, description = "The body's type is not JSON.", body = V2ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted.", body = V2ErrorBody),
         (status = 500, description = "It does not load; the log says why.", body = V2ErrorBody),
-        (status = 503, description = "The models are still loading.", body = V2ErrorBody),
+        (status = 503, description = "The models are still loading, or too many bodies at a time.", body = V2ErrorBody),
     )
 )]
 pub async fn load(
@@ -193,7 +194,7 @@ pub async fn load(
         (status = 413, description = "The body is too large.", body = V2ErrorBody),
         (status = 415, description = "The body's type is not JSON.", body = V2ErrorBody),
         (status = 422, description = "A field is unknown or holds what is not accepted.", body = V2ErrorBody),
-        (status = 503, description = "The models are still loading.", body = V2ErrorBody),
+        (status = 503, description = "The models are still loading, or too many bodies at a time.", body = V2ErrorBody),
     )
 )]
 pub async fn unload(

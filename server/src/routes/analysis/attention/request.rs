@@ -1,6 +1,6 @@
 //! What a client may ask for.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -10,7 +10,7 @@ use crate::spec::{ClassRef, SamplerName, Seed, TimeGridName};
 
 /// What to look at, and what of it to tell. `timestep` or `sigma` says how noisy it is; what is looked at is `image`, `x_t`,
 /// or without either a sample that is drawn up to there.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"model": "fashion-dit", "prompt": "sneaker", "seed": 7, "timestep": 300, "layers": [0], "maps": "mean"}))]
 pub struct AttentionRequest {
@@ -84,7 +84,7 @@ pub struct AttentionRequest {
 }
 
 /// A token: its number, row by row, or its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "a token's index or its [row, column]")]
 pub enum TokenRef {
     /// From 0, row by row.

@@ -1,6 +1,6 @@
 //! What a client may ask for.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
@@ -10,7 +10,7 @@ use crate::spec::{ClassRef, SamplerName, Seed, TimeGridName};
 
 /// Where to look, and what of the Jacobian to tell. `timestep` or `sigma` says how noisy the image is; it is `image`, `x_t`,
 /// or without either a sample that is drawn up to there.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"model": "fashion-dit", "prompt": "sneaker", "seed": 7, "timestep": 300, "k": 4}))]
 pub struct JacobianRequest {

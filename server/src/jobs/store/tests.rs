@@ -1,0 +1,398 @@
+//! The store, on a file of SQLite and on a real PostgreSQL: the same tests on both.
+
+mod histories;
+mod kept;
+#[expect(unreachable_pub, reason = "the suite has the same file as a module of its own")]
+#[path = "../../../../tests/src/postgres.rs"]
+mod postgres;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::jobs::Kind;
+use crate::jobs::perform::Product;
+use postgres::Postgres;
+
+/// A lease of the tests: long enough that no machine is too slow for it.
+pub(crate) const LEASE: Duration = Duration::from_secs(100);
+
+/// A store, and where it is.
+pub(crate) struct Opened {
+    pub(crate) store: Store,
+    place: Place,
+    _folder: TempDir,
+}
+
+/// New stores of every kind that there is here.
+async fn stores() -> Vec<Opened> {
+    let mut stores = vec![sqlite().await];
+    stores.extend(postgres().await);
+    stores
+}
+
+/// A new store in a PostgreSQL, where there is one.
+pub(crate) async fn postgres() -> Option<Opened> {
+    let postgres = Postgres::shared()?;
+    Some(opened(Place::Postgres(postgres.database().await)).await)
+}
+
+/// A new store in a file.
+pub(crate) async fn sqlite() -> Opened {
+    let folder = tempfile::tempdir().unwrap();
+    // A name that a URL would take apart.
+    let path = folder.path().join("state of/jobs 100%?#.sqlite");
+    let place = Place::Sqlite(path);
+    let store = Store::open(&place, Duration::from_secs(3600)).await.unwrap();
+    Opened { store, place, _folder: folder }
+}
+
+async fn opened(place: Place) -> Opened {
+    let store = Store::open(&place, Duration::from_secs(3600)).await.unwrap();
+    Opened { store, place, _folder: tempfile::tempdir().unwrap() }
+}
+
+/// An order of a look at `shoes`.
+pub(crate) fn order(id: &str) -> Order {
+    Order {
+        id: id.to_owned(),
+        kind: Kind::Jacobian,
+        request: r#"{"model": "shoes", "seed": 1}"#.to_owned(),
+        model: "shoes".to_owned(),
+        digest: "d1".to_owned(),
+        webhook: String::new(),
+        accept: String::new(),
+    }
+}
+
+fn product(body: &[u8]) -> Product {
+    let headers = vec![("x-about".to_owned(), "a job".to_owned())];
+    Product { media_type: "application/json".to_owned(), headers, body: body.to_vec().into() }
+}
+
+async fn submit(store: &Store, owner: &str, id: &str) -> Job {
+    match store.submit(owner, &order(id), 100).await.unwrap() {
+        Submitted::New(job) => job,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn lease(store: &Store, holder: &str) -> Option<Lease> {
+    let models = [("shoes".to_owned(), "d1".to_owned()), ("plain".to_owned(), "d2".to_owned())];
+    let (lease, given_up) = store.lease(holder, &Kind::ALL, &models, LEASE).await.unwrap();
+    assert!(given_up.is_empty(), "{given_up:?}");
+    lease
+}
+
+async fn state(store: &Store, number: i64) -> State {
+    store.by_number(number).await.unwrap().unwrap().state
+}
+
+async fn happenings(store: &Store, number: i64) -> Vec<&'static str> {
+    store.events(number, 0).await.unwrap().iter().map(|event| event.what.as_str()).collect()
+}
+
+#[tokio::test]
+async fn an_order_is_one_job_however_often_it_is_sent() {
+    for place in stores().await {
+        let store = &place.store;
+        let first = submit(store, "me", "a").await;
+        assert_eq!((first.state, first.ahead, first.attempts), (State::Queued, Some(0), 0));
+        let again = Order { request: r#"{"seed":1,"model":"shoes"}"#.to_owned(), ..order("a") };
+        for order in [&order("a"), &again] {
+            let known = store.submit("me", order, 100).await.unwrap();
+            assert_eq!(known, Submitted::Known(first.clone()));
+            assert_eq!(store.known("me", order).await.unwrap(), Some(known));
+        }
+        for other in [
+            Order { request: r#"{"model": "shoes", "seed": 2}"#.to_owned(), ..order("a") },
+            Order { kind: Kind::Attention, ..order("a") },
+            Order { webhook: "https://a".to_owned(), ..order("a") },
+            Order { accept: "image/png;q=1".to_owned(), ..order("a") },
+        ] {
+            assert_eq!(store.submit("me", &other, 100).await.unwrap(), Submitted::Taken);
+        }
+        // Another's is another job, and nobody sees it but them.
+        let theirs = submit(store, "you", "a").await;
+        assert_ne!(theirs.number, first.number);
+        assert_eq!(theirs.ahead, Some(1));
+        assert_eq!(store.job(Some("me"), "a").await.unwrap().unwrap().number, first.number);
+        assert_eq!(store.job(Some("nobody"), "a").await.unwrap(), None);
+        assert_eq!(store.job(None, "a").await.unwrap().unwrap().number, theirs.number);
+    }
+}
+
+#[tokio::test]
+async fn an_owner_has_so_many_jobs_and_no_more() {
+    for place in stores().await {
+        let store = &place.store;
+        for id in ["a", "b"] {
+            assert!(matches!(store.submit("me", &order(id), 2).await.unwrap(), Submitted::New(_)));
+        }
+        assert_eq!(store.submit("me", &order("c"), 2).await.unwrap(), Submitted::Full);
+        assert!(matches!(store.submit("me", &order("a"), 2).await.unwrap(), Submitted::Known(_)));
+        assert!(matches!(store.submit("you", &order("c"), 2).await.unwrap(), Submitted::New(_)));
+        let job = store.job(Some("me"), "a").await.unwrap().unwrap();
+        assert!(matches!(store.cancel(job.number).await.unwrap(), Cancelled::Now(_)));
+        assert!(matches!(store.submit("me", &order("c"), 2).await.unwrap(), Submitted::New(_)));
+    }
+}
+
+#[tokio::test]
+async fn orders_at_the_same_time_are_counted_all_the_same() {
+    for place in stores().await {
+        let store = &place.store;
+        let orders = (0..12).map(|i| {
+            let store = store.clone();
+            tokio::spawn(async move { store.submit("me", &order(&format!("{}", i % 6)), 4).await.unwrap() })
+        });
+        let came = futures::future::join_all(orders).await;
+        let count =
+            |is: fn(&Submitted) -> bool| came.iter().filter(|came| is(came.as_ref().unwrap())).count();
+        assert_eq!(count(|came| matches!(came, Submitted::New(_))), 4);
+        assert_eq!(count(|came| matches!(came, Submitted::Taken)), 0);
+        assert_eq!(store.jobs("me", None, None, 100).await.unwrap().len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_listed_from_the_newest_page_by_page() {
+    for place in stores().await {
+        let store = &place.store;
+        for id in ["a", "b", "c"] {
+            submit(store, "me", id).await;
+        }
+        submit(store, "you", "d").await;
+        let ids = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.id).collect::<Vec<_>>();
+        let page = store.jobs("me", None, None, 2).await.unwrap();
+        let before = page[1].number;
+        assert_eq!(ids(page), ["c", "b"]);
+        assert_eq!(ids(store.jobs("me", None, Some(before), 2).await.unwrap()), ["a"]);
+        lease(store, "s").await.unwrap();
+        assert_eq!(ids(store.jobs("me", Some(State::Running), None, 9).await.unwrap()), ["a"]);
+        assert_eq!(store.counts().await.unwrap()[..2], [(State::Queued, 3), (State::Running, 1)]);
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_job_of_the_owner_with_the_fewest_comes_next() {
+    for place in stores().await {
+        let store = &place.store;
+        for (owner, id) in [("me", "m1"), ("me", "m2"), ("me", "m3"), ("you", "y1"), ("you", "y2")] {
+            submit(store, owner, id).await;
+        }
+        let mut order = Vec::new();
+        while let Some(lease) = lease(store, "s").await {
+            store.pass(Duration::from_millis(10));
+            order.push(lease.job.id);
+        }
+        assert_eq!(order, ["m1", "y1", "m2", "y2", "m3"]);
+    }
+}
+
+#[tokio::test]
+async fn owners_take_turns_where_one_job_is_done_at_a_time() {
+    for place in stores().await {
+        let store = &place.store;
+        for (owner, id) in [("me", "m1"), ("me", "m2"), ("you", "y1"), ("you", "y2")] {
+            submit(store, owner, id).await;
+        }
+        let mut order = Vec::new();
+        while let Some(lease) = lease(store, "s").await {
+            store.pass(Duration::from_millis(10));
+            store.finish(lease.job.number, lease.token, &product(b"x")).await.unwrap().unwrap();
+            order.push(lease.job.id);
+        }
+        assert_eq!(order, ["m1", "y1", "m2", "y2"]);
+    }
+}
+
+#[tokio::test]
+async fn only_what_is_served_is_taken_up() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let none = async |kinds: &[Kind], name: &str, digest: &str| {
+            let models = [(name.to_owned(), digest.to_owned())];
+            store.lease("s", kinds, &models, LEASE).await.unwrap().0.is_none()
+        };
+        assert!(none(&[Kind::Attention, Kind::Images], "shoes", "d1").await);
+        assert!(none(&Kind::ALL, "shoes", "d2").await && none(&Kind::ALL, "plain", "d1").await);
+        assert!(store.lease("s", &Kind::ALL, &[], LEASE).await.unwrap().0.is_none());
+        assert_eq!(state(store, job.number).await, State::Queued);
+        assert!(!none(&[Kind::Jacobian], "shoes", "d1").await);
+    }
+}
+
+#[tokio::test]
+async fn two_leasers_never_hold_one_job() {
+    for place in stores().await {
+        let store = &place.store;
+        for id in 0..8 {
+            submit(store, "me", &id.to_string()).await;
+        }
+        let other = Store::open(&place.place, Duration::from_secs(3600)).await.unwrap();
+        let leasers = (0..16).map(|i| {
+            let store = if i % 2 == 0 { store.clone() } else { other.clone() };
+            tokio::spawn(async move {
+                let mut mine = Vec::new();
+                // A row that somebody else has for a moment is passed over.
+                for _ in 0..4 {
+                    mine.extend(lease(&store, &format!("s{i}")).await.map(|lease| lease.job.number));
+                }
+                mine
+            })
+        });
+        let mut held: Vec<i64> =
+            futures::future::join_all(leasers).await.into_iter().flat_map(Result::unwrap).collect();
+        held.sort_unstable();
+        let all = held.len();
+        held.dedup();
+        assert_eq!((held.len(), all), (8, 8));
+    }
+}
+
+#[tokio::test]
+async fn a_lease_begins_when_its_pieces_have_been_read() {
+    for place in stores().await {
+        let store = &place.store;
+        submit(store, "me", "a").await;
+        let first = lease(store, "s1").await.unwrap();
+        assert!(store.put((first.job.number, first.token), 0, b"p0", (1, 3)).await.unwrap());
+        store.pass(LEASE + Duration::from_secs(1));
+        // Reading them takes most of a lease, and as much time has passed after it.
+        store.slow(LEASE - Duration::from_secs(20));
+        let second = lease(store, "s2").await.unwrap();
+        store.slow(Duration::ZERO);
+        assert_eq!(second.pieces.len(), 1);
+        assert!(lease(store, "s3").await.is_none(), "it is held for a whole lease from then on");
+        assert!(store.renew(second.job.number, second.token, LEASE).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn whoever_held_an_older_lease_commits_nothing() {
+    for place in stores().await {
+        let store = &place.store;
+        submit(store, "me", "a").await;
+        let first = lease(store, "s1").await.unwrap();
+        let number = first.job.number;
+        assert!(store.put((number, first.token), 0, b"p0", (1, 3)).await.unwrap());
+        assert!(lease(store, "s2").await.is_none(), "it is held");
+        store.pass(LEASE + Duration::from_secs(1));
+        // Thought dead, and nobody has taken it up: it goes on.
+        assert!(store.put((number, first.token), 1, b"p1", (2, 3)).await.unwrap());
+        assert!(store.renew(number, first.token, LEASE).await.unwrap());
+        assert!(lease(store, "s2").await.is_none(), "it is held again");
+        store.pass(LEASE + Duration::from_secs(1));
+        let second = lease(store, "s2").await.unwrap();
+        assert!(second.was_lost && second.token > first.token);
+        assert_eq!(second.pieces, [&b"p0"[..], b"p1"]);
+        let stale = (number, first.token);
+        assert!(!store.put(stale, 2, b"no", (3, 3)).await.unwrap());
+        assert!(!store.put(stale, 1, b"no", (3, 3)).await.unwrap());
+        assert!(!store.renew(number, first.token, LEASE).await.unwrap());
+        assert!(!store.progress(number, first.token, 9, 9).await.unwrap());
+        assert!(!store.release(stale, Duration::ZERO, None, false).await.unwrap());
+        let failure = Failure { code: "no".to_owned(), message: "no".to_owned(), param: None };
+        assert!(!store.fail(number, first.token, &failure).await.unwrap());
+        assert_eq!(store.finish(number, first.token, &product(b"no")).await.unwrap(), None);
+        assert_eq!(state(store, number).await, State::Running);
+        assert!(store.put((number, second.token), 2, b"p2", (3, 3)).await.unwrap());
+        let job = store.finish(number, second.token, &product(b"yes")).await.unwrap().unwrap();
+        assert_eq!((job.state, job.pieces, job.done, job.total), (State::Succeeded, 3, 3, 3));
+        assert_eq!(store.finish(number, first.token, &product(b"no")).await.unwrap(), None);
+        // Whoever did not hear the answer asks again, and it is the same end.
+        let again = store.finish(number, second.token, &product(b"yes")).await.unwrap().unwrap();
+        assert_eq!(again.events, job.events);
+        assert_eq!(store.read(number, 0..3).await.unwrap().unwrap(), "yes");
+        let leases = store.leases(number).await.unwrap();
+        let told: Vec<_> =
+            leases.iter().map(|(_, holder, first, how)| (holder.as_str(), *first, how.as_str())).collect();
+        assert_eq!(told, [("s1", 0, "lost"), ("s2", 2, "finished")]);
+    }
+}
+
+#[tokio::test]
+async fn pieces_are_committed_in_order_and_once() {
+    for place in stores().await {
+        let store = &place.store;
+        submit(store, "me", "a").await;
+        let held = lease(store, "s").await.unwrap();
+        let lease_of = (held.job.number, held.token);
+        assert!(!store.put(lease_of, 1, b"later", (0, 0)).await.unwrap());
+        assert!(store.put(lease_of, 0, b"first", (0, 0)).await.unwrap());
+        assert!(store.put(lease_of, 0, b"first", (0, 0)).await.unwrap(), "it did not hear the answer");
+        assert!(!store.put(lease_of, 2, b"later", (0, 0)).await.unwrap());
+        assert!(store.put(lease_of, 1, b"", (0, 0)).await.unwrap());
+        assert!(store.release(lease_of, Duration::ZERO, None, false).await.unwrap());
+        assert_eq!(lease(store, "s").await.unwrap().pieces, [&b"first"[..], b""]);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_left_is_taken_up_at_once_or_after_a_while() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let first = lease(store, "s1").await.unwrap();
+        assert!(store.release((job.number, first.token), Duration::ZERO, None, false).await.unwrap());
+        let second = lease(store, "s2").await.unwrap();
+        assert!(!second.was_lost);
+        assert_eq!((second.job.attempts, second.job.fruitless), (2, 1));
+        let wait = Duration::from_secs(30);
+        let why = Failure { code: "engine_error".to_owned(), message: "it failed".to_owned(), param: None };
+        assert!(store.release((job.number, second.token), wait, Some(&why), true).await.unwrap());
+        assert!(lease(store, "s3").await.is_none());
+        store.pass(wait + Duration::from_secs(1));
+        assert_eq!(lease(store, "s3").await.unwrap().job.fruitless, 2);
+        assert_eq!(
+            happenings(store, job.number).await,
+            ["queued", "running", "released", "running", "released", "running"]
+        );
+        assert_eq!(store.events(job.number, 4).await.unwrap()[0].error.as_ref(), Some(&why));
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_takes_its_servers_with_it_is_given_up() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "poison").await;
+        let good = submit(store, "me", "good").await;
+        // With the second it gets further, and is counted anew.
+        for attempt in 1..=FRUITLESS + 2 {
+            let lease = lease(store, "s").await.unwrap();
+            assert_eq!(lease.job.id, "poison", "attempt {attempt}");
+            if attempt == 2 {
+                assert!(store.put((job.number, lease.token), 0, b"p", (1, 2)).await.unwrap());
+            }
+            store.pass(LEASE + Duration::from_secs(1));
+        }
+        let models = [("shoes".to_owned(), "d1".to_owned())];
+        let (lease, given_up) = store.lease("s", &Kind::ALL, &models, LEASE).await.unwrap();
+        assert_eq!(lease.unwrap().job.number, good.number);
+        assert_eq!(given_up.iter().map(|job| job.number).collect::<Vec<_>>(), [job.number]);
+        let job = store.by_number(job.number).await.unwrap().unwrap();
+        assert_eq!((job.state, job.error.unwrap().code.as_str()), (State::Failed, "internal_error"));
+        assert_eq!(happenings(store, job.number).await.last(), Some(&"failed"));
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_job_is_nobodys_and_stays_so() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let held = lease(store, "s").await.unwrap();
+        assert!(store.put((job.number, held.token), 0, b"p", (1, 2)).await.unwrap());
+        let Cancelled::Now(cancelled) = store.cancel(job.number).await.unwrap() else { panic!() };
+        assert_eq!(cancelled.state, State::Cancelled);
+        assert!(!store.renew(job.number, held.token, LEASE).await.unwrap());
+        assert!(!store.put((job.number, held.token), 1, b"p", (2, 2)).await.unwrap());
+        assert_eq!(store.finish(job.number, held.token, &product(b"no")).await.unwrap(), None);
+        let again = store.cancel(job.number).await.unwrap();
+        assert!(matches!(again, Cancelled::Before(job) if job.state == State::Cancelled));
+        assert!(lease(store, "s").await.is_none());
+        assert_eq!(happenings(store, job.number).await, ["queued", "running", "cancelled"]);
+    }
+}

@@ -1,0 +1,44 @@
+//! Jobs over HTTP: one thing that can be done with them a file. A job is its owner's, who is whoever showed the key that it
+//! was ordered with; administrators see everybody's, and to others it does not exist.
+
+pub mod cancel;
+pub mod events;
+pub mod get;
+pub mod list;
+mod range;
+pub mod result;
+pub mod submit;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::app::App;
+use crate::error::{ApiError, Cause};
+use crate::extract::no_job;
+use crate::jobs::Jobs;
+use crate::jobs::store::Job;
+use crate::keys::{Identity, Role};
+use crate::middleware::access::unauthenticated;
+use crate::middleware::request_id::RequestId;
+
+/// The jobs of this server.
+fn kept(app: &App) -> Result<Arc<Jobs>, ApiError> {
+    app.jobs().ok_or_else(|| ApiError::new(Cause::NotFound, "this server keeps no jobs (`--jobs`)"))
+}
+
+/// Who a caller is to the store.
+fn owner(app: &App, identity: Identity) -> Result<String, ApiError> {
+    // A key may have been taken out while its request was on its way here.
+    app.keys().owner(identity.caller).ok_or_else(unauthenticated)
+}
+
+/// The caller's job of this id, or for an administrator anybody's.
+async fn find(app: &App, jobs: &Jobs, identity: Identity, id: &RequestId) -> Result<Job, ApiError> {
+    let owner = owner(app, identity)?;
+    let mut job = jobs.store().job(Some(&owner), id.as_str()).await?;
+    if job.is_none() && identity.role >= Role::Admin {
+        job = jobs.store().job(None, id.as_str()).await?;
+    }
+    job.ok_or_else(no_job)
+}
