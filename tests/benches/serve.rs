@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use suite::load::bare::Bare;
-use suite::load::experiment::{curve, gap, overload, saturation, short_jobs};
+use suite::load::experiment::{curve, gap, overload, saturation, short_jobs, studies};
 use suite::load::lab::{Lab, Plan};
 use suite::load::machine::Machine;
 use suite::load::report::{self, Run};
@@ -63,6 +63,8 @@ enum Experiment {
     Curve,
     /// Three times the capacity.
     Overload,
+    /// Images beside somebody who looks inside the model.
+    Studies,
 }
 
 /// The load whose goodput an overload is compared with where no curve says which is the highest.
@@ -129,6 +131,12 @@ async fn run(args: &Args) -> Result<()> {
         bars.extend(overload::bars(&overload::run(&mut lab, &subject, peak).await?));
         subject.stop()?;
     }
+    if wants(Experiment::Studies) {
+        println!("images beside Jacobians");
+        let subject = lab.start(&Policy::full())?;
+        bars.extend(studies::bars(&studies::run(&mut lab, &subject).await?));
+        subject.stop()?;
+    }
     let run = Run {
         machine: &machine,
         lab: &lab,
@@ -149,7 +157,10 @@ async fn run(args: &Args) -> Result<()> {
     if args.out.is_none() && is_full {
         let readme = root().join("server/benches/README.md");
         let text = std::fs::read_to_string(&readme).context("cannot read `server/benches/README.md`")?;
-        std::fs::write(&readme, report::put(&text, &run.tables())?)
+        // Beside it, where it is the default.
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let tables = format!("The whole of it: [runs/{name}](runs/{name}/report.md).\n\n{}", run.tables());
+        std::fs::write(&readme, report::put(&text, &tables)?)
             .context("cannot write `server/benches/README.md`")?;
         println!("and its tables to server/benches/README.md");
     }

@@ -33,7 +33,8 @@ scales = st.floats(0, 8, width=32)
 def install(url, key):
     """Registers the hooks. What is returned fills: by operation, by mode, by status, how many answers there were."""
     pictures = [png(url, key, seed) for seed in range(3)]
-    fits = fitting(pictures)
+    jobs = [job(url, key, f"job-{seed}", pictures[seed]) for seed in range(2)]
+    fits = fitting(pictures, jobs)
     told = collections.defaultdict(lambda: collections.defaultdict(collections.Counter))
     fitted, lock = set(), threading.Lock()
 
@@ -46,10 +47,15 @@ def install(url, key):
         properties = {"event": {"type": "string", "pattern": "^(image_generation[.].+|error)$"}, "data": data}
         event = {"type": "object", "properties": properties, "required": ["event", "data"]}
         answer["text/event-stream"]["schema"] = event
+        answer = raw_schema["paths"]["/v1/jobs/{id}/events"]["get"]["responses"]["200"]["content"]
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": answer["text/event-stream"]["schema"]}
+        properties = {"id": {"type": "string", "pattern": "^[0-9]+$"}, "event": {"type": "string"}, "data": data}
+        event = {"type": "object", "properties": properties, "required": ["id", "event", "data"]}
+        answer["text/event-stream"]["schema"] = event
 
     @schemathesis.hook
     def flatmap_case(context, case):
-        fit = fits.get(case.operation.path)
+        fit = fits.get(f"{case.method.upper()} {case.operation.path}") or fits.get(case.operation.path)
         if fit is None or case.meta is None or not case.meta.generation.mode.is_positive:
             return st.just(case)
 
@@ -84,7 +90,7 @@ def install(url, key):
     return told
 
 
-def fitting(pictures):
+def fitting(pictures, jobs):
     """By path, what makes a case of it fit: a strategy that changes the case."""
 
     def named(**choices):
@@ -121,7 +127,14 @@ def fitting(pictures):
         "/v1/images/generations": sent(images().map(lambda body: (body, {}))),
         "/v1/analysis/attention": sent(looks(pictures).map(lambda body: (body, {}))),
         "/v1/analysis/jacobian": sent(jacobians(pictures).map(lambda body: (body, {}))),
+        "/v1/analysis/psnr-gap": sent(gaps().map(lambda body: (body, {}))),
         "/v1/replay": sent(st.sampled_from(pictures).map(lambda file: ({"image": file}, {}))),
+        "POST /v1/jobs": sent(orders(pictures).map(lambda body: (body, {}))),
+        "PUT /v1/jobs/{id}": sent(st.tuples(orders(pictures), st.uuids().map(lambda own: {"id": f"mine-{own}"}))),
+        "GET /v1/jobs/{id}": named(id=jobs),
+        "DELETE /v1/jobs/{id}": named(id=jobs),
+        "/v1/jobs/{id}/events": named(id=jobs),
+        "/v1/jobs/{id}/result": named(id=jobs),
         "/v1/models/{id}": named(id=models),
         "/v1/requests/{id}": named(id=[RUNNING]),
         "/v2/repository/models/{name}/load": sent(st.just(({}, {}))),
@@ -203,6 +216,29 @@ def looks(pictures):
     )
 
 
+def orders(pictures):
+    """A job of a moment."""
+    return looks(pictures).map(lambda request: {"kind": "attention", "request": request})
+
+
+def jobs_of(url, key, path, body=None, method="GET"):
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}/v1/jobs/{path}", data, headers, method=method)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+        return answer.read()
+
+
+def job(url, key, name, picture):
+    """The id of a job that has ended well."""
+    request = {"model": "tiny", "image": picture, "timestep": 100, "tokens": [0]}
+    jobs_of(url, key, name, {"kind": "attention", "request": request}, "PUT")
+    events = jobs_of(url, key, f"{name}/events")
+    if b"event: succeeded" not in events:
+        raise RuntimeError(events.decode())
+    return name
+
+
 def jacobians(pictures):
     """The largest direction of models/tiny, at a picture or a sample, in every form; little work, since the client waits for no
     more than two seconds."""
@@ -219,6 +255,26 @@ def jacobians(pictures):
         st.fixed_dictionaries(always | sample, optional=either | {"guided": scales}),
         st.fixed_dictionaries(always | picture, optional=either | {"class": st.integers(0, 3)}),
     )
+
+
+def gaps():
+    """The gap of models/tiny, or one set by itself, in every form; little work."""
+
+    def array(count):
+        header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 32, 32), }}\n".encode()
+        head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        pixels = st.integers(0, 255).map(lambda pixel: bytes([pixel]) * (count * ELEMENTS))
+        return pixels.map(lambda pixels: base64.b64encode(head + pixels).decode())
+
+    always = {"model": st.just("tiny"), "train": array(2), "timesteps": st.integers(1, 2)}
+    either = {
+        "train_labels": st.lists(st.integers(0, 3) | st.sampled_from(CLASSES), min_size=2, max_size=2),
+        "images": st.integers(1, 10_000),
+        "seed": seeds | seeds.map(str),
+        "resize": st.booleans(),
+        "output_format": st.sampled_from(["json", "csv", "svg", "png"]),
+    }
+    return st.fixed_dictionaries(always, optional=either | {"test": array(1)})
 
 
 @st.composite

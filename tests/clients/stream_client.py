@@ -8,7 +8,7 @@ import urllib.request
 
 url, body = sys.argv[1:]
 request = urllib.request.Request(url, body.encode(), {"content-type": "application/json"})
-with urllib.request.urlopen(request, timeout=60) as answer:
+with urllib.request.urlopen(request, timeout=300) as answer:
     print(answer.status, flush=True)
     for line in answer:
         print(len(line), flush=True)

@@ -5,15 +5,18 @@
 use std::hint::black_box;
 use std::str;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use windowpane_diffusion::manifest::Manifest;
 use windowpane_server::args::Found;
 use windowpane_server::decode::npy::Npy;
 use windowpane_server::decode::picture;
 use windowpane_server::encode::Colour;
 use windowpane_server::engine::externals;
-use windowpane_server::extract::{Accept, Form};
+use windowpane_server::extract::{Accept, ApiFields, Form};
 use windowpane_server::keys::Keys;
 use windowpane_server::provenance::Provenance;
+use windowpane_server::routes::analysis::attention::AttentionRequest;
 use windowpane_server::routes::images::request::ImageRequest;
 use windowpane_server::v2::request::InferRequest;
 
@@ -25,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("accept", accept),
     ("config", config),
     ("externals", read_externals),
+    ("form", form),
     ("image_request", image_request),
     ("infer_request", infer_request),
     ("keys", keys),
@@ -56,6 +60,25 @@ pub fn config(bytes: &[u8]) {
 /// The places of a graph's weights, which are compared with the package's files before ONNX Runtime sees it.
 pub fn read_externals(bytes: &[u8]) {
     black_box(externals::read(bytes));
+}
+
+/// A request for a look as a form: the first line is its `content-type`, what follows its body. A file comes whole from the
+/// body, and of a wrong field no more is told than anybody reads.
+pub fn form(bytes: &[u8]) {
+    let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+    let (kind, body) = (str::from_utf8(&bytes[..end]), bytes.get(end + 1..).unwrap_or_default());
+    let Some(read) = kind.ok().and_then(|kind| ApiFields::<AttentionRequest>::of_form(kind, body)) else {
+        return;
+    };
+    match read {
+        Ok(ApiFields(request)) => {
+            for file in [&request.image, &request.x_t].into_iter().flatten() {
+                let file = STANDARD.decode(file).expect("a file is put into base64 as it is");
+                assert!(file.is_empty() || body.windows(file.len()).any(|part| part == file));
+            }
+        }
+        Err(error) => assert!(error.message.chars().count() < 5000, "{}", error.message),
+    }
 }
 
 /// The body of an image request.
@@ -108,6 +131,9 @@ pub fn read_picture(bytes: &[u8]) {
         if let Ok(picture) = picture::png(bytes, colour, [width, height]) {
             assert_eq!(picture.pixels.len(), width * height * colour.channels());
         }
+    }
+    if let Ok(exact) = picture::exact(bytes, [width, height]) {
+        assert_eq!(exact.samples.len(), width * height * exact.colour.channels());
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the suite stands on: a real server on a free port, its answers, our own binary as a process, model packages to
-//! break, the Python of the foreign clients, a reader of ONNX files and of PNGs' notes, and the load laboratory of `benches/serve.rs`. The
+//! break, a PostgreSQL, the Python of the foreign clients, a reader of ONNX files and of PNGs' notes, and the load laboratory of `benches/serve.rs`. The
 //! tests themselves are in `suite/`.
 //!
 //! Tests are plain functions: the one async runtime of the process is in here. So is the one ONNX Runtime, which the
@@ -11,6 +11,7 @@ pub mod load;
 pub mod onnx;
 mod package;
 pub mod png;
+mod postgres;
 mod process;
 mod prometheus;
 mod python;
@@ -23,9 +24,10 @@ use std::path::{Path, PathBuf};
 
 pub use answer::{Answer, decode};
 pub use package::{Package, keys, sha256};
+pub use postgres::Postgres;
 pub use process::{Exit, Process};
 pub use prometheus::{Prometheus, promtool};
-pub use python::{python, python_start};
+pub use python::{pip_install, python, python_start};
 pub use random::Random;
 pub use server::TestServer;
 

@@ -39,6 +39,23 @@ pub struct Node {
     /// The operator.
     #[prost(string, tag = "4")]
     pub op: String,
+    /// What the operator is told.
+    #[prost(message, repeated, tag = "5")]
+    pub attributes: Vec<Attribute>,
+}
+
+/// A word to an operator.
+#[derive(Clone, PartialEq, Message)]
+pub struct Attribute {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The value, if it is an integer.
+    #[prost(int64, tag = "3")]
+    pub integer: i64,
+    /// Of which kind it is.
+    #[prost(int32, tag = "20")]
+    pub kind: i32,
 }
 
 /// A constant.
@@ -47,9 +64,15 @@ pub struct Tensor {
     /// The shape.
     #[prost(int64, repeated, tag = "1")]
     pub dims: Vec<i64>,
+    /// The type of the elements.
+    #[prost(int32, tag = "2")]
+    pub element: i32,
     /// The name.
     #[prost(string, tag = "8")]
     pub name: String,
+    /// The elements, little-endian, where they are in the graph itself.
+    #[prost(bytes = "vec", tag = "9")]
+    pub raw: Vec<u8>,
     /// File, offset and length, where it is not in the graph itself.
     #[prost(message, repeated, tag = "13")]
     pub external: Vec<Entry>,
@@ -64,6 +87,37 @@ pub struct Entry {
     /// The value.
     #[prost(string, tag = "2")]
     pub value: String,
+}
+
+/// FLOAT of `TensorProto.DataType`.
+pub const FLOAT: i32 = 1;
+
+/// INT of `AttributeProto.AttributeType`.
+pub const INT: i32 = 2;
+
+// === impl Node ===
+
+impl Node {
+    /// An operator that makes one value.
+    pub fn new<const N: usize>(op: &str, inputs: [&str; N], output: &str) -> Self {
+        Self {
+            inputs: inputs.map(str::to_owned).to_vec(),
+            outputs: vec![output.to_owned()],
+            name: format!("made.{output}"),
+            op: op.to_owned(),
+            attributes: Vec::new(),
+        }
+    }
+}
+
+// === impl Tensor ===
+
+impl Tensor {
+    /// A number.
+    pub fn scalar(name: &str, value: f32) -> Self {
+        let raw = value.to_le_bytes().to_vec();
+        Self { dims: Vec::new(), element: FLOAT, name: name.to_owned(), raw, external: Vec::new() }
+    }
 }
 
 // === impl Graph ===

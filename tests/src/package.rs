@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use prost::Message as _;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 use windowpane_server::keys::Keys;
 use windowpane_server::{App, Config};
 
-use crate::onnx::Graph;
+use crate::onnx::{Attribute, FLOAT, Graph, INT, Model, Node, Tensor};
 use crate::server::TestServer;
 use crate::shipped;
 
@@ -125,6 +126,34 @@ impl Package {
         }
         self.write_pinned("weights.bin", &weights);
         self.write_pinned("golden.safetensors", &golden);
+    }
+
+    /// Makes its bits depend on the size of a batch, as those of some devices do: the prediction is multiplied by
+    /// 1 + 1e-9 × its number of elements, which its golden does not see.
+    pub fn scale_by_batch(&self) {
+        const FILE: &str = "denoiser.f32.onnx";
+        // The output of the last node, in the field of outputs, by another name that is as long.
+        let (output, other) = (b"\x12\x0aprediction", b"\x12\x0aunmodified");
+        let mut bytes = self.read(FILE);
+        let mut places = bytes.windows(output.len()).enumerate().filter(|(_, window)| window == output);
+        let (at, _) = places.next().expect("a node makes the prediction");
+        assert!(places.next().is_none(), "one node makes the prediction");
+        bytes[at..at + other.len()].copy_from_slice(other);
+        let mut cast = Node::new("Cast", ["scale.elements"], "scale.float");
+        cast.attributes = vec![Attribute { name: "to".to_owned(), integer: FLOAT.into(), kind: INT }];
+        let more = Graph {
+            nodes: vec![
+                Node::new("Size", ["unmodified"], "scale.elements"),
+                cast,
+                Node::new("Mul", ["scale.float", "scale.each"], "scale.small"),
+                Node::new("Add", ["scale.small", "scale.one"], "scale.factor"),
+                Node::new("Mul", ["unmodified", "scale.factor"], "prediction"),
+            ],
+            initializers: vec![Tensor::scalar("scale.each", 1e-9), Tensor::scalar("scale.one", 1.0)],
+        };
+        // Two messages one behind the other are one that holds what both do.
+        bytes.extend(Model { graph: Some(more) }.encode_to_vec());
+        self.write_pinned(FILE, &bytes);
     }
 
     /// What a server would be told to serve it.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{REMEDY, TestServer};
 
 /// Time that it has to start, to scrape or to evaluate a rule.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A Prometheus that reads one server every second.
 #[derive(Debug)]

@@ -21,6 +21,20 @@ pub fn python_start<'a>(script: &str, args: impl IntoIterator<Item = &'a str>) -
     command.stdout(Stdio::piped()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
+/// Installs a package of this repository into a folder, as pip does for its users. It is built by what is listed for the foreign
+/// clients, and no registry is asked.
+pub fn pip_install(package: &Path, into: &Path) {
+    let mut command = Command::new("python3");
+    command
+        .args(["-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "--python"])
+        .arg(interpreter());
+    command.args(["install", "--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--target"]);
+    command.arg(into).arg(package).stdin(Stdio::null());
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed ({})\n{said}", output.status);
+}
+
 fn command<'a>(script: &str, args: impl IntoIterator<Item = &'a str>) -> Command {
     let script = root().join("tests/clients").join(script);
     let mut command = Command::new(interpreter());

@@ -11,13 +11,14 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use windowpane_server::serve::Listener;
-use windowpane_server::{App, Config, Listeners, serve};
+use windowpane_server::{App, Config, Listeners, jobs, serve};
 
 use crate::answer::Answer;
 use crate::{IMAGES, REMEDY, shipped};
 
-/// Time that anything may take on a busy machine before a test calls it hanging.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time that anything may take on a busy machine before a test calls it hanging: a whole spectrum is most of a minute's work
+/// on two cores that do nothing else.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Time that the clients here keep an idle connection.
 const IDLE: Duration = Duration::from_secs(5);
@@ -55,11 +56,13 @@ impl TestServer {
         SHARED.get_or_init(|| Self::start(Self::config()))
     }
 
-    /// One with every shipped package, as `windowpane` serves them.
+    /// One with every shipped package, as `windowpane` serves them, but for the patience.
     pub fn shelf() -> &'static Self {
         static SHELF: OnceLock<TestServer> = OnceLock::new();
-        SHELF
-            .get_or_init(|| Self::start(Config { models: crate::root().join("models"), ..Config::default() }))
+        let max_backlog = Self::config().max_backlog;
+        SHELF.get_or_init(|| {
+            Self::start(Config { models: crate::root().join("models"), max_backlog, ..Config::default() })
+        })
     }
 
     /// A server that has loaded its models.
@@ -72,6 +75,7 @@ impl TestServer {
     /// A server whose models are still to be loaded, by [`App::load`].
     pub fn loading(config: Config) -> Self {
         let app = App::new(config);
+        runtime().block_on(jobs::open(&app)).expect("a store that opens");
         let listeners = runtime().block_on(Listeners::bind(app.config())).expect("a free port");
         let address = listeners.main.address().expect("it listens on the network");
         let metrics = listeners.metrics.as_ref().and_then(Listener::address);
@@ -197,10 +201,11 @@ impl TestServer {
     pub fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.address.port())).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-        stream.write_all(bytes).expect("it reads");
+        let written = stream.write_all(bytes);
         let mut answer = Vec::new();
-        // A reset after the answer is the server's right: it has not read all that was announced.
-        if let Err(error) = stream.read_to_end(&mut answer) {
+        let read = stream.read_to_end(&mut answer).map(|_| ());
+        // A reset after the answer is the server's right: it has not read all that was announced, or all that was sent.
+        if let Err(error) = written.and(read) {
             assert!(!answer.is_empty(), "no answer: {error}");
         }
         String::from_utf8_lossy(&answer).into_owned()

@@ -134,7 +134,7 @@ pub async fn tls(connector: &TlsConnector, address: &str) -> io::Result<TlsStrea
 pub fn curl(args: &[&str]) -> Option<String> {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--show-error", "--max-time", "60", "--noproxy", "*"])
+        .args(["--silent", "--show-error", "--max-time", "300", "--noproxy", "*"])
         .args(args)
         .stdin(Stdio::null());
     match command.output() {

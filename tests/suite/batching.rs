@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use suite::{Random, TestServer};
+use suite::{Package, Random, TestServer};
 use tokio::time::{sleep, timeout};
 use windowpane_diffusion::{Sampler, TimeGrid};
 use windowpane_server::Config;
@@ -111,6 +111,39 @@ fn the_promise_is_measured_at_load_and_told() {
     }
 }
 
+/// On a real network whose bits depend on the batch's size.
+#[test]
+fn where_bits_depend_on_the_batch_a_request_may_insist_on_one_size() {
+    let package = Package::tiny();
+    package.scale_by_batch();
+    let server = TestServer::leaked(Config { max_rows: 6, ..package.config() });
+    let told = &server.get("/v1/models/tiny").ok().json()["determinism"];
+    assert_eq!((&told["class"], &told["pinned_rows"]), (&json!("tolerance"), &json!(6)), "{told}");
+    // Six rows and one differ by 5 × 1024 × 1e-9.
+    let difference = told["relative_difference"].as_f64().unwrap();
+    assert!((4e-6..7e-6).contains(&difference), "{told}");
+    let body = |reproducible: bool| {
+        json!({
+            "prompt": "ring", "seed": 7, "steps": 4, "guidance_scale": 1, "output_format": "npy",
+            "reproducible": reproducible,
+        })
+    };
+    let alone = server.generate(&body(true)).ok();
+    assert!(alone.header("x-determinism").starts_with("tolerance "), "{}", alone.header("x-determinism"));
+    assert_ne!(alone.file(0), server.generate(&body(false)).ok().file(0), "its size is not to be seen");
+    for company in [1, 3, 5, 9] {
+        let others =
+            json!({"prompt": "blob", "seed": company, "steps": 1000, "n": company, "guidance_scale": 1});
+        let others = server.spawn(server.answer(server.post(others.to_string())));
+        server.until_images(company);
+        let again = server.generate(&body(true)).ok();
+        assert!(server.images() >= company, "the company left");
+        assert!(again.file(0) == alone.file(0), "other bytes in a company of {company}");
+        others.abort();
+        server.until_images(0);
+    }
+}
+
 #[test]
 fn two_servers_draw_the_same_picture() {
     let other = TestServer::start(Config { max_rows: 2, ..TestServer::config() });
@@ -136,7 +169,8 @@ fn a_short_request_overtakes_a_long_one() {
             _ = &mut slow => panic!("400 steps ended before 2: the short request waited for the long one"),
             _ = server.png(&short) => {}
         }
+        // Its client is here until the end of this block.
+        assert_eq!(server.images(), 1, "the long one is still under way");
     });
-    assert_eq!(server.images(), 1, "the long one is still under way");
     server.until_images(0);
 }

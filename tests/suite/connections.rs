@@ -111,7 +111,9 @@ fn a_client_that_does_not_read_is_hung_up_on() {
 
 #[test]
 fn a_stream_of_http2_that_is_not_read_is_reset_and_its_neighbours_finish() {
-    let server = TestServer::start(Config { write_timeout: SHORT, ..TestServer::config() });
+    // A machine that stalls for a moment is no client that does not read.
+    let limit = Duration::from_secs(2);
+    let server = TestServer::start(Config { write_timeout: limit, ..TestServer::config() });
     let whole = server.get("/openapi.json").ok().bytes;
     server.block_on(async {
         let (mut client, ended) =
@@ -127,9 +129,9 @@ fn a_stream_of_http2_that_is_not_read_is_reset_and_its_neighbours_finish() {
         let (mut got, start) = (Vec::new(), Instant::now());
         while let Some(frame) = slow.frame().await {
             got.extend(frame.expect("nobody stops it").into_data().unwrap_or_default());
-            tokio::time::sleep(SHORT / 4).await;
+            tokio::time::sleep(limit / 8).await;
         }
-        assert!(start.elapsed() > SHORT * 2, "it was faster than the others were given up");
+        assert!(start.elapsed() > limit * 3 / 2, "it was faster than the others were given up");
         assert!(got == whole, "{} of {} bytes", got.len(), whole.len());
         for body in stalled {
             let reset = timeout(LONG, body.collect())
@@ -164,8 +166,10 @@ fn a_body_that_does_not_come_over_http2_is_told_so_as_well() {
 
 #[test]
 fn an_image_that_takes_longer_than_all_of_these_times_is_waited_for() {
+    // Longer than a busy machine needs to ask.
+    let limit = Duration::from_millis(1500);
     let short =
-        Config { header_timeout: SHORT, body_timeout: SHORT, write_timeout: SHORT, ..TestServer::config() };
+        Config { header_timeout: limit, body_timeout: limit, write_timeout: limit, ..TestServer::config() };
     let server = TestServer::start(short);
     let mut steps = 200;
     server.block_on(async {
@@ -176,8 +180,8 @@ fn an_image_that_takes_longer_than_all_of_these_times_is_waited_for() {
             let start = Instant::now();
             let answer = client.send_request(wire::request("POST", IMAGES, &body)).await.unwrap();
             wire::read(answer).await.unwrap().ok();
-            if start.elapsed() > SHORT * 2 || steps == 1000 {
-                assert!(start.elapsed() > SHORT * 2, "this machine is too fast for this test");
+            if start.elapsed() > limit * 2 || steps == 1000 {
+                assert!(start.elapsed() > limit * 2, "this machine is too fast for this test");
                 break;
             }
             steps = 1000;
@@ -272,8 +276,9 @@ fn one_connection_too_many_is_closed_at_once_and_room_is_made_by_leaving() {
     assert_eq!(refused(), 1);
 }
 
+/// So many are open and do nothing as the limit allows; the rest are closed at once, and cost nothing.
 #[test]
-fn ten_thousand_idle_connections_cost_what_the_limit_allows() {
+fn of_ten_thousand_connections_two_hundred_are_held_and_the_others_are_closed() {
     const IDLE: usize = 10_000;
     const LIMIT: usize = 200;
     let possible = raise_open_files(IDLE);
@@ -303,7 +308,7 @@ fn ten_thousand_idle_connections_cost_what_the_limit_allows() {
         line.trim().parse::<usize>().unwrap()
     };
     let address = url.trim_start_matches("http://").to_owned();
-    let held = shared.block_on(async {
+    let mut held = shared.block_on(async {
         let mut all = Vec::new();
         for _ in 0..possible {
             all.push(TcpStream::connect(&address).await.unwrap());
@@ -322,17 +327,20 @@ fn ten_thousand_idle_connections_cost_what_the_limit_allows() {
     assert!(grown < 64 << 20, "{grown} bytes more for connections that do nothing");
     // Whoever watches is still answered, and the others were told at once.
     shared.elsewhere("GET", &metrics.replace("/metrics", "/readyz"), None).unwrap().ok();
-    let closed = shared.block_on(async {
-        let mut closed = 0;
-        for mut stream in held {
-            // A reset is an end as well.
-            if timeout(Duration::from_millis(1), stream.read_u8()).await.is_ok() {
-                closed += 1;
+    shared.until("the others are closed", || {
+        held = shared.block_on(async {
+            let mut open = Vec::new();
+            for mut stream in std::mem::take(&mut held) {
+                // A reset is an end as well.
+                if timeout(Duration::from_millis(1), stream.read_u8()).await.is_err() {
+                    open.push(stream);
+                }
             }
-        }
-        closed
+            open
+        });
+        held.len() <= LIMIT
     });
-    assert!(closed >= possible - LIMIT, "{closed} of {possible}");
+    drop(held);
     shared.until("it serves again", || {
         shared.elsewhere("GET", &format!("{url}/livez"), None).is_ok_and(|a| a.status == 200)
     });
@@ -367,16 +375,18 @@ fn a_client_that_is_killed_in_a_stream_frees_its_rows() {
 fn a_stream_of_http2_that_is_reset_frees_its_rows_and_no_others() {
     let server = TestServer::start(TestServer::config());
     let body = |steps: u64| json!({"prompt": "ring", "seed": 1, "steps": steps, "n": 2}).to_string();
-    server.block_on(async {
-        let (mut client, _ended) =
-            wire::http2(TcpStream::connect(address(&server)).await.unwrap(), 1 << 20).await;
-        let leaving = client.send_request(wire::request("POST", IMAGES, &body(1000)));
-        let staying = client.clone().send_request(wire::request("POST", IMAGES, &body(20)));
-        let staying = tokio::spawn(staying);
-        let left = timeout(Duration::from_secs(1), leaving).await;
-        assert!(left.is_err(), "a thousand steps cannot have been done");
-        wire::read(staying.await.unwrap().unwrap()).await.unwrap().ok();
-    });
+    let (mut client, _ended) = server
+        .block_on(async { wire::http2(TcpStream::connect(address(&server)).await.unwrap(), 1 << 20).await });
+    let mut staying = client.clone();
+    let leaving = client.send_request(wire::request("POST", IMAGES, &body(1000)));
+    let leaving = server.spawn(leaving);
+    server.until_images(2);
+    let staying = staying.send_request(wire::request("POST", IMAGES, &body(300)));
+    let staying = server.spawn(staying);
+    server.until_images(4);
+    assert!(!leaving.is_finished(), "a thousand steps cannot have been done");
+    leaving.abort();
+    server.block_on(async { wire::read(staying.await.unwrap().unwrap()).await.unwrap().ok() });
     server.until_images(0);
     assert_eq!(server.app().metrics().cancellations.with_label_values(&["tiny", "disconnect"]).get(), 2);
 }

@@ -38,6 +38,8 @@ fn alerts() -> Vec<String> {
 fn families() -> Vec<(String, String)> {
     let server = TestServer::shared();
     server.generate(&json!({"prompt": "ring", "steps": 1})).ok();
+    // As where jobs are kept.
+    server.app().metrics().announce_jobs();
     let metrics = server.get("/metrics").ok();
     let types = metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect()
@@ -127,6 +129,8 @@ fn a_prometheus_evaluates_every_rule_and_every_panel() {
     let work = |seed: u64| {
         server.generate(&json!({"prompt": "ring", "seed": seed, "steps": 6, "n": 3})).ok();
         server.generate(&json!({"prompt": "cat"})).refused(422, "invalid_value", Some("prompt"));
+        let look = json!({"prompt": "ring", "seed": seed, "timestep": 100, "tokens": [0]});
+        server.send(server.elsewhere_request(&format!("{}/v1/analysis/attention", server.url()), &look)).ok();
     };
     for seed in 0..4 {
         work(seed);
@@ -164,14 +168,14 @@ fn a_prometheus_evaluates_every_rule_and_every_panel() {
 }
 
 #[test]
-fn the_dashboard_answers_four_questions() {
+fn the_dashboard_answers_five_questions() {
     let dashboard: Value =
         serde_json::from_str(&read("docker/grafana/dashboards/windowpane.json")).expect("it is JSON");
     let panels = dashboard["panels"].as_array().unwrap();
     let rows = panels.iter().filter(|panel| panel["type"] == "row").map(|row| row["title"].as_str().unwrap());
     assert_eq!(
         rows.collect::<Vec<_>>(),
-        ["Is it healthy?", "Is it full?", "Why are batches small?", "What fails?"]
+        ["Is it healthy?", "Is it full?", "Why are batches small?", "What fails?", "Who looks inside?"]
     );
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len(), "ids are unique");

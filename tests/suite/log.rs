@@ -24,6 +24,27 @@ fn sample(url: &str, name: &str) -> u64 {
     line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
+/// Asks so many times whether the server lives, on one connection, fifty at a time; each id is its number of 128 digits.
+fn pipelined(url: &str, requests: usize) {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let (mut answered, mut rest, mut buffer) = (0, Vec::new(), vec![0; 1 << 16]);
+    for request in 0..requests + 50 {
+        if request < requests {
+            let asked = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-request-id: {request:0>128}\r\n\r\n");
+            stream.write_all(asked.as_bytes()).unwrap();
+        }
+        while answered + 50 <= request {
+            let n = stream.read(&mut buffer).expect("it is answered, whether or not its line was written");
+            assert_ne!(n, 0, "the server hung up");
+            rest.extend_from_slice(&buffer[..n]);
+            answered += rest.windows(15).filter(|text| text == b"HTTP/1.1 200 OK").count();
+            // What may be the beginning of the next.
+            rest.drain(..rest.len() - 14.min(rest.len()));
+        }
+    }
+}
+
 #[test]
 fn a_reader_that_has_stopped_keeps_nobody_waiting_and_what_it_missed_is_counted() {
     const REQUESTS: usize = 8000;
@@ -35,29 +56,68 @@ fn a_reader_that_has_stopped_keeps_nobody_waiting_and_what_it_missed_is_counted(
     });
     let url = server.url();
     assert_eq!(sample(&url, "windowpane_log_lines_lost_total"), 0);
-    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
-    stream.set_read_timeout(Some(LONG)).unwrap();
-    let (mut answered, mut rest, mut buffer) = (0, Vec::new(), vec![0; 1 << 16]);
-    for request in 0..REQUESTS {
-        let asked = format!("GET /livez HTTP/1.1\r\nhost: x\r\nx-request-id: {request:0>128}\r\n\r\n");
-        stream.write_all(asked.as_bytes()).unwrap();
-        // Fifty at a time are on their way.
-        while answered + 50 <= request {
-            let n = stream.read(&mut buffer).expect("it is answered, whether or not its line was written");
-            assert_ne!(n, 0, "the server hung up");
-            rest.extend_from_slice(&buffer[..n]);
-            let heads = rest.windows(15).filter(|text| text == b"HTTP/1.1 200 OK").count();
-            answered += heads;
-            // What may be the beginning of the next.
-            rest.drain(..rest.len() - 14.min(rest.len()));
-        }
-    }
-    assert!(answered >= REQUESTS - 100, "{answered}");
+    pipelined(&url, REQUESTS);
     let lost = sample(&url, "windowpane_log_lines_lost_total");
     assert!((1000..REQUESTS as u64).contains(&lost), "{lost}");
     // It leaves in order, and soon.
     server.signal("TERM");
     assert_eq!(server.end().code, Some(0));
+}
+
+#[test]
+fn a_reader_that_comes_back_within_two_seconds_of_the_end_has_every_line() {
+    const REQUESTS: usize = 1000;
+    let models = shipped("tiny");
+    let (mut unread, full) = std::io::pipe().unwrap();
+    let mut server = Process::spawn(&arguments(models.to_str().unwrap(), &[]), |command| {
+        command.stderr(full);
+    });
+    let url = server.url();
+    pipelined(&url, REQUESTS);
+    assert_eq!(sample(&url, "windowpane_log_lines_lost_total"), 0);
+    server.signal("TERM");
+    let reader = std::thread::spawn(move || {
+        // Long after it was told, and long before it gives up on a machine that stalls.
+        std::thread::sleep(Duration::from_millis(400));
+        let mut log = String::new();
+        unread.read_to_string(&mut log).map(|_| log)
+    });
+    assert_eq!(server.end().code, Some(0));
+    let log = reader.join().unwrap().unwrap();
+    let told = (0..REQUESTS).filter(|request| log.contains(&format!("{request:0>128}"))).count();
+    assert_eq!(told, REQUESTS);
+}
+
+#[test]
+fn requests_that_are_given_up_at_the_end_have_their_lines() {
+    const REQUESTS: usize = 300;
+    let models = shipped("tiny");
+    let mut server = Process::windowpane(&arguments(models.to_str().unwrap(), &[]));
+    let url = server.url();
+    // Half a body each: they wait for the rest for longer than the server does.
+    let sockets: Vec<_> = (0..REQUESTS)
+        .map(|request| {
+            let mut socket = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+            let head = format!(
+                "POST {IMAGES} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-id: half-{request}\r\ncontent-length: 100\r\n\r\n{{"
+            );
+            socket.write_all(head.as_bytes()).unwrap();
+            socket
+        })
+        .collect();
+    TestServer::shared().until("they are under way, and who asks for that", || {
+        sample(&url, "windowpane_requests_in_flight") == REQUESTS as u64 + 1
+    });
+    server.signal("TERM");
+    let exit = server.end();
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    drop(sockets);
+    let lines = requests(&exit.errors);
+    let given_up = |request: &usize| {
+        let line = lines.get(&format!("half-{request}"));
+        line.is_some_and(|line| line["ended"] == "client" && !line.contains_key("status"))
+    };
+    assert_eq!((0..REQUESTS).filter(given_up).count(), REQUESTS, "{}", exit.errors);
 }
 
 /// The fields of every line `request`, by its id. A value with a space in it would not be read whole; none here has one.
@@ -97,6 +157,9 @@ fn a_line_says_who_asked_and_how_the_answer_ended() {
     shared.send(ask("wrong", &json!({"prompt": "cat"}))).refused(422, "invalid_value", Some("prompt"));
     let nobody = shared.elsewhere_request(&format!("{url}{IMAGES}"), &ring(2, false));
     shared.send(nobody.header("x-request-id", "nobody")).refused(401, "invalid_api_key", None);
+    let unload = format!("{url}/v2/repository/models/tiny/unload");
+    let unload = shared.elsewhere_request(&unload, &json!({})).header("x-request-id", "may-not");
+    assert_eq!(shared.send(unload.bearer_auth(secret)).status, 403);
 
     // A stream that is cancelled: its client was told 200 long before.
     let images = |n: u64| {
@@ -135,22 +198,24 @@ fn a_line_says_who_asked_and_how_the_answer_ended() {
     assert_eq!(exit.code, Some(0), "{}", exit.errors);
     assert!(!exit.errors.contains(secret) && !exit.errors.contains(&digest), "{}", exit.errors);
     let lines = requests(&exit.errors);
+    let mut wrong = Vec::new();
     for (id, status, ended, caller) in [
         ("plain", Some("200"), "whole", Some("alice")),
         ("stream", Some("200"), "whole", Some("alice")),
         ("wrong", Some("422"), "invalid_value", Some("alice")),
         ("nobody", Some("401"), "invalid_api_key", None),
+        ("may-not", Some("403"), "forbidden", Some("alice")),
         ("cancelled", Some("200"), "cancelled", Some("alice")),
         ("early", None, "client", Some("alice")),
         ("late", Some("200"), "client", Some("alice")),
     ] {
         let line = lines.get(id).unwrap_or_else(|| panic!("no line of {id}: {}", exit.errors));
         let field = |name: &str| line.get(name).map(String::as_str);
-        assert_eq!(
-            (field("status"), field("ended"), field("caller")),
-            (status, Some(ended), caller),
-            "{line:?}"
-        );
-        assert_eq!(field("route"), Some(IMAGES));
+        let route = if id == "may-not" { "/v2/repository/models/{name}/unload" } else { IMAGES };
+        let told = (field("status"), field("ended"), field("caller"), field("route"));
+        if told != (status, Some(ended), caller, Some(route)) {
+            wrong.push(format!("{id}: {line:?}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -12,6 +12,8 @@ mod replay;
 mod analysis;
 // The Jacobian: against libtorch, against itself by other ways, its pictures, and what a wrong look is told.
 mod jacobian;
+// The PSNR gap: the trainer's own numbers, whatever form the images come in, and what wrong images are told.
+mod psnr_gap;
 // A request alone and the same request in any company, byte for byte.
 mod batching;
 // Admission by cost, deadlines, cancelling, fair shares, and models replaced under way.
@@ -24,12 +26,16 @@ mod soak;
 mod openai;
 // The Open Inference Protocol, and the `tritonclient` package as a client.
 mod v2;
+// Our own Python client, installed by pip, and the tests that lie beside it.
+mod python_client;
 // What a wrong field, a wrong body and a body without end are told, and what a full queue says.
 mod limits;
 // A refusal is in our words, and none of the inside.
 mod words;
 // Clients that leave, and clients that are slow.
 mod clients;
+// Orders that outlive their call, by servers that are killed.
+mod jobs;
 // What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.
 mod faults;
 // What a connection may cost: time, memory, streams, and how many there may be.

@@ -68,7 +68,7 @@ fn other_values_are_refused_and_say_what_is_supported() {
 
 #[test]
 fn the_openai_package_generates_an_image() {
-    // With room for one image at a time, two are too many: its third kind of error.
+    // With room for one image at a time, two beside one are too many: its third kind of error.
     let server = TestServer::start(Config { queue_limit: 1, ..TestServer::config() });
     let said: BTreeMap<String, Value> =
         serde_json::from_str(&python("openai_client.py", [server.url().as_str()]))

@@ -1,6 +1,8 @@
 //! The binary as a process: it leaves in order when told to, and it refuses to start with a sentence that says why.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,6 +12,9 @@ use suite::{Answer, IMAGES, Package, Process, TestServer, shipped};
 fn tiny<'a>(models: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["--models", models, "--port", "0", "--max-rows", "4"], more].concat()
 }
+
+/// Arguments of a server that waits for its images for as long as they take on a slow machine.
+const PATIENT: [&str; 2] = ["--shutdown-timeout", "300"];
 
 /// A request to another process's server, through the clients of this one.
 fn ask(url: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, String> {
@@ -27,12 +32,13 @@ fn until_images(url: &str, images: usize) {
 #[test]
 fn sigterm_while_an_image_is_under_way_finishes_it_and_exits_with_0() {
     let models = shipped("tiny");
-    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &PATIENT));
     let url = server.url();
-    let body = json!({"prompt": "ring", "seed": 7, "steps": 120, "guidance_scale": 1});
+    // Of some seconds: it is still under way when all below is said.
+    let body = json!({"prompt": "ring", "seed": 7, "n": 2, "steps": 500, "guidance_scale": 1});
     let answer = std::thread::scope(|scope| {
         let running = scope.spawn(|| ask(&url, "POST", IMAGES, Some(&body)));
-        until_images(&url, 1);
+        until_images(&url, 2);
         server.signal("TERM");
         // While it finishes, it answers: not ready, and nothing new.
         TestServer::shared().until("it is draining", || {
@@ -70,7 +76,7 @@ fn sigterm_at_rest_and_ctrl_c_exit_with_0_at_once() {
 #[test]
 fn the_binary_asks_after_its_own_health() {
     let models = shipped("tiny");
-    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
+    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &PATIENT));
     let url = server.url();
     let port = url.rsplit(':').next().unwrap().to_owned();
     let health = |more: &[&str]| {
@@ -82,10 +88,10 @@ fn the_binary_asks_after_its_own_health() {
     // A file that is being written is no illness: the server goes on with what it read before.
     let exit = Process::windowpane(&["--port", &port, "--keys", "/nowhere/keys.toml", "health"]).end();
     assert_eq!((exit.code, exit.errors), (Some(0), String::new()));
-    let body = json!({"prompt": "ring", "seed": 1, "steps": 400, "guidance_scale": 1});
+    let body = json!({"prompt": "ring", "seed": 1, "n": 2, "steps": 600, "guidance_scale": 1});
     std::thread::scope(|scope| {
         let running = scope.spawn(|| ask(&url, "POST", IMAGES, Some(&body)).map(|answer| answer.status));
-        until_images(&url, 1);
+        until_images(&url, 2);
         server.signal("TERM");
         TestServer::shared().until("it is draining", || {
             ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 503)
@@ -122,10 +128,10 @@ fn a_second_signal_ends_it_at_once() {
     let models = shipped("tiny");
     let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &[]));
     let url = server.url();
+    let body = json!({"prompt": "ring", "seed": 1, "n": 4, "steps": 1000});
     std::thread::scope(|scope| {
-        let running = scope
-            .spawn(|| ask(&url, "POST", IMAGES, Some(&json!({"prompt": "ring", "seed": 1, "steps": 1000}))));
-        until_images(&url, 1);
+        let running = scope.spawn(|| ask(&url, "POST", IMAGES, Some(&body)));
+        until_images(&url, 4);
         server.signal("TERM");
         TestServer::shared().until("it is draining", || {
             ask(&url, "GET", "/readyz", None).is_ok_and(|answer| answer.status == 503)
@@ -198,9 +204,20 @@ fn bad_arguments_and_a_taken_port_are_sentences() {
 #[test]
 fn json_logs_are_one_object_a_line() {
     let models = shipped("tiny");
-    let mut server = Process::windowpane(&tiny(models.to_str().unwrap(), &["--log-format", "json"]));
     // Its address is in the log then, not on standard output.
-    std::thread::sleep(Duration::from_millis(300));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("windowpane.sock");
+    let listen = format!("unix:{}", path.display());
+    let args = ["--models", models.to_str().unwrap(), "--max-rows", "4", "--listen", &listen];
+    let mut server = Process::windowpane(&[&args[..], &["--log-format", "json"]].concat());
+    // It answers from the beginning on, and minds signals then.
+    TestServer::shared().until("it answers", || {
+        let Ok(mut socket) = UnixStream::connect(&path) else { return false };
+        let asked = socket.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let read = asked.and_then(|()| socket.read_to_string(&mut answer));
+        read.is_ok() && answer.starts_with("HTTP/1.1 200 ")
+    });
     server.signal("TERM");
     let exit = server.end();
     assert_eq!(exit.code, Some(0), "told to stop while it loads, it stops: {}", exit.errors);

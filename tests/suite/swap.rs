@@ -152,6 +152,79 @@ fn a_model_that_is_unloaded_midway_finishes_what_it_has() {
     server.block_on(ask(server, &body(9, 1))).ok();
 }
 
+#[test]
+fn a_study_under_way_is_finished_whatever_becomes_of_its_model() {
+    let package = Package::tiny();
+    let keys = keys(&[("root", "admin")]);
+    let config = Config { keys, models: package.models(), ..TestServer::config() };
+    let server = TestServer::leaked(config);
+    // A sample of a thousand steps, each a call, and the look at its end: a load takes a part of that time.
+    let body = json!({
+        "model": "tiny", "prompt": "ring", "seed": 7, "steps": 1000, "timestep": 0, "guidance_scale": 1, "tokens": [0],
+        "maps": "none",
+    });
+    let look = move |body: Value| async move {
+        let request =
+            server.request("POST", "/v1/analysis/attention").header("content-type", "application/json");
+        server.answer(request.bearer_auth("root's secret").body(body.to_string())).await
+    };
+    let quiet = server.block_on(look(body.clone())).ok().json();
+    for verb in ["load", "unload"] {
+        let old = server.app().model(Some("tiny")).unwrap();
+        let running = server.spawn(look(body.clone()));
+        server.until("the study is under way", || old.batcher.standing().studies == 1);
+        package.edit(|manifest| manifest["description"] = json!("the second version"));
+        assert_eq!(server.block_on(tell(server, "tiny", verb)).status, 200);
+        let now = server.app().model(Some("tiny")).ok();
+        assert_eq!(
+            now.as_ref().map(|now| now.card.digest != old.card.digest),
+            (verb == "load").then_some(true)
+        );
+        assert_eq!(old.batcher.standing().studies, 1, "it was over before");
+        let mut answer = server.block_on(running).unwrap().ok().json();
+        assert_eq!(answer["about"]["digest"], json!(old.card.digest));
+        answer["about"]["digest"] = quiet["about"]["digest"].clone();
+        assert!(answer == quiet, "{verb}: what it says differs from what it says in peace");
+        // And then nothing holds the old one any more.
+        let gone = Arc::downgrade(&old);
+        drop(old);
+        server.until("it is let go", || gone.strong_count() == 0);
+    }
+    server.block_on(look(body)).refused(404, "model_not_found", Some("model"));
+}
+
+#[test]
+fn a_load_whose_client_hangs_up_is_finished() {
+    let package = Package::tiny();
+    let config = Config { keys: keys(&KEYS), models: package.models(), ..TestServer::config() };
+    let server = TestServer::leaked(config);
+    let loads = || server.app().metrics().loads.with_label_values(&["done"]).get();
+    let is_ready = || server.app().metrics().model_ready.with_label_values(&["tiny"]).get() == 1;
+    assert_eq!(server.block_on(tell(server, "tiny", "unload")).status, 200);
+    assert_eq!((loads(), is_ready()), (1, false));
+    let asking = || server.app().metrics().requests_in_flight.get();
+    let hang_up = || {
+        server.until("nobody asks", || asking() == 0);
+        let asked = server.spawn(tell(server, "tiny", "load"));
+        server.until("it is asked", || asking() == 1);
+        // It takes longer than that to measure the network, and not so long to begin with it.
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!asked.is_finished(), "it was answered before the client was gone");
+        asked.abort();
+    };
+    (0..3).for_each(|_| hang_up());
+    server.until("it is served", || server.app().model(Some("tiny")).is_ok());
+    assert!(is_ready());
+    // One after another, and who waits for an answer has the last of them.
+    assert_eq!(server.block_on(tell(server, "tiny", "load")).status, 200);
+    assert_eq!(loads(), 5);
+    let body = json!({"model": "tiny", "class": 3, "seed": 1, "steps": 2});
+    server.block_on(ask(server, &body)).ok();
+    // Away again, and so is what was told of it.
+    assert_eq!(server.block_on(tell(server, "tiny", "unload")).status, 200);
+    assert!(!is_ready() && server.app().model(Some("tiny")).is_err());
+}
+
 /// What a model had of its device: seconds in ticks, and ticks.
 fn had(app: &App, model: &str) -> (f64, u64) {
     let metrics = app.metrics();

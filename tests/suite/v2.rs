@@ -323,10 +323,14 @@ fn a_request_has_the_time_that_it_asks_for() {
     server.block_on(ask(2, json!(3_600_000_000_u64))).ok();
     // Whole milliseconds, rounded up: one is far too short for this many steps.
     let answer = server.block_on(ask(long, json!(1)));
-    refused(&answer, 429, "deadline_unmeetable", None);
+    let message = refused(&answer, 429, "deadline_unmeetable", None);
     assert!(answer.headers.get("retry-after").is_none());
+    // As ticks go now.
+    let words = message.split_once("would take about ").and_then(|(_, rest)| rest.split(' ').next());
+    let milliseconds = words.and_then(|number| number.parse::<f64>().ok());
+    let needs = milliseconds.unwrap_or_else(|| panic!("{message}")) / 1e3;
     // One that could be met, until others came who fill its ticks.
-    let limit = long as f64 * tick * 1.25 + 0.5;
+    let limit = needs * 1.5 + 0.5;
     let late = server.spawn(ask(long, json!((limit * 1e6) as u64)));
     server.until_images(1);
     let company = json!({"prompt": "ring", "seed": 1, "n": 10, "steps": long}).to_string();

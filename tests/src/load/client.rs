@@ -23,11 +23,16 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::trace::{Arrival, Job};
 use crate::IMAGES;
 
+/// Where Jacobians are asked for.
+const JACOBIAN: &str = "/v1/analysis/jacobian";
+
 /// What became of one sending of one request. Times in seconds from the beginning of the measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Record {
     /// What was asked for.
     pub job: Job,
+    /// When its client came first, to be refused perhaps.
+    pub first: f64,
     /// When it was to be sent: the latency's zero.
     pub due: f64,
     /// When it was sent.
@@ -140,6 +145,33 @@ impl Target {
         (result, pool.records.take())
     }
 
+    /// Asks for one whole Jacobian after the other, while `during` lasts; then hangs up. How many were answered. Errors: one
+    /// that is not.
+    pub async fn study<T>(&self, during: impl Future<Output = T>) -> Result<(T, usize)> {
+        let mut body = json!({ "model": self.model, "seed": 7, "timestep": 500, "method": "full", "k": 1 });
+        if self.classes > 0 {
+            body["class"] = json!(0);
+        }
+        let (pool, body) = (self.pool(), Bytes::from(body.to_string()));
+        let mut answered = 0;
+        let again = async {
+            loop {
+                match pool.exchange(JACOBIAN, body.clone()).await? {
+                    Outcome::Done => answered += 1,
+                    outcome => anyhow::bail!("a Jacobian ends with {outcome:?}"),
+                }
+            }
+        };
+        let both = async {
+            tokio::select! {
+                done = during => Ok(done),
+                error = again => error,
+            }
+        };
+        let done = LocalSet::new().run_until(both).await?;
+        Ok((done, answered))
+    }
+
     /// GET, for `/metrics`.
     pub async fn get(&self, path: &str) -> Result<String> {
         let pool = self.pool();
@@ -171,8 +203,10 @@ impl Pool {
             let now = self.start.elapsed().as_secs_f64();
             let asked =
                 timeout_at(end, self.ask(Arrival { at: due, ..arrival }, body.clone(), attempt)).await;
+            let asked = asked.map(|record| Record { first: arrival.at, ..record });
             let record = asked.unwrap_or_else(|_| Record {
                 job: arrival.job,
+                first: arrival.at,
                 due,
                 sent: now,
                 end: self.start.elapsed().as_secs_f64(),
@@ -202,15 +236,14 @@ impl Pool {
     /// Asks once. A connection that the server has closed while it was free is replaced.
     async fn ask(&self, arrival: Arrival, body: Bytes, attempt: u32) -> Record {
         let sent = self.start.elapsed().as_secs_f64();
-        let outcome = self.exchange(body).await.unwrap_or(Outcome::Failed(0));
+        let outcome = self.exchange(IMAGES, body).await.unwrap_or(Outcome::Failed(0));
         let end = self.start.elapsed().as_secs_f64();
-        Record { job: arrival.job, due: arrival.at, sent, end, outcome, attempt }
+        Record { job: arrival.job, first: arrival.at, due: arrival.at, sent, end, outcome, attempt }
     }
 
-    async fn exchange(&self, body: Bytes) -> Result<Outcome> {
+    async fn exchange(&self, path: &str, body: Bytes) -> Result<Outcome> {
         let mut connection = self.connection().await?;
-        let request =
-            Request::builder().method(Method::POST).uri(IMAGES).header(HOST, &self.target.authority);
+        let request = Request::builder().method(Method::POST).uri(path).header(HOST, &self.target.authority);
         let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
         let response = connection.send_request(request).await?;
         let status = response.status();
@@ -327,6 +360,7 @@ mod tests {
         let [first, second] = records[..] else { panic!("{records:?}") };
         assert_eq!((first.outcome, first.attempt), (Outcome::Refused { retry_after: Some(1) }, 0));
         assert_eq!((second.outcome, second.attempt, second.due), (Outcome::Done, 1, first.end + 1.0));
+        assert_eq!((first.first, second.first), (0.0, 0.0), "when it came first, both times");
         let bodies: Vec<_> = bodies.try_iter().collect();
         assert!(bodies.len() == 2 && bodies[0] == bodies[1], "{bodies:?}");
         let body: serde_json::Value = serde_json::from_str(&bodies[0]).unwrap();

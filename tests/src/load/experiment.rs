@@ -6,3 +6,4 @@ pub mod gap;
 pub mod overload;
 pub mod saturation;
 pub mod short_jobs;
+pub mod studies;

@@ -117,9 +117,10 @@ impl Lab {
 
     fn log(&mut self, policy: &str, setting: Setting, records: &[Record]) {
         if self.raw.is_empty() {
-            self.raw += "experiment,turn,policy,load,due_ms,sent_ms,end_ms,outcome,attempt,steps,guided,n\n";
+            self.raw +=
+                "experiment,turn,policy,load,due_ms,sent_ms,end_ms,outcome,attempt,steps,guided,n,first_ms\n";
         }
-        for Record { job, due, sent, end, outcome, attempt } in records {
+        for Record { job, first, due, sent, end, outcome, attempt } in records {
             let outcome = match outcome {
                 Outcome::Done => "200".to_owned(),
                 Outcome::Refused { retry_after: Some(seconds) } => format!("429 after {seconds}"),
@@ -128,11 +129,11 @@ impl Lab {
                 Outcome::Unanswered => "unanswered".to_owned(),
             };
             let Setting { experiment, turn, load, .. } = setting;
-            let [due, sent, end] = [due, sent, end].map(|time| (time * 1e4).round() / 10.0);
+            let [first, due, sent, end] = [first, due, sent, end].map(|time| (time * 1e4).round() / 10.0);
             let (steps, guided, n) = (job.steps, u8::from(job.guided), job.n);
             writeln!(
                 self.raw,
-                "{experiment},{turn},{policy},{load:.2},{due},{sent},{end},{outcome},{attempt},{steps},{guided},{n}"
+                "{experiment},{turn},{policy},{load:.2},{due},{sent},{end},{outcome},{attempt},{steps},{guided},{n},{first}"
             )
             .expect("a string takes what is written");
         }

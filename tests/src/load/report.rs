@@ -185,9 +185,11 @@ fn curve_row(point: &Point) -> String {
 
 /// NaN becomes null, which is what JSON has for it.
 fn summary(summary: &Summary) -> Value {
-    let Summary { throughput, goodput, good_images, latency, short_p99, refused, failed, lateness } = summary;
+    let Summary { throughput, goodput, goodput_from_first, good_images, .. } = summary;
+    let Summary { latency, short_p99, refused, failed, lateness, .. } = summary;
     json!({
-        "throughput_rows": throughput, "goodput_rows": goodput, "goodput_images": good_images,
+        "throughput_rows": throughput, "goodput_rows": goodput, "goodput_rows_from_first": goodput_from_first,
+        "goodput_images": good_images,
         "latency_p50_p95_p99": latency, "short_p99": short_p99, "refused": refused, "failed": failed,
         "sender_lateness_p99": lateness,
     })

@@ -17,6 +17,8 @@ pub struct Scrape {
     pub seconds: f64,
     /// Images admitted and not finished.
     pub trajectories: f64,
+    /// Calls for studies so far; 0 of a model whose insides cannot be looked at.
+    pub units: f64,
 }
 
 /// What lies between two readings.
@@ -46,6 +48,7 @@ impl Scrape {
             rows: value("windowpane_tick_rows_sum")?,
             seconds: value("windowpane_tick_duration_seconds_sum")?,
             trajectories: value("windowpane_trajectories")?,
+            units: sample(text, "windowpane_study_units_total", model).unwrap_or(0.0),
         })
     }
 
@@ -105,10 +108,12 @@ mod tests {
                     windowpane_tick_duration_seconds_sum{bucket=\"1\",model=\"a\"} 0.25\n\
                     windowpane_tick_duration_seconds_sum{bucket=\"8\",model=\"a\"} 0.5\n\
                     windowpane_tick_duration_seconds_sum{bucket=\"8\",model=\"b\"} 4\n\
+                    windowpane_study_units_total{graph=\"jvp\",model=\"a\"} 4\n\
+                    windowpane_study_units_total{graph=\"vjp\",model=\"a\"} 5\n\
                     windowpane_trajectories{model=\"a\"} 3\n";
         let scrape = Scrape::read(text, "a").unwrap();
         assert_eq!((scrape.ticks, scrape.rows, scrape.trajectories), (10.0, 320.0, 3.0));
-        assert_eq!(scrape.seconds, 0.75);
+        assert_eq!((scrape.seconds, scrape.units), (0.75, 9.0));
         let error = Scrape::read(text, "c").unwrap_err().to_string();
         assert!(error.contains("windowpane_tick_rows_count of `c`"), "{error}");
     }
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn the_gap_is_what_is_not_in_ticks() {
         let at = Instant::now();
-        let start = Scrape { at, ticks: 5.0, rows: 10.0, seconds: 1.0, trajectories: 0.0 };
+        let start = Scrape { at, ticks: 5.0, rows: 10.0, seconds: 1.0, trajectories: 0.0, units: 0.0 };
         let later =
             Scrape { at: at + Duration::from_secs(2), ticks: 15.0, rows: 330.0, seconds: 2.6, ..start };
         let ticks = start.until(&later);

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! about      what it shows, in a sentence
-//! on         whom it is asked: `loading`, `leaving`, or `guarded`, a server with keys; else one that is ready
+//! on         whom it is asked: `loading`, `leaving`, or `guarded`, a server with keys; `ordering`, where jobs `waiting` and
+//!            `unwanted` are ordered and none is done, or `keeping`, where the job `done` is; else one that is ready
 //! meanwhile  an image request that is under way then, with the id `req_under_way`
 //! request    method, path, headers, and `body` (JSON) or `text`. KEY is the guarded server's; a string `{NAME#PLACE}` is
 //!            what the example of that name is answered at that place, and it is asked for first
@@ -21,6 +22,8 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 use suite::{Answer, TestServer, keys, root};
 use windowpane_server::Config;
+use windowpane_server::jobs::Settings;
+use windowpane_server::jobs::place::Place;
 
 use super::{document, pretty, updating};
 
@@ -59,6 +62,8 @@ fn server(example: &Value) -> &'static TestServer {
     static LOADING: OnceLock<TestServer> = OnceLock::new();
     static LEAVING: OnceLock<TestServer> = OnceLock::new();
     static GUARDED: OnceLock<TestServer> = OnceLock::new();
+    static ORDERING: OnceLock<TestServer> = OnceLock::new();
+    static KEEPING: OnceLock<TestServer> = OnceLock::new();
     match example["on"].as_str() {
         None => TestServer::shared(),
         Some("loading") => LOADING.get_or_init(|| TestServer::loading(TestServer::config())),
@@ -73,8 +78,30 @@ fn server(example: &Value) -> &'static TestServer {
                 ..TestServer::config()
             })
         }),
+        Some("ordering") => ORDERING.get_or_init(|| with_jobs(0, &["waiting", "unwanted"])),
+        Some("keeping") => KEEPING.get_or_init(|| with_jobs(1, &["done"])),
         Some(other) => panic!("no server is `{other}`"),
     }
+}
+
+/// A server with so many workers that has jobs of these ids, all of the order that the example `job_put` is. Where it works
+/// on them they are done.
+fn with_jobs(workers: usize, ids: &[&str]) -> TestServer {
+    let folder = tempfile::tempdir().expect("a folder for jobs").keep();
+    let place = Place::Sqlite(folder.join("jobs.sqlite"));
+    let jobs = Settings { place, workers, ..Settings::default() };
+    let server = TestServer::start(Config { jobs, ..TestServer::config() });
+    for id in ids {
+        let order = read("job_put")["request"]["body"].to_string();
+        let request = server.request("PUT", &format!("/v1/jobs/{id}"));
+        let answer = server.send(request.header("content-type", "application/json").body(order));
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        if workers > 0 {
+            let end = server.get(&format!("/v1/jobs/{id}/events")).ok();
+            assert!(end.text().contains("event: succeeded"), "{}", end.text());
+        }
+    }
+    server
 }
 
 /// The value with what others were answered in it.
@@ -133,7 +160,8 @@ fn stored(answer: &Answer) -> Value {
     let kind = answer.header("content-type");
     let body = match kind.split(';').next().unwrap() {
         "" => Value::Null,
-        "application/json" => answer.json(),
+        // A part of a file is none.
+        "application/json" if answer.status != 206 => answer.json(),
         "text/event-stream" => answer.text().split_terminator("\n\n").map(event).collect(),
         // The bytes themselves are nothing to read.
         _ => json!({"bytes": answer.bytes.len()}),
@@ -146,8 +174,16 @@ fn event(text: &str) -> Value {
     if let Some(comment) = text.strip_prefix(": ") {
         return json!({"comment": comment});
     }
-    let (name, data) = text.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
-    json!({"event": name, "data": serde_json::from_str::<Value>(data).unwrap()})
+    let (id, rest) = match text.strip_prefix("id: ").and_then(|rest| rest.split_once('\n')) {
+        Some((id, rest)) => (Some(id), rest),
+        None => (None, text),
+    };
+    let (name, data) = rest.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+    let mut event = json!({"event": name, "data": serde_json::from_str::<Value>(data).unwrap()});
+    if let Some(id) = id {
+        event["id"] = id.into();
+    }
+    event
 }
 
 /// Puts the recorded value in place of one that varies, if it is of the same kind.
@@ -258,7 +294,7 @@ fn fits(name: &str, example: &Value, document: &Value) {
     let properties = |name: &str| document["components"]["schemas"][name]["properties"].as_object();
     let (asked, told) = (&example["request"], &example["response"]);
     assert!(example["about"].as_str().is_some_and(|about| about.len() > 10), "{name} says what it is about");
-    let path = asked["path"].as_str().unwrap();
+    let path = asked["path"].as_str().unwrap().split('?').next().unwrap();
     let documented = document["paths"].as_object().unwrap().iter().find(|(pattern, _)| {
         let mut parts = pattern.split('/').zip(path.split('/'));
         pattern.split('/').count() == path.split('/').count()
@@ -275,7 +311,7 @@ fn fits(name: &str, example: &Value, document: &Value) {
         assert!(contents.next().is_none(), "{name}: the document has a body");
         return;
     }
-    let content = contents.find(|(documented, _)| essence(documented) == kind);
+    let content = contents.find(|(documented, _)| *documented == "*/*" || essence(documented) == kind);
     let (_, content) = content.unwrap_or_else(|| panic!("{name}: {kind} is not in the document"));
     let schema = content["schema"]["$ref"].as_str().and_then(|schema| properties(schema.rsplit('/').next()?));
     if let (Value::Object(body), Some(known), "application/json") = (&told["body"], schema, kind.as_str()) {

@@ -1,6 +1,6 @@
-//! Does the network wait for its host? The time between ticks while there is always work, as a share of the tick, from
-//! the readings of the saturation experiment. Gathering and applying are inside the server's ticks; what they and all
-//! else cost together is the distance to the bare loop.
+//! Does the network wait for its host? The time between the calls of the network while there is always work, as a share
+//! of the time in them, from the readings of the saturation experiment. Gathering and applying are in that gap. What HTTP
+//! takes from the calls themselves, as processor time, is in the distance to the bare loop.
 
 use super::saturation::Pair;
 use crate::load::bar::{Bar, Side, Unit};

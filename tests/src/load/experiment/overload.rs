@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub struct Pair {
     /// Goodput under overload, of that at the peak.
     pub goodput: f64,
+    /// The same, where a client's time counts from when it came first and not from when it was told to come back.
+    pub goodput_from_first: f64,
     /// Seconds to a refusal, at 99.9 % of them.
     pub refusal: f64,
     /// Those admitted when they came back for the first time, of those who came back.
@@ -113,6 +115,7 @@ fn pair(outcomes: &Outcomes, calm: f64, growth: f64) -> Pair {
         |record: &&Record| matches!(record.outcome, Outcome::Refused { .. } | Outcome::Failed(_));
     Pair {
         goodput: outcomes.summary.goodput / calm,
+        goodput_from_first: outcomes.summary.goodput_from_first / calm,
         refusal: percentile(&refusals, 99.9),
         admitted: 1.0 - back().filter(turned_away).count() as f64 / back().count() as f64,
         returns: records.iter().map(|record| record.attempt).max().unwrap_or(0),
@@ -134,6 +137,13 @@ pub fn bars(pairs: &[Pair]) -> Vec<Bar> {
         bar("goodput at 3 times the capacity, of the peak's", Side::AtLeast, 0.95, Unit::Percent, &|p| {
             p.goodput
         }),
+        bar(
+            "the same, of those answered in time from when they came first",
+            Side::Told,
+            0.0,
+            Unit::Percent,
+            &|p| p.goodput_from_first,
+        ),
         bar("time to a refusal, p99.9", Side::AtMost, 0.05, Unit::Millis, &|p| p.refusal),
         bar("admitted on return, of those who obey Retry-After", Side::AtLeast, 0.95, Unit::Percent, &|p| {
             p.admitted
@@ -159,6 +169,7 @@ mod tests {
     fn those_who_come_back_are_counted_once() {
         let record = |attempt, outcome, end| Record {
             job: Job { steps: 10, guided: false, n: 1 },
+            first: 0.0,
             due: 0.0,
             sent: 0.0,
             end,
@@ -174,9 +185,11 @@ mod tests {
             record(1, refused, 0.03),
             record(2, Outcome::Done, 1.0),
         ];
-        let summary = Summary { goodput: 90.0, ..Summary::of(&records, 1.0, [0.0, 1.0]) };
+        let summary =
+            Summary { goodput: 90.0, goodput_from_first: 30.0, ..Summary::of(&records, 1.0, [0.0, 1.0]) };
         let pair = pair(&Outcomes { summary, sender: 0.0, records }, 100.0, 0.0);
-        assert_eq!((pair.goodput, pair.admitted, pair.returns, pair.refusal), (0.9, 0.5, 2, 0.03));
+        assert_eq!((pair.goodput, pair.goodput_from_first), (0.9, 0.3));
+        assert_eq!((pair.admitted, pair.returns, pair.refusal), (0.5, 2, 0.03));
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! What does it cost images that somebody looks inside the model? In pairs: the mixed trace by itself, and beside a client who
+//! asks for one Jacobian after the other. And what is left to that client when images take all they can get: its calls among
+//! all.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::load::bar::{Bar, Side, Unit};
+use crate::load::client::Manners;
+use crate::load::lab::{GRACE, Lab, Setting};
+use crate::load::stats::turn;
+use crate::load::subject::Subject;
+use crate::load::trace::Job;
+
+/// The load of the images, as a share of the capacity: with what a look may take beside it, images still find room.
+const LOAD: f64 = 0.6;
+
+/// What the clients ask for who keep the server full.
+const JOB: Job = Job { steps: 20, guided: false, n: 1 };
+
+/// How many they are: twice the rows of a full tick.
+const CLIENTS: usize = 64;
+
+/// One pair.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair {
+    /// p99 of the images' latency beside Jacobians, over that without.
+    pub latency: f64,
+    /// Calls of the Jacobian's graph, of all calls, while images wait.
+    pub share: f64,
+    /// Jacobians answered beside the trace.
+    pub answered: usize,
+}
+
+/// All pairs.
+pub async fn run(lab: &mut Lab, subject: &Subject) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for number in 0..lab.plan.turns {
+        let (mut alone, mut beside) = (None, None);
+        for kind in turn(number, 2) {
+            let (manners, seconds) = (Manners::Leave, lab.plan.seconds);
+            let experiment = if kind == 0 { "images alone" } else { "images beside" };
+            let setting = Setting { experiment, turn: number, load: LOAD, seconds, manners, grace: GRACE };
+            if kind == 0 {
+                alone = Some(lab.measure(subject, setting).await?.summary.latency[2]);
+            } else {
+                let target = subject.target.clone();
+                let (outcomes, answered) = target.study(lab.measure(subject, setting)).await?;
+                beside = Some((outcomes?.summary.latency[2], answered));
+            }
+        }
+        if let (Some(alone), Some((beside, answered))) = (alone, beside) {
+            let share = share(lab, subject).await?;
+            println!(
+                "  turn {}: p99 {beside:.2} s beside {answered} Jacobians, {alone:.2} s without; {:.1} % of the calls while \
+                 images wait",
+                number + 1,
+                share * 100.0
+            );
+            pairs.push(Pair { latency: beside / alone, share, answered });
+        }
+    }
+    Ok(pairs)
+}
+
+/// Calls of studies among all, of a server that always has more images than it can draw.
+async fn share(lab: &Lab, subject: &Subject) -> Result<f64> {
+    let during = async {
+        let (measured, _) = subject
+            .target
+            .study(async {
+                // Until images wait, and the graph is open.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let before = subject.scrape_after_tick().await?;
+                tokio::time::sleep(Duration::from_secs_f64(lab.plan.brief)).await;
+                let after = subject.scrape_after_tick().await?;
+                anyhow::Ok((before, after))
+            })
+            .await?;
+        measured
+    };
+    let (measured, _) = subject.target.saturate(JOB, CLIENTS, during).await;
+    let (before, after) = measured?;
+    subject.idle().await?;
+    let (ticks, units) = (after.ticks - before.ticks, after.units - before.units);
+    Ok(units / (ticks + units))
+}
+
+/// What images pay, and what is left to whoever looks inside.
+pub fn bars(pairs: &[Pair]) -> Vec<Bar> {
+    vec![
+        Bar {
+            name: "p99 of images beside Jacobians, of that without, at 0.6 of the capacity",
+            side: Side::AtMost,
+            limit: 1.5,
+            unit: Unit::Percent,
+            turns: pairs.iter().map(|pair| pair.latency).collect(),
+        },
+        Bar {
+            name: "calls of a Jacobian, of all calls while images wait",
+            side: Side::AtLeast,
+            limit: 0.1,
+            unit: Unit::Percent,
+            turns: pairs.iter().map(|pair| pair.share).collect(),
+        },
+    ]
+}

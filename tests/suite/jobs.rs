@@ -1,0 +1,162 @@
+//! Jobs through the binary: servers that are killed in the middle, twenty times, on a file and on a PostgreSQL that two of
+//! them share. Nothing is lost, every result is committed once, and at most one piece of work is done again for each kill.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::AnyConnection;
+use sqlx::Row as _;
+use sqlx::{Connection as _, Executor as _};
+use suite::{Answer, Postgres, Process, Random, TestServer, shipped};
+
+/// Times that a server is killed.
+const KILLS: usize = 20;
+
+/// Jobs that are under way meanwhile.
+const JOBS: usize = 6;
+
+/// Time that all of it may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A few seconds of work, in many pieces: each is done between two kills, or a job would be given up after five.
+fn order() -> Value {
+    let request =
+        json!({"model": "tiny", "prompt": "ring", "seed": 7, "steps": 1, "n": 160, "output_format": "npz"});
+    json!({"kind": "images", "request": request})
+}
+
+/// Servers that share a store. One that was killed is begun again.
+struct Servers {
+    jobs: String,
+    servers: Vec<(Process, String)>,
+}
+
+// === impl Servers ===
+
+impl Servers {
+    fn on(jobs: &str, count: usize) -> Self {
+        let begin = |_| Self::begin(jobs);
+        Self { jobs: jobs.to_owned(), servers: (0..count).map(begin).collect() }
+    }
+
+    fn begin(jobs: &str) -> (Process, String) {
+        let models = shipped("tiny");
+        let args = ["--models", models.to_str().unwrap(), "--port", "0", "--max-rows", "4"];
+        let args = [&args[..], &["--job-lease", "2", "--job-limit", "1000", "--jobs", jobs]].concat();
+        let mut server = Process::windowpane(&args);
+        let url = server.url();
+        (server, url)
+    }
+
+    fn kill(&mut self, which: usize) {
+        let (server, _) = &mut self.servers[which];
+        server.signal("KILL");
+        assert_eq!(server.end().code, None, "it was killed");
+        self.servers[which] = Self::begin(&self.jobs);
+    }
+
+    fn ask(&self, which: usize, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let url = format!("{}{path}", self.servers[which % self.servers.len()].1);
+        TestServer::shared().elsewhere(method, &url, body).unwrap_or_else(|error| panic!("{url}: {error}"))
+    }
+
+    fn job(&self, id: &str) -> Value {
+        self.ask(0, "GET", &format!("/v1/jobs/{id}"), None).ok().json()
+    }
+
+    /// Waits for the end of a job, and fetches what came of it.
+    fn result(&self, id: &str) -> Vec<u8> {
+        let start = Instant::now();
+        loop {
+            let job = self.job(id);
+            match job["state"].as_str().unwrap() {
+                "succeeded" => break,
+                "queued" | "running" => assert!(start.elapsed() < PATIENCE, "{job}"),
+                _ => panic!("{job}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.ask(1, "GET", &format!("/v1/jobs/{id}/result"), None).ok().bytes
+    }
+}
+
+/// What the store knows of how the jobs were done: of each, its leases with their outcomes, and its pieces with the lease
+/// under which each was committed.
+async fn record(jobs: &str) -> BTreeMap<i64, (Vec<(i64, i64, String)>, Vec<(i64, i64)>)> {
+    sqlx::any::install_default_drivers();
+    let mut store = AnyConnection::connect(jobs).await.expect("the store is there");
+    let mut record: BTreeMap<i64, (Vec<_>, Vec<_>)> = BTreeMap::new();
+    let leases = "SELECT job, token, first_piece, outcome FROM windowpane_leases ORDER BY job, token";
+    for row in store.fetch_all(leases).await.unwrap() {
+        record.entry(row.get(0)).or_default().0.push((row.get(1), row.get(2), row.get(3)));
+    }
+    let pieces = "SELECT job, number, token FROM windowpane_pieces ORDER BY job, number";
+    for row in store.fetch_all(pieces).await.unwrap() {
+        record.entry(row.get(0)).or_default().1.push((row.get(1), row.get(2)));
+    }
+    record
+}
+
+fn killed_twenty_times(jobs: &str, count: usize) {
+    let mut servers = Servers::on(jobs, count);
+    let mut random = Random::new(7);
+    let ids: Vec<String> = (0..JOBS).map(|i| format!("job-{i}")).collect();
+    for (i, id) in ids.iter().enumerate() {
+        let answer = servers.ask(i, "PUT", &format!("/v1/jobs/{id}"), Some(&order()));
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    }
+    for kill in 0..KILLS {
+        std::thread::sleep(Duration::from_millis(100 + random.below(900) as u64));
+        servers.kill(random.below(count));
+        if kill % 5 == 0 {
+            // Whoever does not know whether its order arrived sends it again, and there is always something to do.
+            let answer = servers.ask(kill, "PUT", &format!("/v1/jobs/{}", ids[0]), Some(&order()));
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let more = servers.ask(kill, "PUT", &format!("/v1/jobs/more-{kill}"), Some(&order()));
+            assert_eq!(more.status, 202, "{}", more.text());
+        }
+    }
+    let more = (0..KILLS).step_by(5).map(|kill| format!("more-{kill}"));
+    let all: Vec<String> = ids.into_iter().chain(more).collect();
+    let results: Vec<_> = all.iter().map(|id| servers.result(id)).collect();
+    let calm = servers.ask(0, "PUT", "/v1/jobs/calm", Some(&order()));
+    assert_eq!(calm.status, 202);
+    let undisturbed = servers.result("calm");
+    for (id, result) in all.iter().zip(&results) {
+        assert!(*result == undisturbed, "{id} has another result than a job that nobody disturbed");
+        let events = servers.ask(0, "GET", &format!("/v1/jobs/{id}/events"), None).ok();
+        assert_eq!(events.text().matches("event: succeeded").count(), 1, "{id}: {}", events.text());
+    }
+    let record = TestServer::shared().block_on(record(jobs));
+    assert_eq!(record.len(), all.len() + 1, "every job is there");
+    let mut lost = 0;
+    for (job, (leases, pieces)) in &record {
+        let ends = leases.iter().filter(|(.., outcome)| outcome == "finished").count();
+        assert_eq!(ends, 1, "job {job} ended {ends} times: {leases:?}");
+        lost += leases.iter().filter(|(.., outcome)| outcome == "lost").count();
+        let numbers: Vec<i64> = pieces.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (0..pieces.len() as i64).collect::<Vec<_>>(), "job {job}");
+        for (token, first, _) in leases {
+            // A lease begins behind all that those before it committed: nothing but what was in hand is done again.
+            let before = pieces.iter().filter(|(_, by)| by < token).count() as i64;
+            assert_eq!(before, *first, "job {job}: {leases:?}");
+        }
+    }
+    // A kill takes at most the one job with it that the server had in hand.
+    assert!((1..=KILLS).contains(&lost), "{lost} leases were lost by {KILLS} kills");
+    eprintln!("{KILLS} kills, {lost} leases lost, {} jobs, each with one result", record.len());
+}
+
+#[test]
+fn jobs_survive_twenty_kills_on_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    killed_twenty_times(&format!("sqlite:{}", folder.path().join("jobs.sqlite").display()), 1);
+}
+
+#[test]
+fn jobs_survive_twenty_kills_of_two_servers_on_postgresql() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let jobs = TestServer::shared().block_on(postgres.database());
+    killed_twenty_times(&jobs, 2);
+}

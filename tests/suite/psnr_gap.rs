@@ -1,0 +1,255 @@
+//! The PSNR gap over HTTP: the trainer's own numbers, for the same images in every form; its pictures; the images that a
+//! package brings along; and what wrong images are told.
+#![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use suite::{Answer, Package, TestServer, decode, root};
+use windowpane_diffusion::psnr_gap::PsnrGap;
+
+const PSNR_GAP: &str = "/v1/analysis/psnr-gap";
+
+/// Pixels of an image of models/tiny.
+const PIXELS: usize = 32 * 32;
+
+/// A side of the images that the trainer measured on.
+struct Side {
+    pixels: Vec<u8>,
+    labels: Vec<i64>,
+}
+
+/// The images, and what the trainer's `eval` says of them: written by its own test.
+fn reference() -> (Vec<u8>, [Side; 2], PsnrGap) {
+    let path = root().join("tests/reference/psnr_gap.json");
+    let gap = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let file = std::fs::read(path.with_extension("safetensors")).unwrap();
+    let read = SafeTensors::deserialize(&file).unwrap();
+    let sides = ["train", "test"].map(|side| {
+        let labels = read.tensor(&format!("{side}.labels")).unwrap().data().as_chunks::<8>().0;
+        Side {
+            pixels: read.tensor(&format!("{side}.images")).unwrap().data().to_vec(),
+            labels: labels.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect(),
+        }
+    });
+    (file, sides, gap)
+}
+
+fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+impl Side {
+    fn array(&self) -> Vec<u8> {
+        npy("|u1", &format!("({}, 32, 32)", self.labels.len()), &self.pixels)
+    }
+
+    /// PNGs in folders that are named as the classes; the order of the images is that of these names.
+    fn archive(&self, classes: &[&str]) -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (i, (pixels, &label)) in self.pixels.chunks_exact(PIXELS).zip(&self.labels).enumerate() {
+            let name = format!("{}/{i:03}.png", classes[label as usize]);
+            archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            let image = image::GrayImage::from_raw(32, 32, pixels.to_vec()).unwrap();
+            let mut png = std::io::Cursor::new(Vec::new());
+            image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+            archive.write_all(png.get_ref()).unwrap();
+        }
+        archive.finish().unwrap().into_inner()
+    }
+}
+
+fn request(server: &TestServer, body: &Value) -> reqwest::RequestBuilder {
+    server.request("POST", PSNR_GAP).header(CONTENT_TYPE, "application/json").body(body.to_string())
+}
+
+fn measure(server: &TestServer, body: Value) -> Answer {
+    server.send(request(server, &body))
+}
+
+/// What the trainer was asked: both sides as arrays, at its timesteps and with its seed.
+fn asked(fields: Value) -> Value {
+    let (_, [train, test], gap) = reference();
+    let mut body = json!({
+        "model": "tiny",
+        "train": STANDARD.encode(train.array()), "train_labels": train.labels,
+        "test": STANDARD.encode(test.array()), "test_labels": test.labels,
+        "timesteps": gap.timesteps.len(), "seed": 3,
+    });
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
+fn numbers(array: &Value) -> Vec<f64> {
+    let numbers = array.as_array().unwrap_or_else(|| panic!("no array: {array}"));
+    numbers.iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn close(told: &Value, expected: f64) {
+    let told = told.as_f64().unwrap_or_else(|| panic!("no number: {told}"));
+    // The networks differ by a few roundings of f32.
+    assert!((told - expected).abs() < 2e-3, "{told} dB, expected {expected}");
+}
+
+#[test]
+fn the_numbers_are_the_trainers_own() {
+    let (_, _, gap) = reference();
+    let body = measure(TestServer::shared(), asked(json!({}))).ok().json();
+    let about = &body["about"];
+    assert_eq!((&about["source"], &about["labels"]), (&json!("upload"), &json!(["class", "class"])));
+    assert_eq!((&about["images"], &about["seed"]), (&json!([8, 8]), &json!("3")));
+    let told = &body["gap"];
+    assert_eq!(told["timesteps"], json!(gap.timesteps));
+    close(&told["gap"], gap.gap);
+    close(&told["unclipped"], gap.unclipped);
+    for (told, side) in [(&told["train"], &gap.train), (&told["test"], &gap.test)] {
+        assert_eq!(told["images"], json!(side.images));
+        close(&told["mean"], side.mean);
+        assert_eq!(numbers(&told["curve"]).len(), side.curve.len());
+        for (told, expected) in told["curve"].as_array().unwrap().iter().zip(&side.curve) {
+            close(told, *expected);
+        }
+        for (told, expected) in told["intervals"].as_array().unwrap().iter().zip(&side.intervals) {
+            close(&told[0], expected[0]);
+            close(&told[1], expected[1]);
+        }
+    }
+    assert_eq!((&body["psnr"], &body["b64_json"]), (&Value::Null, &Value::Null));
+    // One set by itself, and another seed, so that the comparison can fail.
+    let alone = json!({"test": null, "test_labels": null});
+    let alone = measure(TestServer::shared(), asked(alone)).ok().json();
+    assert_eq!((&alone["gap"], &alone["psnr"]["curve"]), (&Value::Null, &told["train"]["curve"]));
+    let other = measure(TestServer::shared(), asked(json!({"seed": 4}))).ok().json();
+    assert_ne!(other["gap"]["train"]["curve"], told["train"]["curve"]);
+}
+
+#[test]
+fn archives_and_forms_are_the_same_images() {
+    let server = TestServer::shared();
+    let (_, [train, test], gap) = reference();
+    let classes = ["ground", "curtain", "blob", "ring"];
+    let timesteps = gap.timesteps.len().to_string();
+    let mut form = Vec::new();
+    for (name, bytes) in [
+        ("model", b"tiny".to_vec()),
+        ("train", train.archive(&classes)),
+        ("test", test.archive(&classes)),
+        ("timesteps", timesteps.into_bytes()),
+        ("seed", b"3".to_vec()),
+    ] {
+        let head = format!("--bound\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n");
+        form.extend([head.as_bytes(), &bytes, b"\r\n"].concat());
+    }
+    form.extend(b"--bound--\r\n");
+    let kind = "multipart/form-data; boundary=bound";
+    let body =
+        server.send(server.request("POST", PSNR_GAP).header(CONTENT_TYPE, kind).body(form)).ok().json();
+    assert_eq!(body["about"]["labels"], json!(["class", "class"]));
+    // In another order every image meets other noise; as a set they are the same.
+    let told = body["gap"]["train"]["mean"].as_f64().unwrap();
+    assert!((told - gap.train.mean).abs() < 0.5, "{told} {}", gap.train.mean);
+    // The values of the pixels, in the order of the names.
+    let mut sorted: Vec<usize> = (0..8).collect();
+    sorted.sort_by_key(|&i| (classes[train.labels[i] as usize], i));
+    let floats = sorted.iter().flat_map(|&i| &train.pixels[i * PIXELS..(i + 1) * PIXELS]);
+    let floats: Vec<u8> = floats.flat_map(|&pixel| (f32::from(pixel) / 127.5 - 1.0).to_le_bytes()).collect();
+    let labels: Vec<&str> = sorted.iter().map(|&i| classes[train.labels[i] as usize]).collect();
+    let array = npy("<f4", "(8, 1, 32, 32)", &floats);
+    let floats = json!({
+        "train": STANDARD.encode(array), "train_labels": labels, "test": null, "test_labels": null,
+    });
+    let floats = measure(server, asked(floats)).ok().json();
+    assert_eq!(floats["psnr"]["curve"], body["gap"]["train"]["curve"]);
+}
+
+#[test]
+fn the_curves_come_as_a_table_and_as_plots() {
+    let server = TestServer::shared();
+    let as_file = |kind: &str| {
+        let answer = server.send(request(server, &asked(json!({}))).header(ACCEPT, kind)).ok();
+        assert_eq!(answer.header("content-type"), kind);
+        let about: Value = serde_json::from_str(answer.header("x-about")).unwrap();
+        assert_eq!(about["model"], "tiny");
+        answer.bytes
+    };
+    let (_, _, gap) = reference();
+    let csv = String::from_utf8(as_file("text/csv")).unwrap();
+    assert_eq!(csv.lines().next(), gap.csv().lines().next());
+    assert_eq!(csv.lines().count(), 1 + gap.timesteps.len());
+    let svg = String::from_utf8(as_file("image/svg+xml")).unwrap();
+    for word in ["<svg", "PSNR gap", "training images", "held-out images", "timestep"] {
+        assert!(svg.contains(word), "no {word} in {svg}");
+    }
+    let png = decode(&as_file("image/png"));
+    assert_eq!((png.width(), png.height()), (760, 480));
+    // Both curves are there, and the area between them.
+    let colours: BTreeMap<[u8; 3], usize> = png.to_rgb8().pixels().fold(BTreeMap::new(), |mut all, pixel| {
+        *all.entry(pixel.0).or_default() += 1;
+        all
+    });
+    for colour in [[0, 114, 178], [213, 94, 0]] {
+        assert!(
+            colours.get(&colour).is_some_and(|&count| count > 20),
+            "{colour:?}: {:?}",
+            colours.get(&colour)
+        );
+    }
+    let inside = measure(server, asked(json!({"output_format": "csv"}))).ok().json();
+    assert_eq!(STANDARD.decode(inside["b64_json"].as_str().unwrap()).unwrap(), csv.as_bytes());
+}
+
+#[test]
+fn a_package_measures_itself_on_the_images_that_it_brings_along() {
+    let (file, _, gap) = reference();
+    let none =
+        measure(TestServer::shared(), json!({"model": "tiny"})).refused(422, "invalid_value", Some("train"));
+    assert!(none.contains("export it with `--reference`"), "{none}");
+    let package = Package::tiny();
+    package.write_pinned("reference.safetensors", &file);
+    let server = TestServer::start(package.config());
+    let body = measure(&server, json!({"timesteps": gap.timesteps.len(), "seed": 3})).ok().json();
+    assert_eq!((&body["about"]["source"], &body["about"]["images"]), (&json!("reference"), &json!([8, 8])));
+    close(&body["gap"]["gap"], gap.gap);
+    let fewer = measure(&server, json!({"timesteps": 2, "images": 3})).ok().json();
+    assert_eq!(fewer["about"]["images"], json!([3, 3]));
+}
+
+#[test]
+fn wrong_images_are_told_what_is_expected() {
+    let server = TestServer::shared();
+    let (_, [train, _], _) = reference();
+    let other = STANDARD.encode(npy("|u1", "(8, 16, 64)", &train.pixels));
+    for (fields, param, said) in [
+        (json!({"train": null, "train_labels": null}), "train", "`test` is given without `train`"),
+        (
+            json!({"train": null, "test": null, "test_labels": null}),
+            "train_labels",
+            "`train`, which is missing",
+        ),
+        (json!({"train": "aGVsbG8="}), "train", "neither a .npy nor a .zip"),
+        (json!({"train": "?"}), "train", "standard base64"),
+        (json!({"train": other}), "train", "its shape is [8, 16, 64]; expected a .npy of u8 [n, 32, 32, 1]"),
+        (json!({"train_labels": [0, 1]}), "train_labels", "has 2 labels, expected one for each of 8 images"),
+        (json!({"test_labels": [0, 1, 2, 3, 0, 1, 2, 4]}), "test_labels", "expected 0 to 3, or a name"),
+        (
+            json!({"test_labels": ["ring", "a", 0, 0, 0, 0, 0, 0]}),
+            "test_labels",
+            "expected a class of `tiny`",
+        ),
+        (json!({"images": 0}), "images", "1 to 10000"),
+        (json!({"timesteps": 1001}), "timesteps", "1 to 1000"),
+        (json!({"output_format": "npz"}), "output_format", "`json`, `csv`, `svg` or `png`"),
+        (json!({"imagez": 3}), "imagez", "`images`"),
+    ] {
+        let answer = measure(server, asked(fields.clone()));
+        let code = if param == "imagez" { "unknown_field" } else { "invalid_value" };
+        let message = answer.refused(422, code, Some(param));
+        assert!(message.contains(said), "{fields}: {message}");
+    }
+}
