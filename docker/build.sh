@@ -60,6 +60,8 @@ else
     cp -r models/fashion-dit "$out/models"
 fi
 install -s -m 755 "$binaries/$program" "$out/usr/local/bin"
+# What is in it, for whoever looks for known holes.
+cargo xtask sbom "$target" > "$doc/sbom.cdx.json"
 
 # --- what a system has beside the program ----------------------------------------------------------------------------
 

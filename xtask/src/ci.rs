@@ -29,6 +29,7 @@ pub(crate) fn run() -> Result<()> {
     report.check("arrows between crates", arrows::check);
     report.check("diffusion is pure", pure::check);
     report.check("cargo-deny", deny);
+    report.check("advisories", advisories);
     report.check("lints", || {
         let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         with(environment.as_ref(), |environment| process::run(environment.apply(&mut process::cargo(args))))
@@ -63,16 +64,37 @@ fn with(
     passed()
 }
 
-/// `deny.toml` holds the arrows too, and the licences and sources of all that we build on; the advisory
-/// database is left to a machine that can reach it.
+/// `deny.toml` holds the arrows too, and the licences and sources of all that we build on.
 fn deny() -> Result<Outcome> {
-    let mut probe = Command::new("cargo-deny");
-    probe.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    if !probe.status().is_ok_and(|status| status.success()) {
+    if !has_cargo_deny() {
         return Ok(Outcome::NotRun(
             "cargo-deny is not installed; the arrows above were checked by our own means".to_owned(),
         ));
     }
     process::run(&mut process::cargo(["deny", "check", "bans", "licenses", "sources"]))?;
     passed()
+}
+
+/// What is known of holes in the crates that we build on, by a database that is fetched for it. Without it nothing is
+/// known, which is no reason to pass.
+fn advisories() -> Result<Outcome> {
+    if !has_cargo_deny() {
+        return Ok(Outcome::NotRun(
+            "NOBODY LOOKED FOR KNOWN HOLES: cargo-deny is not installed (`cargo install cargo-deny`)"
+                .to_owned(),
+        ));
+    }
+    if let Err(error) = process::capture(&mut process::cargo(["deny", "fetch", "db"])) {
+        return Ok(Outcome::NotRun(format!(
+            "NOBODY LOOKED FOR KNOWN HOLES: the advisory database is not to be had: {error:#}"
+        )));
+    }
+    process::run(&mut process::cargo(["deny", "check", "--disable-fetch", "advisories"]))?;
+    passed()
+}
+
+fn has_cargo_deny() -> bool {
+    let mut probe = Command::new("cargo-deny");
+    probe.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
 }

@@ -10,6 +10,7 @@ mod openapi;
 mod paths;
 mod process;
 mod report;
+mod sbom;
 mod serve;
 mod setup;
 mod test;
@@ -28,7 +29,7 @@ use crate::trainer::Verb;
     bin_name = "cargo xtask",
     about = "Set up, serve, train, test: every command of this repository",
     after_help = "The first `serve`, `train` or `test` downloads what it needs into the cache folder (about \
-                  24 MB to serve, 545 MB more to train or test) and later ones start at once. Only Linux \
+                  24 MB to serve, 544 MB more to train or test) and later ones start at once. Only Linux \
                   on x86-64 is supported."
 )]
 struct Cli {
@@ -46,13 +47,13 @@ enum Command {
     #[command(after_help = "Arguments go to the server: --port, --models DIR, --device cpu|cuda|auto, …\n\
                             `cargo xtask serve -- --help` lists them all.")]
     Serve(Handed),
-    /// Bring a data set into the form that recipes read
+    /// Read a recipe's images: count them, check every one, and draw a contact sheet
     #[command(after_help = HANDED_TO_TRAINER)]
     Prepare(Handed),
     /// Train a model from a recipe (release build; sets up libtorch first)
     #[command(after_help = HANDED_TO_TRAINER)]
     Train(Handed),
-    /// Draw samples from a checkpoint
+    /// Draw a grid of samples from a run, a checkpoint or another's DiT
     #[command(after_help = HANDED_TO_TRAINER)]
     Sample(Handed),
     /// Measure a checkpoint
@@ -86,6 +87,8 @@ enum Command {
     Soak(Handed),
     /// Rewrite openapi/openapi.json from the running code
     Openapi,
+    /// Print what is in a program, as a CycloneDX bill of materials
+    Sbom(sbom::SbomArgs),
 }
 
 /// The benchmarks.
@@ -131,6 +134,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Soak(handed) => bench::soak(&handed.args),
         Command::Openapi => openapi::run(),
+        Command::Sbom(args) => sbom::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,9 +5,11 @@
 
 mod clients;
 mod compiler;
+mod debian;
 mod download;
 mod install;
-mod pins;
+pub(crate) mod pins;
+mod postgres;
 mod prometheus;
 mod python;
 mod space;
@@ -32,7 +34,7 @@ pub(crate) struct SetupArgs {
     /// Leave out libtorch, which only the trainer needs
     #[arg(long)]
     no_libtorch: bool,
-    /// Also set up the foreign programs of the tests: a Python environment with clients, and Prometheus
+    /// Also set up the foreign programs of the tests: a Python environment with clients, Prometheus, PostgreSQL
     #[arg(long)]
     clients: bool,
     /// Read every library again and compare its digest, instead of its size and time
@@ -53,6 +55,8 @@ pub(crate) enum Need {
     Clients,
     /// Prometheus and `promtool`.
     Prometheus,
+    /// PostgreSQL.
+    Postgres,
 }
 
 /// Variables for child processes, and only for them.
@@ -69,7 +73,7 @@ pub(crate) fn run(args: &SetupArgs) -> Result<()> {
         needs.push(Need::Libtorch);
     }
     if args.clients {
-        needs.extend([Need::Clients, Need::Prometheus]);
+        needs.extend([Need::Clients, Need::Prometheus, Need::Postgres]);
     }
     let environment = ensure_trusting(&needs, trust)?;
     if args.cuda {
@@ -113,6 +117,14 @@ fn ensure_trusting(needs: &[Need], trust: Trust) -> Result<Environment> {
                 // that need it fail, and say so.
                 Err(error) => {
                     eprintln!("note: the tests that need Prometheus will fail: {error:#}");
+                    continue;
+                }
+            },
+            // The same; but those that need it are passed over, and say so.
+            Need::Postgres => match postgres::ensure(&paths::cache()?) {
+                Ok(folder) => ("WINDOWPANE_TEST_POSTGRES", folder),
+                Err(error) => {
+                    eprintln!("note: the tests that need PostgreSQL will be skipped: {error:#}");
                     continue;
                 }
             },

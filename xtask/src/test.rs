@@ -10,7 +10,8 @@ use crate::setup::{self, Environment, Need};
 use crate::{paths, process};
 
 /// All that a test may need.
-pub(crate) const NEEDS: [Need; 4] = [Need::Ort, Need::Libtorch, Need::Clients, Need::Prometheus];
+pub(crate) const NEEDS: [Need; 5] =
+    [Need::Ort, Need::Libtorch, Need::Clients, Need::Prometheus, Need::Postgres];
 
 /// What cargo and the test binaries said that is worth reading twice.
 #[derive(Debug, Default)]

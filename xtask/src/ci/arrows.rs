@@ -13,11 +13,16 @@ struct Arrow {
     reason: &'static str,
 }
 
-const ARROWS: [Arrow; 7] = [
+const ARROWS: [Arrow; 8] = [
     Arrow { package: "tch", from: &["windowpane-trainer"], reason: "only the trainer needs libtorch" },
     Arrow { package: "torch-sys", from: &["tch"], reason: "only the trainer needs libtorch" },
     Arrow { package: "ort", from: &["windowpane-server"], reason: "the trainer proves itself with a golden" },
     Arrow { package: "ort-sys", from: &["ort"], reason: "the trainer proves itself with a golden" },
+    Arrow {
+        package: "sqlx",
+        from: &["windowpane-server", "suite"],
+        reason: "what is kept is the jobs of the server",
+    },
     Arrow { package: "windowpane-trainer", from: &[], reason: "what leaves the trainer is a model package" },
     Arrow {
         package: "windowpane-server",

@@ -282,6 +282,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_the_download_is_its_size() {
+        let bytes: u64 = LIBTORCH.wheels.iter().map(|wheel| wheel.digest.size).sum();
+        let told = format!("{} MB", (bytes + 500_000) / 1_000_000);
+        let readme = include_str!("../../../README.md");
+        assert!(readme.contains(&format!("downloads {told} of it")), "the README does not say {told}");
+        let help = include_str!("../main.rs");
+        assert!(help.contains(&format!("{told} more to train or test")), "the help does not say {told}");
+    }
+
+    #[test]
     fn folders_and_sizes() {
         assert_eq!(LIBTORCH.folder(), "libtorch-2.11.0");
         assert_eq!(ONNXRUNTIME_CUDA.folder(), "onnxruntime-gpu-1.30.0");
