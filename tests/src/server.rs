@@ -230,6 +230,21 @@ impl TestServer {
         }
     }
 
+    /// Waits until something is so, before more than so many calls of the network are counted. A machine that is busy counts
+    /// slowly and may look late, which allows nothing more: a count is read before the look that finds it not so.
+    pub fn until_within(&self, calls: u64, count: impl Fn() -> u64, what: &str, is_so: impl Fn() -> bool) {
+        let (start, first) = (Instant::now(), count());
+        loop {
+            let so_far = count() - first;
+            if is_so() {
+                return;
+            }
+            assert!(so_far <= calls, "{so_far} calls went by and not yet {what}");
+            assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Tells it to leave and waits until it has.
     pub fn leave(self) {
         let Self { stop, serving, .. } = self;
