@@ -71,7 +71,16 @@ class Network:
         parameters = {t.name: t for t in onnx.load(file).graph.initializer if t.name in names}
         self.p = {name: torch.from_numpy(numpy_helper.to_array(t).astype(np.float32)) for name, t in parameters.items()}
         self.grid = (config["height"] // config["patch"], config["width"] // config["patch"])
+        if "pos_embed" not in self.p:
+            self.p["pos_embed"] = self.positions()
         self.masks = [self.mask(window) for window in config["windows"]]
+
+    def positions(self):
+        """The table [1, t, d] of its two halves, a large one being stored so: channels of the column, then of the row."""
+        height, width = self.grid
+        cols, rows = self.p["pos_embed.cols"], self.p["pos_embed.rows"]
+        both = [cols[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)]
+        return torch.cat(both, 2).reshape(1, height * width, -1)
 
     def mask(self, window):
         if window == "global":

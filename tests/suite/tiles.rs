@@ -66,14 +66,16 @@ fn every_tiled_layer_gathers_its_key_patches() {
             let softmax = graph.node(&name("softmax"));
             assert_eq!((softmax.op.as_str(), &softmax.inputs[0]), ("Softmax", &hidden.outputs[0]));
         }
-        // One row of token numbers for each tile: t queries against t + w - 1 keys a side.
-        let tiles = |of: &str, axis: &str, at: usize| {
-            let dims = constants[format!("{shared}.{of}_tokens.{axis}").as_str()];
+        // One row of token numbers for each tile: t queries against t + w - 1 keys a side. Windows share a constant that
+        // both have.
+        let tiles = |of: &str, at: usize| {
+            let node = graph.node(&format!("{shared}.{of}_tokens.sum"));
+            let dims = constants[node.inputs[at].as_str()];
             (dims[at] as usize, dims.iter().product::<i64>() as usize / dims[at] as usize)
         };
-        for (axis, at, t) in [("rows", 0, tile.height), ("cols", 1, tile.width)] {
-            assert_eq!(tiles("query", axis, at), (tokens / t, t), "layer {layer}");
-            assert_eq!(tiles("key", axis, at), (tokens / t, t + w - 1), "layer {layer}");
+        for (at, t) in [(0, tile.height), (1, tile.width)] {
+            assert_eq!(tiles("query", at), (tokens / t, t), "layer {layer}");
+            assert_eq!(tiles("key", at), (tokens / t, t + w - 1), "layer {layer}");
         }
     }
 }

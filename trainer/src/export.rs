@@ -1,7 +1,7 @@
 //! From a checkpoint to a model package: a graph per device, the weights once, a golden, a card and a manifest.
 //!
 //! `dit` mirrors the network as a `graph` of `ops`, with `attention`'s windows realised as `plan` says; `lower`
-//! turns it into `onnx`, with `weights` beside it; `golden` is the proof, computed by the network itself. `eval`
+//! turns it into `onnx`, with `weights` beside it, `positions` among them; `golden` is the proof, computed by the network itself. `eval`
 //! interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,6 @@ use crate::config::{ExportTable, StoredWeights};
 use crate::error::{Error, Result};
 use crate::folder::NewFolder;
 use crate::memory;
-use crate::model::position_table;
 use crate::params::Layout;
 
 pub mod adjoint;
@@ -43,6 +42,7 @@ pub mod onnx;
 pub mod ops;
 mod outer;
 pub mod plan;
+pub mod positions;
 pub mod reference;
 pub mod reopen;
 mod scatter;
@@ -52,6 +52,7 @@ pub mod tangent;
 pub mod weights;
 
 pub use error::ExportError;
+use positions::Positions;
 use shape::Dtype;
 use weights::WeightFile;
 
@@ -132,9 +133,10 @@ pub fn stored_weights(config: &ModelConfig, flat: &Tensor, stored: StoredWeights
     for entry in &layout.entries {
         weights.add(&entry.name, &views[&entry.name], dtype)?;
     }
-    let table = Tensor::from_slice(&position_table(config.grid(), config.hidden));
-    let table = table.f_reshape([1, config.grid().tokens() as i64, config.hidden as i64])?;
-    weights.add("pos_embed", &table, Dtype::F32)?;
+    for (name, shape, values) in &Positions::of(config).tables {
+        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        weights.add(name, &Tensor::from_slice(values).f_reshape(shape)?, Dtype::F32)?;
+    }
     Ok(weights)
 }
 
@@ -239,6 +241,7 @@ fn spec(graph: &graph::Graph, value: &graph::Value) -> TensorSpec {
             Dtype::F32 => TensorType::F32,
             Dtype::F16 => TensorType::F16,
             Dtype::I64 => TensorType::I64,
+            Dtype::I32 => unreachable!("indices are known at export, and no ports: this is a bug"),
         },
         shape: value.ty.shape.dims().iter().map(dim).collect(),
     }
@@ -468,6 +471,11 @@ mod tests {
             // Six parts of each block's modulation are one Split each, and the final layer's two.
             assert_eq!((count("Split"), count("Slice")), (3, 0));
             assert!(proto.node.iter().any(|n| n.name.as_deref() == Some("blocks.1.attn.softmax")));
+            // No constant is written twice.
+            let constants = proto.initializer.iter().filter(|t| t.raw_data.is_some());
+            let contents: Vec<_> = constants.map(|t| (t.data_type, &t.dims, &t.raw_data)).collect();
+            let distinct: std::collections::HashSet<_> = contents.iter().collect();
+            assert_eq!(distinct.len(), contents.len());
             // Every name that is read has been written before.
             let mut known: std::collections::HashSet<&String> =
                 proto.initializer.iter().filter_map(|t| t.name.as_ref()).collect();

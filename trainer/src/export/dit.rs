@@ -10,6 +10,7 @@ use super::ExportError;
 use super::attention::{Attended, Heads, WindowValues};
 use super::graph::{Graph, GraphError, ValueId};
 use super::ops::Op;
+use super::positions::Positions;
 use super::shape::{Dim, Dtype, Shape, Type};
 use crate::error::Result;
 use crate::model::timestep_frequencies;
@@ -107,7 +108,7 @@ impl Dit<'_> {
         let bias = self.parameter("x_embedder.proj.bias", &[d])?;
         let x = self.add("x_embedder.proj", Op::Gemm { transpose_b: true }, &[x, weight, bias])?;
         let x = self.tokens("x_embedder", x, d)?; // [n, t, d]
-        let positions = self.parameter("pos_embed", &[1, grid.tokens(), d])?;
+        let positions = Positions::of(self.config).append(&mut self.graph, self.heads.dtype)?; // [1, t, d]
         self.add("x_embedder.positions", Op::Add, &[x, positions])
     }
 
@@ -292,7 +293,7 @@ pub(crate) mod tests {
 
     use super::super::eval::evaluate;
     use super::*;
-    use crate::model::{Geometry, position_table};
+    use crate::model::Geometry;
     use crate::params::Layout;
 
     /// Parameters without a zero among them, so that every path through the network counts. `[parameters]`
@@ -304,9 +305,10 @@ pub(crate) mod tests {
     /// Parameters and position table by name.
     pub(crate) fn by_name(config: &ModelConfig, flat: &Tensor) -> HashMap<String, Tensor> {
         let mut all = Layout::of(config).views(flat);
-        let table = position_table(config.grid(), config.hidden);
-        let shape = [1, config.grid().tokens() as i64, config.hidden as i64];
-        all.insert("pos_embed".to_owned(), Tensor::from_slice(&table).view(shape));
+        for (name, shape, values) in &Positions::of(config).tables {
+            let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+            all.insert((*name).to_owned(), Tensor::from_slice(values).view(&shape[..]));
+        }
         all
     }
 

@@ -25,7 +25,7 @@ pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Result<Vec<Te
                 Tensor::from_slice(data).f_reshape(sizes(&value.ty.shape))?.f_to_kind(kind(value.ty.dtype))?
             }
             Source::Constant(Data::Int(data)) => {
-                Tensor::from_slice(data).f_reshape(sizes(&value.ty.shape))?
+                Tensor::from_slice(data).f_reshape(sizes(&value.ty.shape))?.f_to_kind(kind(value.ty.dtype))?
             }
             Source::Node { op, inputs } => {
                 let inputs: Vec<&Tensor> = inputs.iter().map(|id| &values[id]).collect();
@@ -107,6 +107,7 @@ fn kind(dtype: Dtype) -> Kind {
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
         Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
     }
 }
 

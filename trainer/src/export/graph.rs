@@ -146,9 +146,9 @@ impl Graph {
         self.push(name, ty, Source::Constant(Data::Float(data)))
     }
 
-    /// Appends a constant of indices.
+    /// Appends a constant of indices. Their type holds two thousand million: memory ends long before.
     pub fn indices(&mut self, name: &str, shape: &[usize], data: Vec<i64>) -> Result<ValueId, GraphError> {
-        let ty = Type::new(Dtype::I64, Shape::new(shape.iter().copied()));
+        let ty = Type::new(Dtype::I32, Shape::new(shape.iter().copied()));
         if ty.shape.volume() != (data.len(), 0) {
             let (node, elements) = (name.to_owned(), data.len());
             return Err(GraphError::ConstantSize { node, elements, ty: ty.to_string() });
@@ -238,9 +238,7 @@ impl Graph {
         match &value.source {
             Source::Constant(Data::Int(data)) => Some(data.clone()),
             Source::Node { op: Op::Reshape(_), inputs } => self.known_indices(inputs[0]),
-            Source::Node { op: op @ (Op::Add | Op::Mul | Op::Min), inputs }
-                if value.ty.dtype == Dtype::I64 =>
-            {
+            Source::Node { op: op @ (Op::Add | Op::Mul | Op::Min), inputs } if !value.ty.dtype.is_float() => {
                 let (a, b) = (self.known_indices(inputs[0])?, self.known_indices(inputs[1])?);
                 let (shape, a_dims, b_dims) = (dims(id)?, dims(inputs[0])?, dims(inputs[1])?);
                 let combine = |a: i64, b: i64| match op {
@@ -334,7 +332,7 @@ mod tests {
         let scale = graph.indices("scale", &[], vec![2]).unwrap();
         let scaled = graph.add("scaled", Op::Mul, &[flat, scale]).unwrap();
         assert_eq!(graph.known_indices(scaled), Some(vec![2, 4, 6, 22, 24, 26]));
-        let given = graph.input("y", Type::new(Dtype::I64, Shape::new([6]))).unwrap();
+        let given = graph.input("y", Type::new(Dtype::I32, Shape::new([6]))).unwrap();
         let unknown = graph.add("unknown", Op::Add, &[flat, given]).unwrap();
         assert_eq!(graph.known_indices(unknown), None);
     }

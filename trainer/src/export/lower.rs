@@ -2,8 +2,10 @@
 //!
 //! Twenty is the first set with `Gelu`'s tanh form, and ONNX Runtime runs every operation used here on CPU and
 //! CUDA. A value's name is the name of its node and of the node's output, so a graph opened in Netron reads like the model.
+//! Constants of one content are written once, under the first one's name: a graph has hundreds of small ones, and few that
+//! differ.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use windowpane_diffusion::manifest::WEIGHTS_FILE;
 
@@ -26,8 +28,15 @@ const IR_VERSION: i64 = 9;
 /// The ONNX model of `graph`, its parameters pointing into the weights file. Only what outputs need is written;
 /// inputs are always kept. Errors: a parameter that the weights lack or hold in another shape.
 pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Result<ModelProto> {
-    let mut lowering =
-        Lowering { graph, weights, live: graph.live(), proto: GraphProto::default(), done: HashSet::new() };
+    let mut lowering = Lowering {
+        graph,
+        weights,
+        live: graph.live(),
+        proto: GraphProto::default(),
+        split: HashSet::new(),
+        constants: HashMap::new(),
+        shared: HashMap::new(),
+    };
     for (id, value) in graph.values() {
         if lowering.live.contains(&id) {
             lowering.value(id, value)?;
@@ -52,8 +61,12 @@ struct Lowering<'a> {
     weights: &'a WeightFile,
     live: HashSet<ValueId>,
     proto: GraphProto,
-    /// Slices already written as outputs of a Split, and shared constants already written.
-    done: HashSet<String>,
+    /// Slices already written as outputs of a Split.
+    split: HashSet<String>,
+    /// Names of the constants already written, by element type, shape and bytes.
+    constants: HashMap<(i32, Vec<i64>, Vec<u8>), String>,
+    /// Under which names the graph's own constants are written.
+    shared: HashMap<ValueId, String>,
 }
 
 // === impl Lowering ===
@@ -65,7 +78,8 @@ impl Lowering<'_> {
             Source::Parameter => self.parameter(value)?,
             Source::Constant(data) => {
                 let shape: Vec<i64> = value.ty.shape.dims().iter().map(|&dim| size(dim)).collect();
-                self.constant(&value.name, value.ty.dtype, shape, data);
+                let name = self.constant(&value.name, value.ty.dtype, shape, data);
+                self.shared.insert(id, name);
             }
             Source::Node { op, inputs } => self.operation(id, value, op, inputs)?,
         }
@@ -156,7 +170,7 @@ impl Lowering<'_> {
                 return Ok(());
             }
             Op::Sum { axis } => {
-                inputs.push(self.integers(name, "axes", vec![*axis as i64]));
+                inputs.push(self.integers(vec![*axis as i64]));
                 attributes.push(AttributeProto::int("keepdims", 1));
                 "ReduceSum"
             }
@@ -170,11 +184,7 @@ impl Lowering<'_> {
                 "ConvTranspose"
             }
             Op::Reshape(shape) => {
-                inputs.push(self.integers(
-                    name,
-                    "shape",
-                    shape.dims().iter().map(|&dim| size(dim)).collect(),
-                ));
+                inputs.push(self.integers(shape.dims().iter().map(|&dim| size(dim)).collect()));
                 "Reshape"
             }
             Op::Transpose(perm) => {
@@ -186,19 +196,18 @@ impl Lowering<'_> {
                 "Gather"
             }
             Op::Slice { axis, start, len } => {
-                if self.done.contains(name) || self.split(ids[0], *axis, &inputs[0]) {
+                if self.split.contains(name) || self.split(ids[0], *axis, &inputs[0]) {
                     return Ok(());
                 }
-                for (part, at) in [("starts", *start), ("ends", start + len), ("axes", *axis)] {
-                    inputs.push(self.integers(name, part, vec![at as i64]));
-                }
+                // First, behind the last, axis.
+                inputs.extend([*start, start + len, *axis].map(|at| self.integers(vec![at as i64])));
                 "Slice"
             }
             Op::Pad { axis, before, after } => {
                 let rank = value.ty.shape.rank();
                 let mut pads = vec![0; 2 * rank];
                 (pads[*axis], pads[rank + axis]) = (*before as i64, *after as i64);
-                inputs.push(self.integers(name, "pads", pads));
+                inputs.push(self.integers(pads));
                 "Pad"
             }
             Op::Concat { axis } => {
@@ -236,9 +245,9 @@ impl Lowering<'_> {
         }
         let lengths = parts.iter().map(|&(_, len, _)| len as i64).collect();
         let output: Vec<String> = parts.iter().map(|&(_, _, name)| name.to_owned()).collect();
-        self.done.extend(output.iter().cloned());
+        self.split.extend(output.iter().cloned());
         let name = format!("{input}.split");
-        let lengths = self.integers(&name, "lengths", lengths);
+        let lengths = self.integers(lengths);
         self.proto.node.push(NodeProto {
             input: vec![input.to_owned(), lengths],
             output,
@@ -258,35 +267,42 @@ impl Lowering<'_> {
         output
     }
 
-    /// LayerNormalization wants a scale; ours is one. Layers of one width share it.
+    /// LayerNormalization wants a scale; ours is one.
     fn ones_for(&mut self, normalised: ValueId) -> String {
         let value = self.graph.value(normalised);
         let width = value.ty.shape.dims().last().map_or(1, |&dim| size(dim));
         let name = format!("layer_norm.scale.{}.{width}", value.ty.dtype);
-        if self.done.insert(name.clone()) {
-            self.constant(&name, value.ty.dtype, vec![width], &Data::Float(vec![1.0; width as usize]));
-        }
-        name
+        self.constant(&name, value.ty.dtype, vec![width], &Data::Float(vec![1.0; width as usize]))
     }
 
-    fn integers(&mut self, node: &str, part: &str, values: Vec<i64>) -> String {
-        let name = format!("{node}.{part}");
-        self.constant(&name, Dtype::I64, vec![values.len() as i64], &Data::Int(values));
-        name
+    /// A list that says how an operation moves things: a shape, axes, lengths. It is named after its values.
+    fn integers(&mut self, values: Vec<i64>) -> String {
+        let name: String = values.iter().map(|value| format!(".{value}")).collect();
+        self.constant(&format!("integers{name}"), Dtype::I64, vec![values.len() as i64], &Data::Int(values))
     }
 
-    fn constant(&mut self, name: &str, dtype: Dtype, dims: Vec<i64>, data: &Data) {
+    /// Writes a constant, or finds it written: the name under which it is.
+    fn constant(&mut self, name: &str, dtype: Dtype, dims: Vec<i64>, data: &Data) -> String {
         let raw = match data {
             Data::Float(values) => bytes(values, dtype),
+            Data::Int(values) if dtype == Dtype::I32 => {
+                values.iter().flat_map(|&v| (v as i32).to_le_bytes()).collect()
+            }
             Data::Int(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
+        let content = (data_type(dtype), dims, raw);
+        if let Some(known) = self.constants.get(&content) {
+            return known.clone();
+        }
         self.proto.initializer.push(TensorProto {
-            dims,
-            data_type: Some(data_type(dtype)),
+            dims: content.1.clone(),
+            data_type: Some(content.0),
             name: Some(name.to_owned()),
-            raw_data: Some(raw),
+            raw_data: Some(content.2.clone()),
             ..TensorProto::default()
         });
+        self.constants.insert(content, name.to_owned());
+        name.to_owned()
     }
 
     fn push(&mut self, name: &str, op_type: &str, input: Vec<String>, attribute: Vec<AttributeProto>) {
@@ -297,6 +313,9 @@ impl Lowering<'_> {
 
     /// The name under which nodes read a value.
     fn read_name(&self, id: ValueId) -> Result<String> {
+        if let Some(shared) = self.shared.get(&id) {
+            return Ok(shared.clone());
+        }
         let value = self.graph.value(id);
         let cast =
             value.source == Source::Parameter && self.weights.get(&value.name)?.dtype != value.ty.dtype;
@@ -313,6 +332,7 @@ fn data_type(dtype: Dtype) -> i32 {
         Dtype::F32 => onnx::FLOAT,
         Dtype::F16 => onnx::FLOAT16,
         Dtype::I64 => onnx::INT64,
+        Dtype::I32 => onnx::INT32,
     }
 }
 

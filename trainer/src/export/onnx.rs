@@ -188,6 +188,8 @@ pub struct DimensionProto {
 /// `TensorProto.DataType`.
 pub(super) const FLOAT: i32 = 1;
 /// See [`FLOAT`].
+pub(super) const INT32: i32 = 6;
+/// See [`FLOAT`].
 pub(super) const INT64: i32 = 7;
 /// See [`FLOAT`].
 pub(super) const FLOAT16: i32 = 10;

@@ -126,8 +126,8 @@ impl Op {
             Self::Min => {
                 let [a, b] = exactly(inputs)?;
                 let shape =
-                    a.shape.broadcast(&b.shape).filter(|_| [a, b].iter().all(|ty| ty.dtype == Dtype::I64));
-                Ok(Type::new(Dtype::I64, shape.ok_or("indices whose shapes broadcast")?))
+                    a.shape.broadcast(&b.shape).filter(|_| [a, b].iter().all(|ty| ty.dtype == Dtype::I32));
+                Ok(Type::new(Dtype::I32, shape.ok_or("indices whose shapes broadcast")?))
             }
             Self::Sigmoid | Self::Gelu | Self::Sin | Self::Cos => {
                 let [x] = exactly(inputs)?;
@@ -168,8 +168,8 @@ impl Op {
             Self::Gather { axis } => {
                 let [data, index] = exactly(inputs)?;
                 accept(
-                    *axis < data.shape.rank() && index.dtype == Dtype::I64,
-                    "an axis of the data and i64",
+                    *axis < data.shape.rank() && !index.dtype.is_float(),
+                    "an axis of the data and integers",
                 )?;
                 Ok(Type::new(data.dtype, data.shape.replaced(*axis, index.shape.dims())))
             }
@@ -371,6 +371,8 @@ mod tests {
     fn a_gather_puts_the_indices_shape_in_the_axis() {
         let index = Type::new(Dtype::I64, Shape::new([5, 6]));
         assert_eq!(Op::Gather { axis: 1 }.infer(&[&ty(&[9, 2]), &index]), Ok(ty(&[5, 6, 2])));
+        let known = Type::new(Dtype::I32, Shape::new([5, 6]));
+        assert_eq!(Op::Gather { axis: 1 }.infer(&[&ty(&[9, 2]), &known]), Ok(ty(&[5, 6, 2])));
         assert!(Op::Gather { axis: 3 }.infer(&[&ty(&[9, 2]), &index]).is_err());
         assert!(Op::Gather { axis: 1 }.infer(&[&ty(&[9, 2]), &ty(&[5])]).is_err());
     }
@@ -381,7 +383,7 @@ mod tests {
         assert!(Op::Add.infer(&[&ty(&[2]), &half]).is_err());
         assert!(Op::Sigmoid.infer(&[&Type::new(Dtype::I64, Shape::new([2]))]).is_err());
         assert!(Op::Mul.infer(&[&ty(&[2])]).is_err());
-        let index = |dims: [usize; 2]| Type::new(Dtype::I64, Shape::new(dims));
+        let index = |dims: [usize; 2]| Type::new(Dtype::I32, Shape::new(dims));
         assert_eq!(Op::Min.infer(&[&index([3, 1]), &index([1, 4])]), Ok(index([3, 4])));
         assert!(Op::Min.infer(&[&ty(&[2]), &ty(&[2])]).is_err());
     }

@@ -68,7 +68,7 @@ impl Scatters {
             [part] => part,
             _ => builder.add(name, "collected", Op::Concat { axis }, &parts)?,
         };
-        let places = self.places(builder, name, rows, collected)?;
+        let places = self.places(builder, rows, collected)?;
         let all = if places.is_ragged {
             builder.add(name, "collected.zero", Op::Pad { axis, before: 0, after: 1 }, &[all])?
         } else {
@@ -97,7 +97,6 @@ impl Scatters {
     fn places(
         &mut self,
         builder: &mut Builder<'_>,
-        name: &str,
         rows: usize,
         collected: &[Collected],
     ) -> Result<Places, ExportError> {
@@ -112,6 +111,8 @@ impl Scatters {
             sums.ok_or_else(|| refused("a Gather whose indices are not known at export".to_owned()))?;
         let inverse = Inverse::of(rows, &sums)
             .map_err(|row| refused(format!("a Gather of row {row} of {rows}, counted from 0,")))?;
+        // Layers share them: they are named after none.
+        let name = format!("scatter.{}", self.0.len());
         let none = builder.graph.indices(&format!("{name}.none"), &[], vec![inverse.places])?;
         let mut places = Places { runs: Vec::new(), digits: inverse.upper.len() + 1, is_ragged: false };
         for (r, run) in inverse.runs.iter().enumerate() {

@@ -10,8 +10,10 @@ pub enum Dtype {
     F32,
     /// 16-bit float.
     F16,
-    /// 64-bit integer: labels and indices.
+    /// 64-bit integer: labels.
     I64,
+    /// 32-bit integer: indices that are known at export, which are half of a graph's constants.
+    I32,
 }
 
 /// One dimension.
@@ -41,7 +43,7 @@ pub struct Type {
 impl Dtype {
     /// Whether values of this type are real numbers, on which arithmetic is defined.
     pub fn is_float(self) -> bool {
-        self != Self::I64
+        matches!(self, Self::F32 | Self::F16)
     }
 }
 
@@ -51,6 +53,7 @@ impl fmt::Display for Dtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::I64 => "i64",
+            Self::I32 => "i32",
         })
     }
 }
