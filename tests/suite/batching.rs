@@ -9,6 +9,7 @@ use suite::{Package, Random, TestServer};
 use tokio::time::{sleep, timeout};
 use windowpane_diffusion::{Sampler, TimeGrid};
 use windowpane_server::Config;
+use windowpane_server::batcher::Scheduling;
 
 /// Requests whose pictures are known from when they were alone.
 const KNOWN: usize = 12;
@@ -129,6 +130,9 @@ fn where_bits_depend_on_the_batch_a_request_may_insist_on_one_size() {
         })
     };
     let alone = server.generate(&body(true)).ok();
+    // Beside its one row five of padding, in each of four steps.
+    let padding = server.app().metrics().padding.with_label_values(&["tiny"]);
+    assert_eq!(padding.get(), 20);
     assert!(alone.header("x-determinism").starts_with("tolerance "), "{}", alone.header("x-determinism"));
     assert_ne!(alone.file(0), server.generate(&body(false)).ok().file(0), "its size is not to be seen");
     for company in [1, 3, 5, 9] {
@@ -153,6 +157,31 @@ fn two_servers_draw_the_same_picture() {
         assert_eq!(a.file(i), b.file(i), "image {i}");
     }
     other.leave();
+}
+
+/// Those that the benchmark compares with draw the same images as ours.
+#[test]
+fn the_images_are_the_same_whatever_the_scheduling() {
+    let shared = TestServer::shared();
+    let body = |seed: u64| {
+        json!({
+            "prompt": "ring", "seed": seed, "steps": 10, "sampler": "heun", "guidance_scale": 2,
+            "output_format": "npy",
+        })
+    };
+    // All values of all six.
+    let expected: Vec<_> = (1..7).map(|seed| shared.generate(&body(seed)).ok().file(0)).collect();
+    for scheduling in
+        [Scheduling::Continuous, Scheduling::Serial, Scheduling::Request { delay: Duration::from_millis(5) }]
+    {
+        let server = TestServer::leaked(Config { scheduling, ..TestServer::config() });
+        let asked: Vec<_> =
+            (1..7).map(|seed| server.spawn(server.answer(server.post(body(seed).to_string())))).collect();
+        for (task, expected) in asked.into_iter().zip(&expected) {
+            let file = server.block_on(task).unwrap().ok().file(0);
+            assert!(file == *expected, "{scheduling:?}");
+        }
+    }
 }
 
 #[test]

@@ -1,15 +1,15 @@
-//! The worker around the fake network: reproducibility in company, and what a failure costs.
+//! The worker around the fake network: who shares a tick with whom, what a failure costs, and how work ends. What the
+//! images are is tested on a real one, in `server/tests/batcher.rs` and in the suite.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use proptest::prelude::*;
 use windowpane_diffusion::{Sampler, SolverConfig, TimeGrid};
 
 use super::*;
 use crate::config::Config;
-use crate::engine::fake::{FakeDenoiser, Faults, Gate};
-use crate::engine::{Denoiser, StepBatch};
+use crate::engine::StepBatch;
+use crate::engine::fake::{Faults, Gate};
 use crate::model::Model;
 use crate::sampler::{Evaluate, Trajectory};
 use crate::spec::SampleSpec;
@@ -84,68 +84,6 @@ fn gated(max_backlog: u64, gate: &Gate) -> (Model, Metrics) {
     let max_backlog = Duration::from_secs(max_backlog);
     let (config, metrics) = (Config { max_rows: 16, max_backlog, ..Config::default() }, Metrics::new());
     (Model::fake(manifest("shoes", &CLASSES), faults, &config, &metrics).unwrap(), metrics)
-}
-
-#[test]
-fn an_image_of_the_class_comes_out() {
-    let (model, metrics) = model(32, Faults::default());
-    let spec = spec(&model, Sampler::Ddim, 20, 1.0, 1);
-    let image = sample(&model, &spec, &[5]).unwrap().remove(0);
-    // The fake's images are its class's mean give or take 0.05.
-    let fake = crate::engine::fake::FakeDenoiser::new(model.card.schedule.clone(), 1, 3);
-    for (i, value) in image.values.iter().enumerate() {
-        assert!((f64::from(*value) - fake.mean(1, i)).abs() < 0.3, "{i}: {value}");
-    }
-    assert_eq!(metrics.steps.with_label_values(&["shoes"]).get(), 20);
-    assert_eq!(metrics.images.with_label_values(&["shoes"]).get(), 1);
-    assert_eq!(metrics.small_ticks.with_label_values(&["shoes", "demand"]).get(), 20);
-    assert_eq!((model.batcher.standing().rows, model.batcher.images()), (0, 0));
-}
-
-#[test]
-fn image_i_is_the_single_image_of_seed_plus_i() {
-    let (model, _) = model(5, Faults::default());
-    let spec = spec(&model, Sampler::EulerAncestral, 6, 3.0, 0);
-    let together = sample(&model, &spec, &[10, 11, 12, 13]).unwrap();
-    for image in together {
-        let alone = sample(&model, &spec, &[image.seed]).unwrap().remove(0);
-        assert_eq!(alone.values, image.values, "seed {}", image.seed);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    /// Random company: other samplers, steps, guidance, classes and seeds, of which some leave early; ticks too small
-    /// for all. Every image that is waited for has the bits it has alone.
-    #[test]
-    fn company_changes_no_bit(
-        requests in prop::collection::vec(
-            (0..6usize, 1..12usize, 0..2u8, 0..3usize, 0..1000u64, 1..4u64, prop::bool::weighted(0.2)), 1..12),
-        max_rows in 2..12usize,
-    ) {
-        let (crowded, _) = model(max_rows, Faults::default());
-        let (quiet, _) = model(32, Faults::default());
-        block_on(async {
-            let mut waiting = Vec::new();
-            for &(sampler, steps, guided, class, seed, n, leaves) in &requests {
-                let guidance = if guided == 1 { 2.5 } else { 1.0 };
-                let spec = spec(&crowded, Sampler::ALL[sampler], steps, guidance, class);
-                let seeds: Vec<u64> = (seed..seed + n).collect();
-                let ticket = submit(&crowded, &spec, &seeds).unwrap();
-                if !leaves {
-                    waiting.push((spec, ticket));
-                }
-            }
-            for (spec, ticket) in waiting {
-                for image in ticket.finish().await.unwrap() {
-                    let alone = submit(&quiet, &spec, &[image.seed]).unwrap().finish().await.unwrap();
-                    prop_assert_eq!(&alone[0].values, &image.values);
-                }
-            }
-            Ok(())
-        })?;
-    }
 }
 
 #[test]
@@ -258,93 +196,6 @@ fn who_leaves_frees_the_rows() {
     });
     assert_eq!(model.batcher.images(), 0);
     assert_eq!(metrics.cancellations.with_label_values(&["shoes", "disconnect"]).get(), 50);
-}
-
-#[test]
-fn who_watches_sees_the_steps() {
-    let (model, _) = model(8, Faults::default());
-    let spec = spec(&model, Sampler::Heun, 6, 2.0, 1);
-    let unit = Trajectory::new(Arc::clone(&spec), 7, model.batcher.elements()).watch(Arc::new([0, 4, 10]));
-    let mut ticket = model
-        .batcher
-        .submit(Request { units: vec![Unit::Sample(unit)], ..request(&model, &spec, &[7]) })
-        .unwrap();
-    let (mut seen, mut last) = (Vec::new(), None);
-    while let Some(event) = block_on(ticket.next()) {
-        match event.unwrap() {
-            Event::Frame { unit: 0, frame } => seen.push((frame.evaluation, frame.step, frame)),
-            Event::Frame { .. } => panic!("one image has frames of position 0"),
-            Event::Done { unit, sample } => last = Some((unit, sample)),
-        }
-    }
-    assert_eq!(seen.iter().map(|&(e, s, _)| (e, s)).collect::<Vec<_>>(), [(0, 0), (4, 2), (10, 5)]);
-    let (position, sample) = last.unwrap();
-    // The last evaluation's x is the image.
-    assert_eq!((position, &sample.values), (0, &seen[2].2.x));
-    assert_eq!(seen[2].2.x0.len(), sample.values.len());
-}
-
-#[test]
-fn a_given_beginning_and_a_row_that_is_only_evaluated() {
-    let (model, _) = model(8, Faults::default());
-    let spec = spec(&model, Sampler::Ddim, 6, 2.0, 1);
-    let elements = model.batcher.elements();
-    let noise = windowpane_diffusion::noise::normal(7, windowpane_diffusion::noise::INITIAL, elements);
-    let units = vec![
-        Unit::Sample(Trajectory::new(Arc::clone(&spec), 7, elements)),
-        Unit::Sample(Trajectory::new(Arc::clone(&spec), 7, elements).from_x(noise.clone())),
-        Unit::Evaluate(Evaluate::new(noise.clone(), 5.5, 1)),
-    ];
-    let request = Request { units, ..request(&model, &spec, &[7]) };
-    let samples = block_on(model.batcher.submit(request).unwrap().finish()).unwrap();
-    assert_eq!(samples[0].values, samples[1].values);
-    let mut fake = FakeDenoiser::new(model.card.schedule.clone(), 1, 3);
-    let (mut batch, mut expected) = (StepBatch::new(model.card.shape()), Vec::new());
-    batch.push(&noise, 5.5, 1);
-    fake.denoise(&batch, &mut expected).unwrap();
-    assert_eq!(samples[2].values, expected);
-}
-
-/// A network whose bits depend on the batch's size: only a request that insists gets the same bits in any company.
-#[test]
-fn a_request_that_insists_is_held_to_one_bucket() {
-    let (model, metrics) = model(8, Faults { sized: true, ..Faults::default() });
-    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
-    let insisting = |seed| Request { reproducible: true, ..request(&model, &spec, &[seed]) };
-    block_on(async {
-        let alone = model.batcher.submit(insisting(1)).unwrap().finish().await.unwrap();
-        assert!(metrics.padding.with_label_values(&["shoes"]).get() >= 70);
-        let free = submit(&model, &spec, &[1]).unwrap().finish().await.unwrap();
-        assert_ne!(alone[0].values, free[0].values, "the fake is not sized");
-        for company in [1, 3, 6, 20] {
-            let others = submit(&model, &spec, &(100..100 + company).collect::<Vec<_>>()).unwrap();
-            let again = model.batcher.submit(insisting(1)).unwrap().finish().await.unwrap();
-            assert_eq!(alone[0].values, again[0].values, "{company}");
-            others.finish().await.unwrap();
-        }
-    });
-}
-
-#[test]
-fn the_baselines_give_the_same_images() {
-    let (ours, _) = model(8, Faults::default());
-    let spec = spec(&ours, Sampler::Heun, 10, 2.0, 0);
-    let expected = sample(&ours, &spec, &[1, 2, 3, 4, 5, 6]).unwrap();
-    for scheduling in [Scheduling::Serial, Scheduling::Request { delay: Duration::from_millis(5) }] {
-        let config = Config { max_rows: 8, scheduling, ..Config::default() };
-        let model =
-            Model::fake(manifest("shoes", &CLASSES), Faults::default(), &config, &Metrics::new()).unwrap();
-        let samples = block_on(async {
-            let tickets: Vec<_> = (1..7).map(|seed| submit(&model, &spec, &[seed]).unwrap()).collect();
-            let mut samples = Vec::new();
-            for ticket in tickets {
-                samples.extend(ticket.finish().await.unwrap());
-            }
-            samples
-        });
-        let values = |samples: &[Sample]| samples.iter().map(|s| s.values.clone()).collect::<Vec<_>>();
-        assert_eq!(values(&samples), values(&expected), "{scheduling:?}");
-    }
 }
 
 #[test]

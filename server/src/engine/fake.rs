@@ -42,8 +42,6 @@ pub struct Faults {
     pub delay: Duration,
     /// and so much longer for each row.
     pub row_delay: Duration,
-    /// Every value depends, in its last bits, on the size of the batch.
-    pub sized: bool,
     /// Every call waits while it is closed.
     pub gate: Gate,
     /// What goes wrong with the insides.
@@ -77,14 +75,8 @@ impl FakeDenoiser {
 
     /// What would be measured of its bits.
     pub fn determinism(&self, max_rows: usize) -> Determinism {
-        let batch_sizes = vec![1, 8, max_rows];
-        if self.faults.sized {
-            let (class, pinned_rows) = (DeterminismClass::Tolerance, Some(max_rows));
-            Determinism { class, relative_difference: 1e-6, batch_sizes, pinned_rows }
-        } else {
-            let class = DeterminismClass::Bitwise;
-            Determinism { class, relative_difference: 0.0, batch_sizes, pinned_rows: None }
-        }
+        let (class, batch_sizes) = (DeterminismClass::Bitwise, vec![1, 8, max_rows]);
+        Determinism { class, relative_difference: 0.0, batch_sizes, pinned_rows: None }
     }
 
     /// The mean of class `y`'s images at pixel `i`: a stripe pattern of its own; grey for the null class.
@@ -170,9 +162,6 @@ impl Denoiser for FakeDenoiser {
                 let noise =
                     sigma * (f64::from(x) - alpha * self.mean(y, i)) / (bar * SPREAD * SPREAD + 1.0 - bar);
                 *value = noise as f32;
-            }
-            if self.faults.sized {
-                answer.iter_mut().for_each(|value| *value *= 1.0 + batch.rows() as f32 * f32::EPSILON);
             }
             if self.faults.nan_for == Some(y) {
                 answer[0] = f32::NAN;
