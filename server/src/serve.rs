@@ -192,6 +192,3 @@ impl Door {
         });
     }
 }
-
-#[cfg(test)]
-mod tests;

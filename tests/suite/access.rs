@@ -1,14 +1,15 @@
 //! Who may do what: every route of the document, without a key, with a wrong one, and with every role; and a file of
-//! keys that changes under way.
+//! keys that changes under way. And which pages a browser lets call it.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use suite::{IMAGES, TestServer, sha256};
+use suite::{Answer, IMAGES, TestServer, sha256};
 use windowpane_server::Config;
 use windowpane_server::access::{Need, need};
 use windowpane_server::keys::{Keys, Role};
+use windowpane_server::middleware::cors::Cors;
 
 const ROLES: [(&str, Role); 3] =
     [("generate", Role::Generate), ("analyse", Role::Analyse), ("admin", Role::Admin)];
@@ -126,6 +127,65 @@ fn without_a_file_of_keys_everything_is_open_but_what_an_administrator_does() {
         let admin = need(&method.parse().unwrap(), &pattern) == Need::Key(Role::Admin);
         assert_eq!(status == 403, admin, "{method} {path}: {status}");
         assert_ne!(status, 401, "{method} {path}");
+    }
+    for verb in ["load", "unload"] {
+        let path = format!("/v2/repository/models/tiny/{verb}");
+        let answer = server.send(server.request("POST", &path).body("{}"));
+        assert!(
+            answer.status == 403 && answer.json()["error"].as_str().unwrap().contains("--keys"),
+            "{answer:?}"
+        );
+    }
+}
+
+/// A server that pages of this origin may call, or of none.
+fn open_to(origin: Option<&str>) -> TestServer {
+    let list: Vec<String> = origin.into_iter().map(str::to_owned).collect();
+    let cors = Cors::of(&list).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+    TestServer::start(Config { cors, ..TestServer::config() })
+}
+
+#[test]
+fn a_page_may_ask_for_every_method_of_a_route_and_every_header() {
+    let server = open_to(Some("https://a.example"));
+    let named = "authorization,content-type,idempotency-key,if-range,last-event-id,prefer,range,traceparent,\
+                 x-api-key,x-request-id,x-request-timeout-ms";
+    for (method, path) in
+        [("GET", "/v1/models"), ("POST", IMAGES), ("PUT", "/v1/jobs/mine"), ("DELETE", "/v1/jobs/mine")]
+    {
+        let request = server
+            .request("OPTIONS", path)
+            .header("origin", "https://a.example")
+            .header("access-control-request-method", method)
+            .header("access-control-request-headers", named);
+        let answer = server.send(request).ok();
+        let mut methods = answer.header("access-control-allow-methods").split(',');
+        assert!(methods.any(|allowed| allowed == method), "{method}");
+        assert_eq!(answer.header("access-control-allow-headers"), named);
+    }
+}
+
+#[test]
+fn only_pages_of_named_origins_may_call_and_errors_are_theirs_to_read() {
+    let (open, closed) = (open_to(Some("https://a.example")), open_to(None));
+    let ask = |server: &TestServer, method: &str, origin: &str| {
+        let request = server.request(method, IMAGES).header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        server.send(request.header("access-control-request-headers", "authorization,content-type"))
+    };
+    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
+    let answer = ask(&open, "OPTIONS", "https://a.example").ok();
+    assert_eq!(allowed(&answer), "https://a.example");
+    assert_eq!(answer.header("access-control-allow-headers"), "authorization,content-type");
+    // An error, too.
+    let answer = ask(&open, "POST", "https://a.example");
+    answer.refused(415, "unsupported_media_type", None);
+    assert_eq!(allowed(&answer), "https://a.example");
+    assert_eq!(answer.header("access-control-expose-headers"), "*");
+    for (server, origin) in [(&open, "https://b.example"), (&closed, "https://a.example")] {
+        for method in ["OPTIONS", "POST"] {
+            assert_eq!(allowed(&ask(server, method, origin)), "", "{method} {origin}");
+        }
     }
 }
 

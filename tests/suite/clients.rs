@@ -1,12 +1,15 @@
-//! Clients that leave, and clients that are slow: neither costs the others anything.
+//! Clients that leave, clients that are slow, and clients that change their mind: none costs the others anything, and none
+//! gets what is another's.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use suite::{IMAGES, TestServer};
 use windowpane_server::Config;
+use windowpane_server::batcher::Caller;
 
 /// Opens a connection of its own and writes this.
 fn open(server: &TestServer, text: &str) -> TcpStream {
@@ -148,4 +151,119 @@ fn who_takes_a_large_answer_slowly_keeps_no_small_one_waiting() {
     slow.read_to_end(&mut Vec::new()).unwrap();
     server.until("it is with its client", || server.app().answer_bytes() == 0);
     server.generate(&large).ok();
+}
+
+#[test]
+fn bodies_that_do_not_come_keep_nobody_waiting() {
+    // More of them than have room for a whole beginning each, on connections of as many streams as one may have.
+    const CONNECTIONS: u32 = 40;
+    const STREAMS: u32 = 128;
+    const ALL: i64 = (CONNECTIONS * STREAMS) as i64;
+    let body_timeout = Duration::from_secs(600);
+    let config = Config { body_timeout, max_streams: STREAMS, ..TestServer::config() };
+    let server = TestServer::start(config);
+    // POST http x, of JSON, with a path, and no end of the stream (RFC 7541, appendix A, for the numbers).
+    let mut head = b"\x83\x86\x01\x01x\x04".to_vec();
+    head.push(IMAGES.len() as u8);
+    head.extend(IMAGES.bytes());
+    head.extend(b"\x0f\x10\x10application/json");
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream in (0..STREAMS).map(|i| 2 * i + 1) {
+        bytes.extend([0, 0, head.len() as u8, 1, 4]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(&head);
+        // Of every other body, its first byte.
+        if stream % 4 == 1 {
+            bytes.extend([0, 0, 1, 0, 0]);
+            bytes.extend(stream.to_be_bytes());
+            bytes.push(b'{');
+        }
+    }
+    let silent: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+            stream.write_all(&bytes).unwrap();
+            stream
+        })
+        .collect();
+    let asked = || server.app().metrics().requests_in_flight.get();
+    server.until("all of them have begun", || asked() == ALL);
+    server.generate(&json!({"prompt": "ring", "steps": 1})).ok();
+    assert!(asked() >= ALL, "some of them were answered");
+    drop(silent);
+    server.until("nobody asks", || asked() == 0);
+}
+
+#[test]
+fn the_same_request_from_elsewhere_does_not_take_a_place_that_was_promised() {
+    let server = TestServer::leaked(Config { queue_limit: 11, ..TestServer::config() });
+    let draw = |body: Value| server.spawn(server.answer(server.post(body.to_string())));
+    // Thousands of ticks, and two seconds of them.
+    let tick = server.app().model(None).unwrap().served.costs.tick(8).as_secs_f64();
+    let steps = ((2.0 / tick) as u64).clamp(20, 1000);
+    let long = json!({
+        "prompt": "ring", "seed": 1, "n": 10, "steps": 1000, "sampler": "heun", "guidance_scale": 2,
+    });
+    let short = json!({"prompt": "ring", "seed": 2, "steps": steps, "guidance_scale": 1});
+    let (long, short) = (draw(long), draw(short));
+    server.until_images(11);
+    let body = json!({"prompt": "ring", "seed": 3, "steps": 2});
+    let refused = server.generate(&body);
+    refused.refused(429, "overloaded", None);
+    let told: u64 = refused.header("retry-after").parse().unwrap();
+    // However long it would have taken, there is a place now.
+    short.abort();
+    server.until_images(10);
+    std::thread::sleep(Duration::from_secs(told));
+    let elsewhere = reqwest::Client::builder().no_proxy().local_address(IpAddr::from([127, 0, 0, 2]));
+    let url = server.url() + IMAGES;
+    let request = elsewhere.build().unwrap().post(url).header("content-type", "application/json");
+    server.send(request.body(body.to_string())).refused(429, "overloaded", None);
+    server.generate(&body).ok();
+    assert_eq!(server.images(), 10, "the others were done: nothing was shown");
+    long.abort();
+}
+
+/// Takes all places of those who make files; they are free again when what is returned is dropped.
+fn no_place_to_encode(server: &TestServer) -> Vec<Sender<()>> {
+    let (began, begun) = channel();
+    let hold = |_| {
+        let (hold, wait) = channel::<()>();
+        let (app, began) = (server.app().clone(), began.clone());
+        server.spawn(async move {
+            let work = move || {
+                began.send(()).unwrap();
+                let _ = wait.recv();
+            };
+            app.workbench(Caller::ANONYMOUS).compute(work).await
+        });
+        begun.recv().unwrap();
+        hold
+    };
+    (0..std::thread::available_parallelism().map_or(1, usize::from)).map(hold).collect()
+}
+
+#[test]
+fn who_cancels_while_the_file_is_made_gets_no_image() {
+    let server = TestServer::leaked(TestServer::config());
+    let drawn = || server.app().metrics().images.with_label_values(&["tiny"]).get();
+    let delete = || server.send(server.request("DELETE", "/v1/requests/mine"));
+    for (accept, stream) in [("application/json", false), ("image/png", false), ("text/event-stream", true)] {
+        let (held, before) = (no_place_to_encode(server), drawn());
+        let body = json!({"prompt": "ring", "seed": 7, "steps": 2, "stream": stream});
+        let request = server.post(body.to_string()).header("accept", accept).header("x-request-id", "mine");
+        let answer = server.spawn(server.answer(request));
+        server.until("it is drawn", || drawn() > before);
+        assert_eq!(delete().ok().json()["cancelled"], 1);
+        drop(held);
+        let answer = server.block_on(answer).unwrap();
+        if stream {
+            let events: Vec<_> =
+                answer.text().lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+            assert!(events == ["error"] && answer.text().contains("\"cancelled\""), "{}", answer.text());
+        } else {
+            answer.refused(409, "cancelled", None);
+        }
+        delete().refused(404, "not_found", Some("id"));
+    }
 }

@@ -32,7 +32,7 @@ mod python_client;
 mod limits;
 // A refusal is in our words, and none of the inside.
 mod words;
-// Clients that leave, and clients that are slow.
+// Clients that leave, that are slow, or that change their mind.
 mod clients;
 // Orders that outlive their call, by servers that are killed.
 mod jobs;
@@ -42,7 +42,7 @@ mod faults;
 mod connections;
 // HTTPS and its certificates, HTTP/2, Unix sockets, the metrics' own listener.
 mod sockets;
-// Every route, without a key and with every role; keys that change under way.
+// Every route, without a key and with every role; keys that change under way; pages of other origins.
 mod access;
 // Flags, variables and a file; everything that is wrong, at once.
 mod config;

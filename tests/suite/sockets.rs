@@ -83,6 +83,33 @@ fn a_body_that_is_refused_unread_ends_its_stream_and_not_the_connection() {
 }
 
 #[test]
+fn a_connection_of_http2_may_send_no_more_ahead_than_is_documented() {
+    let server = TestServer::shared();
+    let mut stream = std::net::TcpStream::connect(address(server)).unwrap();
+    // The preface, and settings without any.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut of_stream = 65_535;
+    let of_connection = loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| (number << 8) | u32::from(byte));
+        let mut body = vec![0; number(&head[..3]) as usize];
+        stream.read_exact(&mut body).unwrap();
+        match head[3] {
+            // SETTINGS_INITIAL_WINDOW_SIZE.
+            4 => {
+                let set = body.chunks(6).find(|set| set[..2] == [0, 4]);
+                of_stream = set.map_or(of_stream, |set| number(&set[2..]));
+            }
+            // WINDOW_UPDATE, of the connection.
+            8 if number(&head[5..]) == 0 => break 65_535 + number(&body),
+            _ => {}
+        }
+    };
+    assert_eq!((of_stream, of_connection), (32 << 10, 128 << 10));
+}
+
+#[test]
 fn https_speaks_what_the_client_prefers() {
     let certificate = Certificate::new();
     let server = https(&certificate);

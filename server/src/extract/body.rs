@@ -72,51 +72,13 @@ pub(crate) fn too_large(limit: usize) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
-    use axum::body::Body;
     use axum::http::StatusCode;
-    use futures::{StreamExt, stream};
     use serde_json::json;
-    use tokio::task::JoinHandle;
-    use tower::ServiceExt;
 
     use super::*;
     use crate::config::Config;
     use crate::engine::fake::Faults;
-    use crate::router::router;
     use crate::testing;
-
-    /// A request whose body begins with these bytes and never ends.
-    fn endless(beginning: &'static str) -> Request {
-        let first = (!beginning.is_empty()).then_some(Ok::<_, Infallible>(beginning));
-        let body = Body::from_stream(stream::iter(first).chain(stream::pending()));
-        let request = Request::post("/v1/images/generations").header("content-type", "application/json");
-        request.body(body).unwrap()
-    }
-
-    #[tokio::test]
-    async fn bodies_that_do_not_come_keep_nobody_waiting() {
-        let body_timeout = Duration::from_secs(600);
-        let app = testing::app(Config { body_timeout, ..Config::default() }, &Faults::default());
-        // More than have room for a whole beginning each.
-        let router = router(&app);
-        let silent = (0..5000).map(|i| {
-            let request = endless(if i % 2 == 0 { "" } else { "{" });
-            tokio::spawn(router.clone().oneshot(request))
-        });
-        let silent: Vec<_> = silent.collect();
-        // All of them have begun.
-        while app.metrics().requests_in_flight.get() < 5000 {
-            tokio::task::yield_now().await;
-        }
-        let neighbour =
-            testing::generate(&app, "application/json", json!({"model": "shoes", "prompt": "boot"}));
-        let answer =
-            tokio::time::timeout(Duration::from_secs(10), neighbour).await.expect("it waits for nobody");
-        assert_eq!(answer.status, StatusCode::OK);
-        silent.iter().for_each(JoinHandle::abort);
-    }
 
     #[tokio::test]
     async fn a_body_without_room_is_told_so_and_a_small_one_needs_none() {

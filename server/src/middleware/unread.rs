@@ -50,34 +50,3 @@ pub async fn layer(request: Request, next: Next) -> Response {
     }
     response
 }
-
-#[cfg(test)]
-mod tests {
-    use axum::http::StatusCode;
-
-    use super::*;
-    use crate::config::Config;
-    use crate::engine::fake::Faults;
-    use crate::testing::{app, get, send};
-
-    #[tokio::test]
-    async fn only_a_body_that_was_not_read_ends_the_connection() {
-        let app = app(Config { body_limit: 1024, ..Config::default() }, &Faults::default());
-        let post = |path: &str, kind: &str, body: String| {
-            Request::post(path).header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap()
-        };
-        let (images, json) = ("/v1/images/generations", "application/json");
-        for (request, status, closes) in [
-            (post(images, json, " ".repeat(2000)), StatusCode::PAYLOAD_TOO_LARGE, true),
-            (post(images, "text/plain", "{}".to_owned()), StatusCode::UNSUPPORTED_MEDIA_TYPE, true),
-            (post("/nothing", json, "{}".to_owned()), StatusCode::NOT_FOUND, true),
-            (post(images, json, "{".to_owned()), StatusCode::BAD_REQUEST, false),
-            (post(images, json, String::new()), StatusCode::BAD_REQUEST, false),
-        ] {
-            let answer = send(&app, request).await;
-            assert_eq!(answer.status, status);
-            assert_eq!(answer.headers.get(header::CONNECTION).is_some(), closes, "{status}");
-        }
-        assert!(get(&app, "/nothing").await.headers.get(header::CONNECTION).is_none());
-    }
-}
