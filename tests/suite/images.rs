@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use image::{ColorType, ImageFormat};
 use serde_json::{Value, json};
-use suite::{Answer, TestServer, decode};
+use suite::png::note;
+use suite::{Answer, Package, TestServer, decode};
 use windowpane_diffusion::{Sampler, TimeGrid};
 
 /// A request for a ring in two steps, with these fields changed.
@@ -66,6 +67,9 @@ fn json_holds_the_same_picture_and_says_what_was_used() {
     let answer = generate(json!({}));
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.file(0), png(json!({})));
+    for stage in ["queue;dur=", "denoise;dur=", "encode;dur=", "total;dur="] {
+        assert!(answer.header("server-timing").contains(stage), "{}", answer.header("server-timing"));
+    }
     let mut body = answer.json();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let created = Duration::from_secs(body["created"].as_u64().unwrap());
@@ -75,6 +79,7 @@ fn json_holds_the_same_picture_and_says_what_was_used() {
     assert_eq!(body["determinism"], model["determinism"]["class"]);
     // The same again with each image: what its PNG carries.
     let image = body["data"][0]["provenance"].clone();
+    assert_eq!(image, serde_json::from_str::<Value>(&note(&answer.file(0)).unwrap()).unwrap());
     for told in [
         "model",
         "digest",
@@ -142,8 +147,43 @@ fn a_seed_nobody_asked_for_is_told_and_gives_the_picture_again() {
     let [first, second] = [0, 1].map(|_| TestServer::shared().generate(&without).ok());
     assert_ne!(grey(&first.file(0)), grey(&second.file(0)));
     for i in 0..2 {
-        assert_eq!(png(json!({"seed": first.json()["data"][i]["seed"]})), first.file(i), "image {i}");
+        let image = &first.json()["data"][i];
+        assert_eq!(png(json!({"seed": image["seed"]})), first.file(i), "image {i}");
+        // With all that is told of it.
+        assert_eq!(generate(json!({"seed": image["seed"]})).json()["data"][0], *image);
     }
+}
+
+#[test]
+fn what_nobody_asks_for_is_the_models_default() {
+    let server = TestServer::shared();
+    let body = server.generate(&json!({"model": "tiny", "prompt": "ring"})).ok().json();
+    let model = server.get("/v1/models/tiny").ok().json();
+    for (field, value) in model["defaults"].as_object().unwrap() {
+        assert_eq!(body[field], *value, "{field}");
+    }
+    assert_eq!((&body["steps"], &body["guidance_scale"]), (&json!(8), &json!(1.5)));
+}
+
+/// `models/tiny` as a model of one kind of picture: its label of no class is then that of what was the first.
+#[test]
+fn a_model_without_classes_draws_by_the_seed_alone() {
+    let package = Package::tiny();
+    package.edit(|manifest| {
+        (manifest["classes"], manifest["config"]["classes"]) = (json!([]), json!(0));
+        manifest["defaults"]["guidance_scale"] = json!(1);
+    });
+    let server = TestServer::start(package.config());
+    let first = server.generate(&json!({"steps": 2, "n": 2})).ok();
+    assert_eq!(first.json()["class"], Value::Null);
+    for (i, image) in first.json()["data"].as_array().unwrap().iter().enumerate() {
+        let seed = &image["seed"];
+        let again = server.generate(&json!({"model": "tiny", "prompt": "", "seed": seed, "steps": 2})).ok();
+        assert_eq!(again.json()["data"][0], *image);
+        let ground = png(json!({"prompt": "ground", "seed": seed, "guidance_scale": 1}));
+        assert_eq!(grey(&first.file(i)), grey(&ground), "image {i}");
+    }
+    server.generate(&json!({"prompt": "ring"})).refused(422, "invalid_value", Some("prompt"));
 }
 
 #[test]

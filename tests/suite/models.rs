@@ -13,13 +13,13 @@ fn the_list_is_openais_and_holds_what_a_client_must_know() {
     assert_eq!(list["object"], "list");
     let [model] = list["data"].as_array().unwrap().as_slice() else { panic!("one model is served: {list}") };
     let mut alone = TestServer::shared().get("/v1/models/tiny").ok().json();
-    for field in ["card", "strengths"] {
-        alone
-            .as_object_mut()
-            .unwrap()
-            .remove(field)
-            .unwrap_or_else(|| panic!("one model alone shows `{field}`"));
-    }
+    let [_card, strengths] = ["card", "strengths"].map(|field| {
+        let value = alone.as_object_mut().unwrap().remove(field);
+        value.unwrap_or_else(|| panic!("one model alone shows `{field}`"))
+    });
+    // One for each of the default's steps, from one alone to all of them, from the schedule's last timestep.
+    assert_eq!((&strengths[0]["steps"], &strengths[7]["t"]), (&json!(1), &json!(999.0)), "{strengths}");
+    assert_eq!((&strengths[7]["steps"], &strengths[8]), (&json!(8), &Value::Null), "{strengths}");
     // How busy it is may have changed in between.
     alone["queue"] = model["queue"].clone();
     assert_eq!(model, &alone);
@@ -180,10 +180,19 @@ fn alive_is_not_ready() {
     };
     assert_eq!(status(&server, "/livez"), (200, "alive".to_owned()));
     assert_eq!(status(&server, "/readyz"), (503, "loading".to_owned()));
+    assert_eq!(status(&server, "/startupz"), (503, "loading".to_owned()));
     assert_eq!(server.get("/v1/models").ok().json()["data"], json!([]));
     let early = server.generate(&json!({"prompt": "ring"}));
     early.refused(503, "loading", None);
     assert!(!early.header("retry-after").is_empty());
+    // The protocol says so, too.
+    for (path, status) in [("/v2/health/live", 200), ("/v2/health/ready", 503), ("/v2", 200)] {
+        assert_eq!(server.get(path).status, status, "{path}");
+    }
+    for path in ["/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/tiny/versions/1/stats"] {
+        let answer = server.get(path);
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("loading")), "{path}");
+    }
 
     server.app().load().unwrap();
     assert_eq!(status(&server, "/readyz"), (200, "ready".to_owned()));
@@ -196,8 +205,9 @@ fn alive_is_not_ready() {
     let running = server.spawn(async { request.send().await });
     server.until_images(2);
     server.begin_to_leave();
-    server.until("it is leaving", || server.get("/readyz").json()["status"] == "draining");
+    server.until("it is leaving", || status(&server, "/readyz") == (503, "draining".to_owned()));
     assert_eq!(status(&server, "/livez"), (200, "alive".to_owned()));
+    assert_eq!(status(&server, "/startupz"), (200, "started".to_owned()));
     server.generate(&json!({"prompt": "ring"})).refused(503, "shutting_down", None);
     let answer = server.block_on(running).unwrap().unwrap();
     assert_eq!(answer.status(), 200, "what was under way is finished");

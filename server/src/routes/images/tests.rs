@@ -1,171 +1,23 @@
-//! The images route through the whole stack, without a socket.
+//! The images route around a network that fails, is slow or does not come back, through the whole stack but the socket.
 #![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
 
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::batcher::Caller;
 use crate::config::Config;
 use crate::engine::fake::{Faults, Gate};
 use crate::keys::Keys;
 use crate::testing::{app, generate, get, send};
 
-fn ready() -> App {
-    app(Config::default(), &Faults::default())
-}
-
 fn sneaker(fields: Value) -> Value {
     let mut body = json!({"model": "shoes", "prompt": "sneaker", "seed": 7});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body
-}
-
-#[tokio::test]
-async fn json_is_openais_and_says_everything_that_was_used() {
-    let answer = generate(&ready(), "application/json", sneaker(json!({"n": 2, "size": "12x8"}))).await;
-    assert_eq!(answer.status, StatusCode::OK);
-    let body = answer.json();
-    assert!(body["created"].as_u64().unwrap() > 1_700_000_000);
-    let seeds: Vec<_> = body["data"].as_array().unwrap().iter().map(|image| &image["seed"]).collect();
-    assert_eq!(seeds, ["7", "8"]);
-    let bytes = STANDARD.decode(body["data"][0]["b64_json"].as_str().unwrap()).unwrap();
-    let picture = image::load_from_memory_with_format(&bytes, image::ImageFormat::Png).unwrap();
-    assert_eq!((picture.width(), picture.height(), picture.color()), (12, 8, image::ColorType::L8));
-    for (field, value) in [
-        ("model", json!("shoes")),
-        ("class", json!("Sneaker")),
-        ("class_index", json!(0)),
-        ("size", json!("12x8")),
-        ("upscaled", json!(2)),
-        ("steps", json!(10)),
-        ("sampler", json!("ddim")),
-        ("time_grid", json!("uniform")),
-        ("guidance_scale", json!(2.0)),
-        ("determinism", json!("bitwise")),
-        ("output_format", json!("png")),
-    ] {
-        assert_eq!(body[field], value, "{field}");
-    }
-    let timing = answer.headers["server-timing"].to_str().unwrap();
-    for stage in ["queue;dur=", "denoise;dur=", "encode;dur=", "total;dur="] {
-        assert!(timing.contains(stage), "{timing}");
-    }
-}
-
-#[tokio::test]
-async fn raw_bytes_are_the_same_picture() {
-    let app = ready();
-    let body = generate(&app, "*/*", sneaker(json!({}))).await.json();
-    let inside = STANDARD.decode(body["data"][0]["b64_json"].as_str().unwrap()).unwrap();
-    let raw = generate(&app, "image/png", sneaker(json!({}))).await;
-    assert_eq!((raw.status, &raw.bytes), (StatusCode::OK, &inside));
-    let told = &body["data"][0]["provenance"];
-    let note: Value = serde_json::from_str(crate::decode::picture::note(&inside).unwrap()).unwrap();
-    let header: Value = serde_json::from_str(raw.headers["x-provenance"].to_str().unwrap()).unwrap();
-    assert_eq!((&note, &header), (told, told));
-    for (name, value) in [
-        ("content-type", "image/png"),
-        ("x-seed", "7"),
-        ("x-model", "shoes"),
-        ("x-steps", "10"),
-        ("x-sampler", "ddim"),
-        ("x-guidance-scale", "2"),
-        ("x-class-index", "0"),
-        ("x-upscaled", "1"),
-    ] {
-        assert_eq!(raw.headers[name], value, "{name}");
-    }
-    for (accept, magic) in [("image/jpeg", &b"\xff\xd8\xff"[..]), ("image/webp", b"RIFF")] {
-        let answer = generate(&app, accept, sneaker(json!({}))).await;
-        assert_eq!(answer.headers["content-type"], accept);
-        assert!(answer.bytes.starts_with(magic));
-    }
-}
-
-#[tokio::test]
-async fn a_returned_seed_gives_the_image_again() {
-    let app = ready();
-    let first = generate(&app, "", json!({"model": "plain", "n": 2})).await.json();
-    for image in first["data"].as_array().unwrap() {
-        let again =
-            generate(&app, "", json!({"model": "plain", "prompt": "", "seed": image["seed"]})).await.json();
-        assert_eq!(again["data"][0], *image);
-    }
-    assert_eq!(first["class"], Value::Null);
-}
-
-#[tokio::test]
-async fn errors_are_openais_object_with_the_requests_id() {
-    let request = Request::post("/v1/images/generations")
-        .header(header::CONTENT_TYPE, "application/json")
-        .header("x-request-id", "mine-1")
-        .body(Body::from(r#"{"model": "shoes", "prompt": "sneaker", "step": 3}"#));
-    let answer = send(&ready(), request.unwrap()).await;
-    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(answer.headers["x-request-id"], "mine-1");
-    assert_eq!(answer.headers["content-type"], "application/json");
-    let error = &answer.json()["error"];
-    assert_eq!((&error["code"], &error["param"]), (&json!("unknown_field"), &json!("step")));
-    assert_eq!((&error["type"], &error["request_id"]), (&json!("invalid_request_error"), &json!("mine-1")));
-}
-
-#[tokio::test]
-async fn every_refusal_has_its_status() {
-    let app = ready();
-    let post = |kind: &str, body: Vec<u8>| {
-        Request::post("/v1/images/generations")
-            .header(header::CONTENT_TYPE, kind)
-            .body(Body::from(body))
-            .unwrap()
-    };
-    let json = "application/json";
-    let big = format!("{{\"prompt\": \"{}\"}}", "x".repeat(1 << 20)).into_bytes();
-    for (request, status, code) in [
-        (post(json, b"{".to_vec()), 400, "malformed_body"),
-        (post(json, b"{\"prompt\": \"\xff\"}".to_vec()), 400, "malformed_body"),
-        (post(json, b"{\"guidance_scale\": NaN}".to_vec()), 400, "malformed_body"),
-        (post(json, b"{\"model\": \"hats\"}".to_vec()), 404, "model_not_found"),
-        (post(json, b"{\"model\": \"../../etc/passwd\"}".to_vec()), 404, "model_not_found"),
-        (post(json, b"{}".to_vec()), 422, "invalid_value"),
-        (post(json, b"{\"n\": -1}".to_vec()), 422, "invalid_value"),
-        (post(json, big), 413, "body_too_large"),
-        (post("text/plain", b"{}".to_vec()), 415, "unsupported_media_type"),
-        (Request::get("/v1/images/generations").body(Body::empty()).unwrap(), 405, "method_not_allowed"),
-        (Request::get("/v1/nothing").body(Body::empty()).unwrap(), 404, "not_found"),
-        (Request::get("/v1/models/hats").body(Body::empty()).unwrap(), 404, "model_not_found"),
-        (Request::get("/v1/models/%ff").body(Body::empty()).unwrap(), 404, "model_not_found"),
-    ] {
-        let path = request.uri().path().to_owned();
-        let answer = send(&app, request).await;
-        assert_eq!(
-            (answer.status.as_u16(), &answer.json()["error"]["code"]),
-            (status, &json!(code)),
-            "{path}"
-        );
-    }
-    let answer = generate(&app, "text/html", sneaker(json!({}))).await;
-    assert_eq!(
-        (answer.status, answer.json()["error"]["code"].as_str()),
-        (StatusCode::NOT_ACCEPTABLE, Some("not_acceptable"))
-    );
-}
-
-#[tokio::test]
-async fn a_body_without_a_length_is_cut_at_the_limit() {
-    // A thousand chunks of 64 KiB: refused after sixteen.
-    let chunk = bytes::Bytes::from(vec![b' '; 1 << 16]);
-    let stream = (0..1000).map(move |_| Ok::<_, std::io::Error>(chunk.clone()));
-    let body = Body::from_stream(futures::stream::iter(stream));
-    let request =
-        Request::post("/v1/images/generations").header(header::CONTENT_TYPE, "application/json").body(body);
-    assert_eq!(send(&ready(), request.unwrap()).await.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
 #[tokio::test]
@@ -304,48 +156,6 @@ async fn one_caller_leaves_half_of_the_memory_to_the_others() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_429_with_the_time_to_wait() {
-    let gate = Gate::default();
-    let faults = Faults { gate: gate.clone(), ..Faults::default() };
-    let app = app(Config { queue_limit: 1, ..Config::default() }, &faults);
-    gate.close();
-    let running = tokio::spawn({
-        let app = app.clone();
-        async move { generate(&app, "", sneaker(json!({"steps": 30}))).await }
-    });
-    while app.model(Some("shoes")).unwrap().batcher.images() == 0 {
-        tokio::task::yield_now().await;
-    }
-    let answer = generate(&app, "", sneaker(json!({}))).await;
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-    assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-    assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
-    gate.open();
-    assert_eq!(running.await.unwrap().status, StatusCode::OK);
-}
-
-#[tokio::test]
-async fn before_and_after_it_is_503_and_alive() {
-    let app = App::new(Config::default());
-    assert_eq!(get(&app, "/livez").await.status, StatusCode::OK);
-    assert_eq!(get(&app, "/readyz").await.json()["status"], "loading");
-    assert_eq!(get(&app, "/startupz").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    let answer = generate(&app, "", sneaker(json!({}))).await;
-    assert_eq!(
-        (answer.status, answer.json()["error"]["code"].as_str()),
-        (StatusCode::SERVICE_UNAVAILABLE, Some("loading"))
-    );
-    let app = ready();
-    assert_eq!(get(&app, "/readyz").await.status, StatusCode::OK);
-    app.drain();
-    assert_eq!(get(&app, "/readyz").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(get(&app, "/startupz").await.json()["status"], "started");
-    let answer = generate(&app, "", sneaker(json!({}))).await;
-    assert_eq!(answer.json()["error"]["code"], "shutting_down");
-    assert_eq!(get(&app, "/livez").await.status, StatusCode::OK);
-}
-
-#[tokio::test]
 async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
     let gate = Gate::default();
     let config = Config { watchdog: Duration::from_millis(200), ..Config::default() };
@@ -370,76 +180,4 @@ async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
     gate.open();
     assert_eq!(running.await.unwrap().status, StatusCode::OK);
     assert_eq!(get(&app, "/livez").await.json()["status"], "alive");
-}
-
-#[tokio::test]
-async fn models_metrics_and_documents_are_served() {
-    let app = ready();
-    generate(&app, "", sneaker(json!({}))).await;
-    let list = get(&app, "/v1/models").await.json();
-    assert_eq!(list["object"], "list");
-    let mut shoes = get(&app, "/v1/models/shoes").await.json();
-    let strengths = shoes.as_object_mut().unwrap().remove("strengths").unwrap();
-    assert_eq!((strengths[0]["steps"].as_u64(), strengths[9]["t"].as_f64()), (Some(1), Some(99.0)));
-    assert_eq!(list["data"][1], shoes);
-    assert_eq!(shoes["classes"][1], json!({"index": 1, "name": "Boot", "aliases": ["Boot shoe"]}));
-    assert_eq!((&shoes["engine"]["provider"], &shoes["size"]), (&json!("fake"), &json!("6x4")));
-    let metrics = String::from_utf8(get(&app, "/metrics").await.bytes).unwrap();
-    assert!(metrics.contains("windowpane_images_total{model=\"shoes\"} 1"));
-    assert!(metrics.contains("windowpane_requests_total{code=\"200\",route=\"/v1/images/generations\"} 1"));
-    let served = get(&app, "/openapi.json").await.json();
-    assert_eq!(served, serde_json::to_value(crate::openapi::document()).unwrap());
-    assert_eq!(get(&app, "/docs/").await.status, StatusCode::OK);
-}
-
-/// Takes all places of those who make files; they are free again when what is returned is dropped.
-async fn no_place_to_encode(app: &App) -> Vec<std::sync::mpsc::Sender<()>> {
-    let (began, mut begun) = tokio::sync::mpsc::unbounded_channel();
-    let mut held = Vec::new();
-    for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-        let (hold, wait) = std::sync::mpsc::channel::<()>();
-        held.push(hold);
-        let (app, began) = (app.clone(), began.clone());
-        tokio::spawn(async move {
-            let work = move || {
-                began.send(()).unwrap();
-                let _ = wait.recv();
-            };
-            app.workbench(Caller::ANONYMOUS).compute(work).await
-        });
-        begun.recv().await.unwrap();
-    }
-    held
-}
-
-#[tokio::test]
-async fn who_cancels_while_the_file_is_made_gets_no_image() {
-    let app = ready();
-    let drawn = || app.metrics().images.with_label_values(&["shoes"]).get();
-    for (accept, stream) in [("application/json", false), ("image/png", false), ("text/event-stream", true)] {
-        let held = no_place_to_encode(&app).await;
-        let request = Request::post("/v1/images/generations")
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, accept)
-            .header("x-request-id", "mine")
-            .body(Body::from(sneaker(json!({"stream": stream})).to_string()));
-        let (there, before) = (app.clone(), drawn());
-        let answer = tokio::spawn(async move { send(&there, request.unwrap()).await });
-        while drawn() == before {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        let delete = || Request::delete("/v1/requests/mine").body(Body::empty()).unwrap();
-        assert_eq!(send(&app, delete()).await.json()["cancelled"], 1);
-        drop(held);
-        let answer = answer.await.unwrap();
-        if stream {
-            let text = String::from_utf8(answer.bytes).unwrap();
-            let events = text.lines().filter_map(|line| line.strip_prefix("event: "));
-            assert_eq!(events.collect::<Vec<_>>(), ["error"], "{text}");
-            assert!(text.contains("\"cancelled\""), "{text}");
-        } else {
-            assert_eq!(answer.status, StatusCode::CONFLICT);
-        }
-        assert_eq!(send(&app, delete()).await.status, StatusCode::NOT_FOUND);
-    }
 }
