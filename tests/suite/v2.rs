@@ -164,10 +164,57 @@ fn the_tritonclient_package_works_unmodified() {
 }
 
 #[test]
+fn a_model_is_the_same_with_its_version_and_without() {
+    // Of its own, so that nobody else is counted between two answers.
+    let server = TestServer::start(TestServer::config());
+    for path in ["", "/config", "/ready", "/stats"] {
+        let [plain, versioned] = ["", "/versions/1"]
+            .map(|version| server.get(&format!("/v2/models/tiny.sampler{version}{path}")).ok());
+        assert_eq!(plain.json(), versioned.json(), "{path}");
+        for wrong in ["0", "2", "01", "1.0", "%31%31"] {
+            let answer = server.get(&format!("/v2/models/tiny/versions/{wrong}{path}"));
+            refused(&answer, 404, "model_not_found", Some("version"));
+        }
+    }
+}
+
+#[test]
+fn the_most_rows_are_those_that_the_queue_holds() {
+    let server = TestServer::start(Config { queue_limit: 10, ..TestServer::config() });
+    assert_eq!(server.get("/v2/models/tiny/config").ok().json()["max_batch_size"], 10);
+    let ask = |rows: usize| {
+        let seeds: Vec<usize> = (0..rows).collect();
+        let body = json!({"inputs": [
+            {"name": "seed", "shape": [rows], "datatype": "INT64", "data": seeds},
+            {"name": "class", "shape": [rows], "datatype": "INT32", "data": vec![3; rows]},
+            {"name": "steps", "shape": [rows], "datatype": "INT32", "data": vec![1; rows]},
+        ]});
+        server.send(infer(&server, "tiny.sampler", body.to_string()))
+    };
+    ask(10).ok();
+    let message = refused(&ask(11), 422, "invalid_value", Some("inputs.seed.shape"));
+    assert_eq!(message, "`inputs.seed.shape` is 11 rows, expected 1 to 10 rows");
+}
+
+#[test]
+fn an_answer_is_compressed_for_whoever_asks() {
+    let server = TestServer::shared();
+    let ask = |coding: &str| {
+        let request = infer(server, "tiny.sampler", one(7).to_string());
+        server.send(request.header("accept-encoding", coding)).ok()
+    };
+    let (plain, gzip) = (ask("identity"), ask("gzip"));
+    assert_eq!((plain.header("content-encoding"), gzip.header("content-encoding")), ("", "gzip"));
+    let mut read = flate2::write::GzDecoder::new(Vec::new());
+    read.write_all(&gzip.bytes).unwrap();
+    assert_eq!(read.finish().unwrap(), plain.bytes);
+}
+
+#[test]
 fn an_administrator_unloads_and_loads() {
     let secret = "root's secret";
     let package = Package::tiny();
-    let keys = keys(&[("root", "admin")]);
+    let keys = keys(&[("root", "admin"), ("eve", "generate")]);
     let server = TestServer::start(Config { keys, ..package.config() });
     let said: Value =
         serde_json::from_str(&python("tritonclient_client.py", [server.url().as_str(), secret])).unwrap();
@@ -189,7 +236,24 @@ fn an_administrator_unloads_and_loads() {
     let answer = server.send(load);
     let message = refused(&answer, 500, "load_failed", None);
     assert!(!message.contains("weights") && !message.contains('/'), "{message}");
-    server.send(infer(&server, "tiny.sampler", one(7).to_string()).bearer_auth(secret)).ok();
+    let ask = |who: &str, path: &str, body: &Value| {
+        let request = server.request("POST", path).bearer_auth(format!("{who}'s secret"));
+        server.send(request.body(body.to_string()))
+    };
+    let [sampler, load, unload] =
+        ["models/tiny.sampler/infer", "repository/models/tiny/load", "repository/models/tiny/unload"]
+            .map(|path| format!("/v2/{path}"));
+    ask("root", &sampler, &one(7)).ok();
+    // Who only draws is told so, and draws on.
+    let message = refused(&ask("eve", &unload, &json!({})), 403, "forbidden", None);
+    assert_eq!(message, "this key may not do that");
+    refused(&ask("nobody", &sampler, &one(7)), 401, "invalid_api_key", None);
+    ask("eve", &sampler, &one(7)).ok();
+    let config = json!({"parameters": {"config": "{}"}});
+    refused(&ask("root", &load, &config), 422, "unsupported_value", Some("parameters.config"));
+    ask("root", &unload, &json!({"parameters": {"unload_dependents": false}})).ok();
+    refused(&ask("eve", &sampler, &one(7)), 404, "model_not_found", Some("model"));
+    refused(&ask("root", &unload, &json!({})), 404, "model_not_found", Some("model"));
 }
 
 #[test]
