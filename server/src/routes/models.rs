@@ -334,3 +334,20 @@ pub async fn get(
     let (card, strengths) = (model.card.text.clone(), Some(StrengthObject::all(&model.card)));
     Ok(Json(ModelObject { card, strengths, ..ModelObject::new(&model, identity.caller) }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::fake::Faults;
+    use crate::metrics::Metrics;
+    use crate::testing::manifest;
+
+    /// Every package of this repository is square: on none of them is it seen.
+    #[test]
+    fn width_comes_before_height() {
+        let manifest = manifest("shoes", &["Sneaker"]);
+        let model = Model::fake(manifest, Faults::default(), &Config::default(), &Metrics::new()).unwrap();
+        assert_eq!(ModelObject::new(&model, Caller::ANONYMOUS).size, "6x4");
+    }
+}

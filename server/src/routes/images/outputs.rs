@@ -148,3 +148,24 @@ fn arrays(card: &Card, file: ArrayFile, images: &[Made]) -> Result<Encoded, ApiE
     let bytes = arrays.encode(file).map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(Encoded { bytes, provenance })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::response::shown_size;
+    use super::*;
+    use crate::testing::manifest;
+
+    /// Every package of this repository is square: on none of them is it seen.
+    #[test]
+    fn width_comes_before_height() {
+        let card = Card::new(manifest("shoes", &["Sneaker"]), "0".repeat(64), 0).unwrap();
+        let values: Vec<f32> = (0..24).map(|i| i as f32 / 12.0 - 1.0).collect();
+        let png = enlarge(&pixels(&card, &values), 2).encode(Encoding::Png, None).unwrap();
+        let picture = image::load_from_memory(&png).unwrap().into_luma8();
+        assert_eq!(picture.dimensions(), (12, 8));
+        // The end of the first row, and the beginning of the second.
+        let grey = |i: usize| ((f64::from(values[i]) + 1.0) * 127.5).round() as u8;
+        assert_eq!((picture.get_pixel(11, 1)[0], picture.get_pixel(0, 2)[0]), (grey(5), grey(6)));
+        assert_eq!(shown_size([12, 8]), "12x8");
+    }
+}
