@@ -141,9 +141,9 @@ def session(package, role, threads):
     return ort.InferenceSession(package / f"{role}.f32.onnx", options, providers=["CPUExecutionProvider"])
 
 
-def fastest(call):
-    """Seconds of a call after one that warms it."""
-    call()
+def seconds(warm, call):
+    """Seconds of a call, after a part of it that warms it."""
+    warm()
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -183,32 +183,37 @@ def measure(package, options):
     basis = np.eye(elements, dtype=np.float32)[:rows].reshape(rows, *image)
     tbasis = torch.from_numpy(basis)
 
-    def in_ort(graph, chunk):
-        for at in range(0, rows, chunk):
-            graph.run(None, feed(basis[at : at + chunk]))
-
-    def in_torch(product, chunk):
-        for at in range(0, rows, chunk):
-            product(tbasis[at : at + chunk])
-
+    # Each side: what warms it, the whole, and how many rows that is.
     def of_forward(batch):
         given = {"x": normal(batch), "t": np.repeat(t, batch), "y": np.repeat(y, batch)}
-        return lambda: forward.run(None, given)
+        once = lambda: forward.run(None, given)
+        return once, once, batch
 
-    sides = {f"forward, {n}": (of_forward(n), n) for n in BATCHES}
-    for name, graph in (("jvp", jvp), ("vjp", vjp)):
-        sides |= {f"{name}, {n}": ((lambda g=graph, n=n: in_ort(g, n)), rows) for n in chunks}
-    for name, product in (("torch jvp", torch_jvp), ("torch vjp", torch_vjp)):
-        sides |= {f"{name}, {n}": ((lambda p=product, n=n: in_torch(p, n)), rows) for n in chunks}
+    def of_rows(product, basis, chunk):
+        def whole():
+            for at in range(0, rows, chunk):
+                product(basis[at : at + chunk])
+
+        return lambda: product(basis[:chunk]), whole, rows
+
+    in_ort = lambda graph: lambda vectors: graph.run(None, feed(vectors))
+    sides = {f"forward, {n}": of_forward(n) for n in BATCHES}
+    for name, product, of in (
+        ("jvp", in_ort(jvp), basis),
+        ("vjp", in_ort(vjp), basis),
+        ("torch jvp", torch_jvp, tbasis),
+        ("torch vjp", torch_vjp, tbasis),
+    ):
+        sides |= {f"{name}, {n}": of_rows(product, of, n) for n in chunks}
     # First once each, to find every side's best; then turns of the best.
-    first = {name: fastest(call) / n for name, (call, n) in sides.items()}
+    first = {name: seconds(warm, call) / n for name, (warm, call, n) in sides.items()}
     kinds = ("forward", "jvp", "vjp", "torch jvp", "torch vjp")
     best = {kind: min((name for name in first if name.startswith(f"{kind},")), key=first.get) for kind in kinds}
     turns = {kind: [] for kind in kinds}
     for turn in range(options.turns):
         for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
-            call, n = sides[best[kind]]
-            turns[kind].append(fastest(call) / n)
+            warm, call, n = sides[best[kind]]
+            turns[kind].append(seconds(warm, call) / n)
     return {
         "package": package.name,
         "inputs": elements,

@@ -36,6 +36,7 @@ pub mod golden;
 pub mod graph;
 pub mod insides;
 mod inverse;
+mod linear;
 pub mod lower;
 pub mod networks;
 pub mod onnx;

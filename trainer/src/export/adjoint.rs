@@ -23,8 +23,11 @@ pub fn pull_back(
 ) -> Result<ValueId, ExportError> {
     let needed = graph.needed_for(&[output]);
     let dependents = graph.dependents(x, &needed);
-    let mut backward =
-        Backward { builder: Builder::new(graph), asked: HashMap::new(), scatters: Scatters::default() };
+    let mut backward = Backward {
+        builder: Builder::new(graph, &needed),
+        asked: HashMap::new(),
+        scatters: Scatters::default(),
+    };
     backward.asked.insert(output, vec![Share::Whole(vectors)]);
     for &id in dependents.iter().skip(1).rev() {
         let Some(cotangent) = backward.collect(id)? else { continue };
@@ -100,8 +103,14 @@ impl Backward<'_> {
                 Op::Add => Share::Whole(self.reduced(&name, u, &own, &shape)?),
                 Op::Mul => {
                     let spread = self.builder.spread(u, [&shape, &shape], &name, "spread")?;
-                    let product = self.builder.add(&name, "product", Op::Mul, &[spread, inputs[1 - i]])?;
+                    let product = match self.builder.times_row(&name, spread, inputs[1 - i])? {
+                        Some(product) => product,
+                        None => self.builder.add(&name, "product", Op::Mul, &[spread, inputs[1 - i]])?,
+                    };
                     Share::Whole(self.summed(&name, product, &own, &shape)?)
+                }
+                Op::MatMul { .. } if i == 0 && self.builder.is_weights(input) => {
+                    Share::Whole(self.weights(&name, u, id, inputs[1], &own)?)
                 }
                 Op::MatMul { transpose_a, transpose_b } => {
                     let transposed = (*transpose_a, *transpose_b);
@@ -115,8 +124,7 @@ impl Backward<'_> {
                 }
                 _ if i > 0 => return Err(unknown()),
                 Op::Gemm { transpose_b } => {
-                    let op = Op::Gemm { transpose_b: !transpose_b };
-                    Share::Whole(self.builder.graph.add(&name, op, &[u, inputs[1]])?)
+                    Share::Whole(self.builder.linear(&name, !transpose_b, u, inputs[1])?)
                 }
                 Op::Conv(stride) => {
                     let extra =
@@ -129,6 +137,9 @@ impl Backward<'_> {
                 }
                 Op::Sigmoid | Op::Gelu | Op::Sin | Op::Cos => {
                     Share::Whole(self.builder.elementwise(id, u, &name)?)
+                }
+                Op::Softmax if self.builder.is_weights(id) => {
+                    Share::Whole(self.builder.weighted(id, u, &name)?)
                 }
                 Op::Softmax => Share::Whole(self.builder.softmax(id, u, &name)?),
                 Op::LayerNorm { epsilon } => Share::Whole(self.builder.layer_norm(id, *epsilon, u, &name)?),
@@ -203,6 +214,23 @@ impl Backward<'_> {
         let op = Op::MatMul { transpose_a, transpose_b };
         let product = self.builder.add(name, "product", op, &[left, right])?;
         self.summed(name, product, own, shape)
+    }
+
+    /// What `y = p v` asks of p, a softmax that is used for nothing else: its cotangents `g = u vᵀ` less the sum of each row
+    /// of `p g`, so that p is all that is left to multiply by. That sum is the one of `u y` (Dao et al. 2022, appendix B.2),
+    /// and part of the product as a column of u beside one of ones in v: `[u, -Σ u y] [v, 1]ᵀ`.
+    fn weights(&mut self, name: &str, u: ValueId, y: ValueId, v: ValueId, own: &Shape) -> Built<ValueId> {
+        let shape = self.builder.shape(y);
+        let u = self.builder.spread(u, [&shape, &shape], name, "spread")?;
+        let negative = self.builder.negative(y)?;
+        let along = self.builder.add(name, "along", Op::Mul, &[u, negative])?;
+        let axis = self.builder.shape(u).rank() - 1;
+        let sum = self.builder.add(name, "along.sum", Op::Sum { axis }, &[along])?;
+        let wide = self.builder.add(name, "wide", Op::Concat { axis }, &[u, sum])?;
+        let ones = self.builder.with_ones(v)?;
+        let op = Op::MatMul { transpose_a: false, transpose_b: true };
+        let centred = self.builder.add(name, "centred", op, &[wide, ones])?;
+        self.builder.gathered(centred, own, name, "gathered")
     }
 
     /// Cotangents `u` of a result, of shape `shape`, as those of an operand of shape `own` that was broadcast to it.

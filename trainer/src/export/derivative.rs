@@ -5,7 +5,7 @@
 //! tangents `[k l, …]`, one after another along the first axis. Where they meet values that are the same for all of them,
 //! both are seen as `[k, l, …]` and the values broadcast; where `l` is one, as it is for most, nothing is reshaped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::graph::{Graph, GraphError, Source, ValueId};
 use super::ops::Op;
@@ -19,13 +19,24 @@ pub(super) struct Builder<'a> {
     pub(super) graph: &'a mut Graph,
     /// Derivatives of elementwise functions at the value, `f'(x)`, by the function's value.
     slopes: HashMap<ValueId, ValueId>,
+    /// See [`weights`].
+    weights: HashSet<ValueId>,
 }
 
 // === impl Builder ===
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(graph: &'a mut Graph) -> Self {
-        Self { graph, slopes: HashMap::new() }
+    /// For derivatives of what `needed` computes.
+    pub(super) fn new(graph: &'a mut Graph, needed: &HashSet<ValueId>) -> Self {
+        let weights = weights(graph, needed);
+        Self { graph, slopes: HashMap::new(), weights }
+    }
+
+    /// Whether a value is a softmax's that weighs the rows of one matrix, `p v`, and does nothing else. Its derivative's sums
+    /// over each row, [`softmax`](Self::softmax), are then part of the product: entry by entry they would be taken of the
+    /// largest values that there are.
+    pub(super) fn is_weights(&self, p: ValueId) -> bool {
+        self.weights.contains(&p)
     }
 
     /// Appends `op`; the value's name is made of what it belongs to and what it is.
@@ -44,10 +55,18 @@ impl<'a> Builder<'a> {
     }
 
     /// The last axis of a value.
-    fn last(&self, id: ValueId) -> (usize, usize) {
+    pub(super) fn last(&self, id: ValueId) -> (usize, usize) {
         let dims =
             self.shape(id).fixed().expect("values of one image have numbers for dimensions: this is a bug");
         (dims.len() - 1, dims.last().copied().unwrap_or(1))
+    }
+
+    /// Length of the last axis, which is never the batch's where there is another.
+    pub(super) fn width(&self, id: ValueId) -> usize {
+        match self.graph.ty(id).shape.dims().last() {
+            Some(&(Dim::Fixed(width) | Dim::Batch(width))) => width,
+            None => 1,
+        }
     }
 
     /// The value in this shape; itself where it has it.
@@ -81,7 +100,7 @@ impl<'a> Builder<'a> {
     }
 
     /// `d * number`.
-    fn scaled(&mut self, d: ValueId, by: f32, of: &str, what: &str) -> Built<ValueId> {
+    pub(super) fn scaled(&mut self, d: ValueId, by: f32, of: &str, what: &str) -> Built<ValueId> {
         let number = self.number(by, self.graph.ty(d).dtype, of, &format!("{what}.by"))?;
         self.add(of, what, Op::Mul, &[d, number])
     }
@@ -162,6 +181,30 @@ impl<'a> Builder<'a> {
         self.gathered(out, &shape, of, "gathered")
     }
 
+    /// A matrix with one more column, of ones: `p [v 1]` is `p v` and the sum of each row of `p`.
+    pub(super) fn with_ones(&mut self, v: ValueId) -> Built<ValueId> {
+        let (name, (axis, width)) = (self.name(v), self.last(v));
+        let column = (0..=width).map(|i| if i == width { 1.0 } else { 0.0 }).collect();
+        let dtype = self.graph.ty(v).dtype;
+        let column = self.graph.floats(&format!("{name}.ones.column"), dtype, &[width + 1], column)?;
+        let wide = self.add(&name, "ones.wide", Op::Pad { axis, before: 0, after: 1 }, &[v])?;
+        self.add(&name, "ones", Op::Add, &[wide, column])
+    }
+
+    /// `-y`.
+    pub(super) fn negative(&mut self, y: ValueId) -> Built<ValueId> {
+        let name = self.name(y);
+        self.scaled(y, -1.0, &name, "negative")
+    }
+
+    /// `p d`, of a softmax and what meets it.
+    pub(super) fn weighted(&mut self, p: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
+        let shape = self.shape(p);
+        let d = self.spread(d, [&shape, &shape], of, "spread")?;
+        let product = self.add(of, "product", Op::Mul, &[d, p])?;
+        self.gathered(product, &shape, of, "gathered")
+    }
+
     /// Of `y = (x - mean) / deviation` over w entries: `(d - Σ d / w - y Σ (y d) / w) / deviation`.
     pub(super) fn layer_norm(&mut self, y: ValueId, epsilon: f32, d: ValueId, of: &str) -> Built<ValueId> {
         let inverse = self.inverse_deviation(y, epsilon)?;
@@ -169,15 +212,21 @@ impl<'a> Builder<'a> {
         let share = -1.0 / width as f32;
         let d = self.spread(d, [&shape, &shape], of, "spread")?;
         let axis = self.shape(d).rank() - 1;
-        let mean = self.add(of, "sum", Op::Sum { axis }, &[d])?;
-        let mean = self.scaled(mean, share, of, "mean")?;
-        let along = self.add(of, "along", Op::Mul, &[d, y])?;
+        let centred = match self.centred_by_weight(of, d)? {
+            Some(centred) => centred,
+            None => {
+                let mean = self.add(of, "sum", Op::Sum { axis }, &[d])?;
+                let mean = self.scaled(mean, share, of, "mean")?;
+                self.add(of, "centred", Op::Add, &[d, mean])?
+            }
+        };
+        // Of what is centred as much lies along y, whose entries add up to nothing.
+        let along = self.add(of, "along", Op::Mul, &[centred, y])?;
         let along = self.add(of, "along.sum", Op::Sum { axis }, &[along])?;
         let along = self.scaled(along, share, of, "along.mean")?;
         let along = self.add(of, "along.y", Op::Mul, &[y, along])?;
-        let centred = self.add(of, "centred", Op::Add, &[d, mean])?;
-        let centred = self.add(of, "across", Op::Add, &[centred, along])?;
-        let out = self.add(of, "scaled", Op::Mul, &[centred, inverse])?;
+        let across = self.add(of, "across", Op::Add, &[centred, along])?;
+        let out = self.add(of, "scaled", Op::Mul, &[across, inverse])?;
         self.gathered(out, &shape, of, "gathered")
     }
 
@@ -194,6 +243,24 @@ impl<'a> Builder<'a> {
         self.slopes.insert(y, inverse);
         Ok(inverse)
     }
+}
+
+/// The softmaxes among these that are the left side of one product, of matrices that do not broadcast, and nothing else.
+fn weights(graph: &Graph, among: &HashSet<ValueId>) -> HashSet<ValueId> {
+    let lead = |id: ValueId| graph.ty(id).shape.dims().split_last_chunk::<2>().map(|(lead, _)| lead);
+    let (mut uses, mut weights) = (HashMap::<ValueId, usize>::new(), HashSet::new());
+    for &id in among {
+        let Source::Node { op, inputs } = &graph.value(id).source else { continue };
+        inputs.iter().for_each(|&input| *uses.entry(input).or_default() += 1);
+        if *op == (Op::MatMul { transpose_a: false, transpose_b: false })
+            && matches!(graph.value(inputs[0]).source, Source::Node { op: Op::Softmax, .. })
+            && lead(inputs[0]) == lead(inputs[1])
+        {
+            weights.insert(inputs[0]);
+        }
+    }
+    weights.retain(|p| uses[p] == 1);
+    weights
 }
 
 /// See [`Builder::spread`].

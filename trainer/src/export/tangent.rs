@@ -24,7 +24,8 @@ pub fn push_forward(
 ) -> Result<ValueId, ExportError> {
     let needed = graph.needed_for(&[output]);
     let dependents = graph.dependents(x, &needed);
-    let mut forward = Forward { builder: Builder::new(graph), tangents: HashMap::from([(x, vectors)]) };
+    let tangents = HashMap::from([(x, vectors)]);
+    let mut forward = Forward { builder: Builder::new(graph, &needed), tangents };
     for id in dependents {
         if id != x {
             let tangent = forward.of(id)?;
@@ -62,14 +63,23 @@ impl Forward<'_> {
         let built = match &op {
             Op::Add => self.sum(&name, &shape, &given)?,
             Op::Mul => self.product(&name, &shape, &given, &Op::Mul)?,
+            Op::MatMul { .. } if given[0].1.is_some() && self.builder.is_weights(own) => {
+                self.weigh(&name, id, &shape, &given)?
+            }
             Op::MatMul { .. } => self.product(&name, &shape, &given, &op)?,
             Op::Concat { axis } if *axis > 0 => self.concat(&name, *axis, &given)?,
             _ if !only_first => return Err(unknown()),
-            Op::Gemm { .. } | Op::Conv(_) | Op::ConvTranspose { .. } => {
+            Op::Gemm { transpose_b } => {
+                self.builder.linear(&name, *transpose_b, self.tangents[&own], inputs[1])?
+            }
+            Op::Conv(_) | Op::ConvTranspose { .. } => {
                 self.move_by(&name, op.clone(), &[self.tangents[&own], inputs[1]])?
             }
             Op::Sigmoid | Op::Gelu | Op::Sin | Op::Cos => {
                 self.builder.elementwise(id, self.tangents[&own], &name)?
+            }
+            Op::Softmax if self.builder.is_weights(id) => {
+                self.builder.weighted(id, self.tangents[&own], &name)?
             }
             Op::Softmax => self.builder.softmax(id, self.tangents[&own], &name)?,
             Op::LayerNorm { epsilon } => self.builder.layer_norm(id, *epsilon, self.tangents[&own], &name)?,
@@ -139,13 +149,45 @@ impl Forward<'_> {
             let own = self.builder.shape(input);
             let mut factors = [given[0].0, given[1].0];
             factors[i] = self.builder.spread(tangent, [&own, shape], name, &format!("spread.{i}"))?;
-            terms.push(self.builder.add(name, &format!("term.{i}"), op.clone(), &factors)?);
+            let term = format!("term.{i}");
+            let folded = match op {
+                Op::Mul => self.builder.times_row(&format!("{name}.{term}"), factors[i], factors[1 - i])?,
+                _ => None,
+            };
+            terms.push(match folded {
+                Some(folded) => folded,
+                None => self.builder.add(name, &term, op.clone(), &factors)?,
+            });
         }
         let sum = match terms[..] {
             [term] => term,
             _ => self.builder.add(name, "sum", Op::Add, &terms)?,
         };
         self.builder.gathered(sum, shape, name, "gathered")
+    }
+
+    /// Of `y = p v` with a softmax p that is used for nothing else: `dp v + p dv`, where `dp = w - p Σ w` and `w = p d` is what
+    /// stands for p's tangents. So it is `w v - y Σ w + p dv`, in which the sums meet y, that is small beside p.
+    fn weigh(&mut self, name: &str, y: ValueId, shape: &Shape, given: &[Given]) -> Built<ValueId> {
+        let [(p, Some(w)), (v, dv)] = *given else {
+            unreachable!("the weights of a product have tangents: this is a bug");
+        };
+        let own = self.builder.shape(p);
+        let w = self.builder.spread(w, [&own, shape], name, "spread.0")?;
+        let product = Op::MatMul { transpose_a: false, transpose_b: false };
+        let weighted = self.builder.add(name, "term.0", product.clone(), &[w, v])?;
+        let axis = self.builder.shape(w).rank() - 1;
+        let sum = self.builder.add(name, "weights.sum", Op::Sum { axis }, &[w])?;
+        let negative = self.builder.negative(y)?;
+        let share = self.builder.add(name, "share", Op::Mul, &[negative, sum])?;
+        let mut out = self.builder.add(name, "centred", Op::Add, &[weighted, share])?;
+        if let Some(dv) = dv {
+            let own = self.builder.shape(v);
+            let dv = self.builder.spread(dv, [&own, shape], name, "spread.1")?;
+            let term = self.builder.add(name, "term.1", product, &[p, dv])?;
+            out = self.builder.add(name, "sum", Op::Add, &[out, term])?;
+        }
+        self.builder.gathered(out, shape, name, "gathered")
     }
 
     /// One after another, zeros in the place of what does not change.

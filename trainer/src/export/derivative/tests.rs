@@ -9,7 +9,7 @@ use windowpane_diffusion::{ModelConfig, Plan, Tile, Window};
 use super::super::adjoint::pull_back;
 use super::super::dit::tests::{by_name, parameters};
 use super::super::eval::evaluate;
-use super::super::graph::{Graph, ValueId};
+use super::super::graph::{Graph, Source, Value, ValueId};
 use super::super::insides;
 use super::super::inverse::Inverse;
 use super::super::ops::{Op, Stride};
@@ -192,6 +192,101 @@ fn products_of_matrices() {
             case.add("y", Op::MatMul { transpose_a: false, transpose_b: false }, &[x, other])
         });
     }
+}
+
+/// Softmaxes that weigh something and do nothing else, and ones that do.
+#[test]
+fn weights() {
+    let product = Op::MatMul { transpose_a: false, transpose_b: false };
+    for lead in LEADING {
+        let scores = [lead, 2, 3, 4];
+        check("weights of what stays", &scores, |case, x| {
+            let (p, v) = (case.add("p", Op::Softmax, &[x]), case.parameter("v", &[lead, 2, 4, 5]));
+            case.add("y", product.clone(), &[p, v])
+        });
+        for used_twice in [false, true] {
+            check("weights of what changes", &[lead, 24], |case, x| {
+                let widths = case.parameter("widths", &[24, 40]);
+                let v = case.add("wide", Op::Gemm { transpose_b: false }, &[x, widths]);
+                let (x, v) = (case.reshape("scores", &scores, x), case.reshape("v", &[lead, 2, 4, 5], v));
+                let p = case.add("p", Op::Softmax, &[x]);
+                let y = case.add("y", product.clone(), &[p, v]);
+                if !used_twice {
+                    return y;
+                }
+                let parts = [case.reshape("a", &[lead, 30], y), case.reshape("b", &[lead, 24], p)];
+                case.add("both", Op::Concat { axis: 1 }, &parts)
+            });
+        }
+        check("weights of what broadcasts", &scores, |case, x| {
+            let (p, v) = (case.add("p", Op::Softmax, &[x]), case.parameter("v", &[4, 5]));
+            case.add("y", product.clone(), &[p, v])
+        });
+        check("weights alone, of what changes", &[lead, 2, 4, 5], |case, x| {
+            let scores = case.parameter("scores", &scores);
+            let p = case.add("p", Op::Softmax, &[scores]);
+            case.add("y", product.clone(), &[p, x])
+        });
+    }
+}
+
+/// `gate (W (scale norm(x)) + b)`, of `tokens` rows of six numbers: a network's branch.
+fn branch(case: &mut Case<'_>, x: ValueId, tokens: usize, transpose_b: bool) -> ValueId {
+    let normed = case.add("normed", Op::LayerNorm { epsilon: 1e-3 }, &[x]);
+    let (scale, gate) = (case.parameter("scale", &[1, 1, 6]), case.parameter("gate", &[6]));
+    let scaled = case.add("scaled", Op::Mul, &[scale, normed]);
+    let rows = case.reshape("rows", &[tokens, 6], scaled);
+    let (weight, bias) = (case.parameter("w", &[6, 6]), case.parameter("b", &[6]));
+    let rows = case.add("linear", Op::Gemm { transpose_b }, &[rows, weight, bias]);
+    let out = case.reshape("tokens", &[1, tokens, 6], rows);
+    case.add("y", Op::Mul, &[out, gate])
+}
+
+#[test]
+fn scales_and_means_around_a_linear_layer() {
+    for transpose_b in [false, true] {
+        for tokens in [1, 8] {
+            check("a branch", &[1, tokens, 6], |case, x| branch(case, x, tokens, transpose_b));
+            // What is scaled is used for something else, too; or the scale differs from token to token.
+            check("two uses", &[1, tokens, 6], |case, x| {
+                let y = branch(case, x, tokens, transpose_b);
+                let scaled = case.graph.values().find(|(_, value)| value.name == "scaled").unwrap().0;
+                case.add("both", Op::Mul, &[y, scaled])
+            });
+            check("a column", &[1, tokens, 6], |case, x| {
+                let column = case.parameter("column", &[1, tokens, 1]);
+                let y = branch(case, x, tokens, transpose_b);
+                let y = case.add("times", Op::Mul, &[y, column]);
+                let rows = case.reshape("times.rows", &[tokens, 6], y);
+                let weight = case.parameter("w2", &[6, 6]);
+                case.add("out", Op::Gemm { transpose_b }, &[rows, weight])
+            });
+        }
+    }
+}
+
+#[test]
+fn scales_and_means_go_into_weights() {
+    type Mode = fn(&mut Graph, ValueId, ValueId, ValueId) -> Result<ValueId, super::super::ExportError>;
+    let count = |mode: Mode| {
+        let (mut graph, mut given) = (Graph::over("k"), HashMap::new());
+        let shape = Shape::new([1, 8, 6]);
+        let x = graph.input("x", Type::new(Dtype::F32, shape.clone())).unwrap();
+        let y = branch(&mut Case { graph: &mut graph, given: &mut given }, x, 8, true);
+        let vectors = graph.input("vectors", Type::new(Dtype::F32, shape.batched().unwrap())).unwrap();
+        let products = mode(&mut graph, x, vectors, y).unwrap();
+        graph.output(products);
+        let live = graph.live();
+        let of = |wanted: fn(&Op) -> bool| {
+            let is = |value: &Value| matches!(&value.source, Source::Node { op, .. } if wanted(op));
+            let many = |value: &Value| value.ty.shape.volume().1 == 1;
+            graph.values().filter(|(id, value)| live.contains(id) && is(value) && many(value)).count()
+        };
+        [of(|op| *op == Op::Mul), of(|op| matches!(op, Op::Sum { .. })), of(|op| *op == Op::Add)]
+    };
+    // The norm's own, and the mean where the norm comes first.
+    assert_eq!(count(push_forward), [5, 2, 2]);
+    assert_eq!(count(pull_back), [4, 1, 1]);
 }
 
 #[test]
