@@ -6,6 +6,7 @@ stay as they were thought of. What is invalid stays as it is.
 
 import base64
 import collections
+import hashlib
 import json
 import threading
 import time
@@ -33,7 +34,7 @@ scales = st.floats(0, 8, width=32)
 def install(url, key):
     """Registers the hooks. What is returned fills: by operation, by mode, by status, how many answers there were."""
     pictures = [png(url, key, seed) for seed in range(3)]
-    jobs = [job(url, key, f"job-{seed}", pictures[seed]) for seed in range(2)]
+    jobs = [job(url, key, f"job-{number}", pictures[number % len(pictures)]) for number in range(8)]
     fits = fitting(pictures, jobs)
     told = collections.defaultdict(lambda: collections.defaultdict(collections.Counter))
     fitted, lock = set(), threading.Lock()
@@ -93,14 +94,17 @@ def install(url, key):
 def fitting(pictures, jobs):
     """By path, what makes a case of it fit: a strategy that changes the case."""
 
-    def named(**choices):
-        """Path parameters that exist."""
+    def named(headers=st.just({}), **choices):
+        """Path parameters that exist, and headers."""
 
         def fit(case):
-            def change(values):
+            def change(drawn):
+                values, more = drawn
                 case.path_parameters = {**case.path_parameters, **values}
+                for name, value in more.items():
+                    case.headers[name] = value
 
-            return st.fixed_dictionaries({name: st.sampled_from(of) for name, of in choices.items()}).map(change)
+            return st.tuples(st.fixed_dictionaries({name: st.sampled_from(of) for name, of in choices.items()}), headers).map(change)
 
         return fit
 
@@ -121,6 +125,12 @@ def fitting(pictures, jobs):
 
         return fit
 
+    # Of a job there is little to say but its id, and Hypothesis thinks of nothing twice.
+    traced = st.uuids().map(lambda own: {"x-request-id": str(own)})
+    seen = st.integers(0, 9).map(lambda last: {"last-event-id": str(last)})
+    ranges = st.tuples(st.integers(0, 99), st.integers(0, 9999)).map(
+        lambda ends: {"range": f"bytes={ends[0]}-{ends[0] + ends[1]}"}
+    )
     models, faces, versions = ["tiny"], ["tiny", "tiny.sampler"], ["1"]
     parameters = st.sampled_from([{}, {"parameters": {"unload_dependents": False}}, {"parameters": None}])
     by_path = {
@@ -130,11 +140,11 @@ def fitting(pictures, jobs):
         "/v1/analysis/psnr-gap": sent(gaps().map(lambda body: (body, {}))),
         "/v1/replay": sent(st.sampled_from(pictures).map(lambda file: ({"image": file}, {}))),
         "POST /v1/jobs": sent(orders(pictures).map(lambda body: (body, {}))),
-        "PUT /v1/jobs/{id}": sent(st.tuples(orders(pictures), st.uuids().map(lambda own: {"id": f"mine-{own}"}))),
-        "GET /v1/jobs/{id}": named(id=jobs),
-        "DELETE /v1/jobs/{id}": named(id=jobs),
-        "/v1/jobs/{id}/events": named(id=jobs),
-        "/v1/jobs/{id}/result": named(id=jobs),
+        "PUT /v1/jobs/{id}": sent(orders(pictures).map(lambda body: (body, {"id": own(body)}))),
+        "GET /v1/jobs/{id}": named(traced, id=jobs),
+        "DELETE /v1/jobs/{id}": named(traced, id=jobs),
+        "/v1/jobs/{id}/events": named(traced | seen, id=jobs),
+        "/v1/jobs/{id}/result": named(traced | ranges, id=jobs),
         "/v1/models/{id}": named(id=models),
         "/v1/requests/{id}": named(id=[RUNNING]),
         "/v2/repository/models/{name}/load": sent(st.just(({}, {}))),
@@ -219,6 +229,11 @@ def looks(pictures):
 def orders(pictures):
     """A job of a moment."""
     return looks(pictures).map(lambda request: {"kind": "attention", "request": request})
+
+
+def own(order):
+    """The id of an order that is put: the same for the same, since another under the id of one that is there is refused (409)."""
+    return f"mine-{hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def jobs_of(url, key, path, body=None, method="GET"):
