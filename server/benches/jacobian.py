@@ -186,8 +186,8 @@ def measure(package, options):
     # Each side: what warms it, the whole, and how many rows that is.
     def of_forward(batch):
         given = {"x": normal(batch), "t": np.repeat(t, batch), "y": np.repeat(y, batch)}
-        once = lambda: forward.run(None, given)
-        return once, once, batch
+        once, times = lambda: forward.run(None, given), rows // batch
+        return once, lambda: [once() for _ in range(times)], times * batch
 
     def of_rows(product, basis, chunk):
         def whole():

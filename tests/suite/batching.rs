@@ -171,9 +171,11 @@ fn the_images_are_the_same_whatever_the_scheduling() {
     };
     // All values of all six.
     let expected: Vec<_> = (1..7).map(|seed| shared.generate(&body(seed)).ok().file(0)).collect();
-    for scheduling in
-        [Scheduling::Continuous, Scheduling::Serial, Scheduling::Request { delay: Duration::from_millis(5) }]
-    {
+    for scheduling in [
+        Scheduling::Continuous,
+        Scheduling::Serial,
+        Scheduling::Request { delay: Duration::from_millis(500) },
+    ] {
         let server = TestServer::leaked(Config { scheduling, ..TestServer::config() });
         let asked: Vec<_> =
             (1..7).map(|seed| server.spawn(server.answer(server.post(body(seed).to_string())))).collect();
@@ -181,6 +183,10 @@ fn the_images_are_the_same_whatever_the_scheduling() {
             let file = server.block_on(task).unwrap().ok().file(0);
             assert!(file == *expected, "{scheduling:?}");
         }
+        // Heun's ten steps are nineteen evaluations.
+        let (ticks, alone) = (server.app().metrics().ticks.with_label_values(&["tiny"]).get(), 6 * 19);
+        assert_eq!(ticks == alone, scheduling == Scheduling::Serial, "{ticks} ticks, {scheduling:?}");
+        assert!(ticks <= alone, "{ticks} ticks, {scheduling:?}");
     }
 }
 

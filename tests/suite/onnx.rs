@@ -29,7 +29,7 @@ fn all() -> &'static [Checked] {
 }
 
 /// The shapes of a checkpoint, by the names of facebookresearch/DiT's state dict; a position table of more than 64 KiB is
-/// its two halves.
+/// its two halves, as the exporter stores it (`positions.rs`).
 fn checkpoint(manifest: &Manifest) -> BTreeMap<String, Vec<usize>> {
     let c = &manifest.config;
     let (h, tokens) = (c.hidden, (c.height / c.patch) * (c.width / c.patch));

@@ -1,8 +1,8 @@
 //! From a checkpoint to a model package: a graph per device, the weights once, a golden, a card and a manifest.
 //!
 //! `dit` mirrors the network as a `graph` of `ops`, with `attention`'s windows realised as `plan` says; `lower`
-//! turns it into `onnx`, with `weights` beside it, `positions` among them; `golden` is the proof, computed by the network itself. `eval`
-//! interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks.
+//! turns it into `onnx`, with `weights` beside it, `positions` among them; `golden` is the proof, computed by the network
+//! itself. `eval` interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks.
 
 use std::collections::BTreeMap;
 use std::fs::File;

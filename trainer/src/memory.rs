@@ -256,6 +256,7 @@ mod tests {
     use windowpane_diffusion::config::{named, window_sides};
 
     use super::*;
+    use crate::export::golden::LARGEST_BATCH;
 
     fn config(name: &str, windows: &str) -> ModelConfig {
         let (size, patch) = named(name).unwrap();
@@ -309,8 +310,9 @@ mod tests {
         // 4,096 tokens: a head's scores are 64 MiB, and six layers of four heads hold them several times.
         let large = ModelConfig { height: 64, width: 64, ..config("DiT-Micro/1", "3,5") };
         let available = Some(4.0 * GIB);
-        check_golden(&large, (false, 5), Some("so"), available).unwrap();
-        let error = check_golden(&large, (true, 5), Some("so"), available).unwrap_err().to_string();
+        check_golden(&large, (false, LARGEST_BATCH), Some("so"), available).unwrap();
+        let error =
+            check_golden(&large, (true, LARGEST_BATCH), Some("so"), available).unwrap_err().to_string();
         assert!(
             error.contains("4.0 GiB are available; without the graphs of the insides, so, about"),
             "{error}"
@@ -320,10 +322,11 @@ mod tests {
         for (insides, without, available) in
             [(false, Some("so"), little), (true, Some("so"), little), (true, None, available)]
         {
-            let error = check_golden(&large, (insides, 5), without, available).unwrap_err().to_string();
+            let error =
+                check_golden(&large, (insides, LARGEST_BATCH), without, available).unwrap_err().to_string();
             assert!(error.ends_with("GiB are available"), "{error}");
         }
-        check_golden(&large, (true, 5), Some("so"), None).unwrap();
+        check_golden(&large, (true, LARGEST_BATCH), Some("so"), None).unwrap();
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub fn pull_back(
     let mut backward = Backward {
         builder: Builder::new(graph, &needed),
         asked: HashMap::new(),
+        with_ones: HashMap::new(),
         scatters: Scatters::default(),
     };
     backward.asked.insert(output, vec![Share::Whole(vectors)]);
@@ -54,6 +55,8 @@ enum Share {
 struct Backward<'a> {
     builder: Builder<'a>,
     asked: HashMap<ValueId, Vec<Share>>,
+    /// See [`with_ones`](Self::with_ones).
+    with_ones: HashMap<ValueId, ValueId>,
     scatters: Scatters,
 }
 
@@ -139,7 +142,7 @@ impl Backward<'_> {
                     Share::Whole(self.builder.elementwise(id, u, &name)?)
                 }
                 Op::Softmax if self.builder.is_weights(id) => {
-                    Share::Whole(self.builder.weighted(id, u, &name)?)
+                    Share::Whole(self.builder.times(id, id, u, &name)?)
                 }
                 Op::Softmax => Share::Whole(self.builder.softmax(id, u, &name)?),
                 Op::LayerNorm { epsilon } => Share::Whole(self.builder.layer_norm(id, *epsilon, u, &name)?),
@@ -227,10 +230,26 @@ impl Backward<'_> {
         let axis = self.builder.shape(u).rank() - 1;
         let sum = self.builder.add(name, "along.sum", Op::Sum { axis }, &[along])?;
         let wide = self.builder.add(name, "wide", Op::Concat { axis }, &[u, sum])?;
-        let ones = self.builder.with_ones(v)?;
+        let ones = self.with_ones(v)?;
         let op = Op::MatMul { transpose_a: false, transpose_b: true };
         let centred = self.builder.add(name, "centred", op, &[wide, ones])?;
         self.builder.gathered(centred, own, name, "gathered")
+    }
+
+    /// `[v, 1]`, made once.
+    fn with_ones(&mut self, v: ValueId) -> Built<ValueId> {
+        if let Some(&ones) = self.with_ones.get(&v) {
+            return Ok(ones);
+        }
+        let (name, dtype) = (self.builder.name(v), self.builder.graph.ty(v).dtype);
+        let (axis, width) = (self.builder.shape(v).rank() - 1, self.builder.width(v));
+        let column = (0..=width).map(|i| if i == width { 1.0 } else { 0.0 }).collect();
+        let column =
+            self.builder.graph.floats(&format!("{name}.ones.column"), dtype, &[width + 1], column)?;
+        let wide = self.builder.add(&name, "ones.wide", Op::Pad { axis, before: 0, after: 1 }, &[v])?;
+        let ones = self.builder.add(&name, "ones", Op::Add, &[wide, column])?;
+        self.with_ones.insert(v, ones);
+        Ok(ones)
     }
 
     /// Cotangents `u` of a result, of shape `shape`, as those of an operand of shape `own` that was broadcast to it.

@@ -32,9 +32,9 @@ impl<'a> Builder<'a> {
         Self { graph, slopes: HashMap::new(), weights }
     }
 
-    /// Whether a value is a softmax's that weighs the rows of one matrix, `p v`, and does nothing else. Its derivative's sums
-    /// over each row, [`softmax`](Self::softmax), are then part of the product: entry by entry they would be taken of the
-    /// largest values that there are.
+    /// Whether a value is a softmax's that weighs the rows of one matrix, `p v`, and does nothing else. The sums over each row
+    /// in its derivative, [`softmax`](Self::softmax), then need not be spread over the largest values that there are: they
+    /// meet `p v`, or are part of a product.
     pub(super) fn is_weights(&self, p: ValueId) -> bool {
         self.weights.contains(&p)
     }
@@ -55,7 +55,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The last axis of a value.
-    pub(super) fn last(&self, id: ValueId) -> (usize, usize) {
+    fn last(&self, id: ValueId) -> (usize, usize) {
         let dims =
             self.shape(id).fixed().expect("values of one image have numbers for dimensions: this is a bug");
         (dims.len() - 1, dims.last().copied().unwrap_or(1))
@@ -110,9 +110,14 @@ impl<'a> Builder<'a> {
     /// What an elementwise function's derivative makes of tangents or cotangents `d`: `f'(x) d`.
     pub(super) fn elementwise(&mut self, value: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
         let slope = self.slope(value)?;
+        self.times(value, slope, d, of)
+    }
+
+    /// Tangents or cotangents `d` of a value, entry by entry times a factor of its shape.
+    pub(super) fn times(&mut self, value: ValueId, factor: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
         let shape = self.shape(value);
         let d = self.spread(d, [&shape, &shape], of, "spread")?;
-        let product = self.add(of, "product", Op::Mul, &[d, slope])?;
+        let product = self.add(of, "product", Op::Mul, &[d, factor])?;
         self.gathered(product, &shape, of, "gathered")
     }
 
@@ -181,28 +186,10 @@ impl<'a> Builder<'a> {
         self.gathered(out, &shape, of, "gathered")
     }
 
-    /// A matrix with one more column, of ones: `p [v 1]` is `p v` and the sum of each row of `p`.
-    pub(super) fn with_ones(&mut self, v: ValueId) -> Built<ValueId> {
-        let (name, (axis, width)) = (self.name(v), self.last(v));
-        let column = (0..=width).map(|i| if i == width { 1.0 } else { 0.0 }).collect();
-        let dtype = self.graph.ty(v).dtype;
-        let column = self.graph.floats(&format!("{name}.ones.column"), dtype, &[width + 1], column)?;
-        let wide = self.add(&name, "ones.wide", Op::Pad { axis, before: 0, after: 1 }, &[v])?;
-        self.add(&name, "ones", Op::Add, &[wide, column])
-    }
-
     /// `-y`.
     pub(super) fn negative(&mut self, y: ValueId) -> Built<ValueId> {
         let name = self.name(y);
         self.scaled(y, -1.0, &name, "negative")
-    }
-
-    /// `p d`, of a softmax and what meets it.
-    pub(super) fn weighted(&mut self, p: ValueId, d: ValueId, of: &str) -> Built<ValueId> {
-        let shape = self.shape(p);
-        let d = self.spread(d, [&shape, &shape], of, "spread")?;
-        let product = self.add(of, "product", Op::Mul, &[d, p])?;
-        self.gathered(product, &shape, of, "gathered")
     }
 
     /// Of `y = (x - mean) / deviation` over w entries: `(d - Σ d / w - y Σ (y d) / w) / deviation`.

@@ -18,7 +18,7 @@ const SEED: u64 = 2;
 
 /// Batch sizes of the cases: alone, a pair, and a number that no vector width divides.
 const BATCHES: [usize; 3] = [1, 2, LARGEST_BATCH];
-pub(super) const LARGEST_BATCH: usize = 3;
+pub(crate) const LARGEST_BATCH: usize = 3;
 
 /// Batch size of the case for attention, as a server looks at it, and the tokens whose rows are kept: all of them would be
 /// megabytes.
@@ -120,9 +120,8 @@ impl Golden<'_> {
         let _guard = tch::no_grad_guard();
         let input = self.input(ATTENTION_BATCH)?;
         // A corner, whose patch of keys is clamped, and the middle, where windows are whole.
-        let last = self.config.grid().tokens() - 1;
-        let tokens = [0, last / 2 + self.config.grid().width / 2];
-        let tokens: [i64; TOKENS] = tokens.map(|token| token.min(last) as i64);
+        let grid = self.config.grid();
+        let tokens: [i64; TOKENS] = [0, (grid.height / 2 * grid.width + grid.width / 2) as i64];
         let tokens = Tensor::from_slice(&tokens);
         let (prediction, seen) = self.net.watched(&input.x, &input.t, &input.y, &tokens);
         let mut parts = vec![("prediction".to_owned(), prediction)];

@@ -85,6 +85,14 @@ pub enum GraphError {
         /// The name.
         node: String,
     },
+    /// An index that 32 bits do not hold.
+    #[error("{node}: the index {index} has more than 32 bits")]
+    Index {
+        /// Name of the constant.
+        node: String,
+        /// The index.
+        index: i64,
+    },
     /// A constant's elements do not fill its shape.
     #[error("{node}: {elements} elements for a constant of type {ty}")]
     ConstantSize {
@@ -146,12 +154,15 @@ impl Graph {
         self.push(name, ty, Source::Constant(Data::Float(data)))
     }
 
-    /// Appends a constant of indices. Their type holds two thousand million: memory ends long before.
+    /// Appends a constant of indices, of 32 bits. Errors: one that is larger, or not as many as the shape says.
     pub fn indices(&mut self, name: &str, shape: &[usize], data: Vec<i64>) -> Result<ValueId, GraphError> {
         let ty = Type::new(Dtype::I32, Shape::new(shape.iter().copied()));
         if ty.shape.volume() != (data.len(), 0) {
             let (node, elements) = (name.to_owned(), data.len());
             return Err(GraphError::ConstantSize { node, elements, ty: ty.to_string() });
+        }
+        if let Some(&index) = data.iter().find(|&&index| i32::try_from(index).is_err()) {
+            return Err(GraphError::Index { node: name.to_owned(), index });
         }
         self.push(name, ty, Source::Constant(Data::Int(data)))
     }
@@ -353,6 +364,8 @@ mod tests {
     fn a_constant_fills_its_shape() {
         let mut graph = Graph::new();
         assert!(graph.indices("i", &[2, 3], vec![0; 5]).is_err());
+        let error = graph.indices("i", &[2], vec![0, 1 << 31]).unwrap_err().to_string();
+        assert_eq!(error, "i: the index 2147483648 has more than 32 bits");
         assert!(graph.floats("f", Dtype::I64, &[2], vec![0.0; 2]).is_err());
         assert!(graph.floats("g", Dtype::F16, &[2], vec![0.0; 2]).is_ok());
     }

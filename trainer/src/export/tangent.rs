@@ -79,7 +79,7 @@ impl Forward<'_> {
                 self.builder.elementwise(id, self.tangents[&own], &name)?
             }
             Op::Softmax if self.builder.is_weights(id) => {
-                self.builder.weighted(id, self.tangents[&own], &name)?
+                self.builder.times(id, id, self.tangents[&own], &name)?
             }
             Op::Softmax => self.builder.softmax(id, self.tangents[&own], &name)?,
             Op::LayerNorm { epsilon } => self.builder.layer_norm(id, *epsilon, self.tangents[&own], &name)?,

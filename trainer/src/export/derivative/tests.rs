@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::{ModelConfig, Plan, Tile, Window};
 
+use super::super::ExportError;
 use super::super::adjoint::pull_back;
 use super::super::dit::tests::{by_name, parameters};
 use super::super::eval::evaluate;
@@ -19,6 +20,9 @@ use super::super::tangent::push_forward;
 use crate::model::Geometry;
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// Forward or reverse.
+type Mode = fn(&mut Graph, ValueId, ValueId, ValueId) -> Result<ValueId, ExportError>;
 
 /// Vectors at once.
 const K: i64 = 3;
@@ -85,7 +89,6 @@ fn check(what: &str, dims: &[usize], build: impl Fn(&mut Case<'_>, ValueId) -> V
         jacobian(&evaluate(&graph, &given).unwrap()[0], &at)
     };
     given.insert("x".to_owned(), at.detach());
-    type Mode = fn(&mut Graph, ValueId, ValueId, ValueId) -> Result<ValueId, super::super::ExportError>;
     let run = |mode: Mode, of: ValueId, elements: i64| {
         let mut graph = graph.clone();
         let shape = graph.ty(of).shape.batched().unwrap();
@@ -222,6 +225,19 @@ fn weights() {
             let (p, v) = (case.add("p", Op::Softmax, &[x]), case.parameter("v", &[4, 5]));
             case.add("y", product.clone(), &[p, v])
         });
+        check("two that weigh the same", &scores, |case, x| {
+            let sin = case.add("sin", Op::Sin, &[x]);
+            let v = case.parameter("v", &[lead, 2, 4, 5]);
+            let [a, b] = [("a", x), ("b", sin)].map(|(name, scores)| {
+                let p = case.add(&format!("{name}.p"), Op::Softmax, &[scores]);
+                case.add(&format!("{name}.y"), product.clone(), &[p, v])
+            });
+            case.add("y", Op::Add, &[a, b])
+        });
+        check("weights that broadcast", &[lead, 1, 3, 4], |case, x| {
+            let (p, v) = (case.add("p", Op::Softmax, &[x]), case.parameter("v", &[lead, 2, 4, 5]));
+            case.add("y", product.clone(), &[p, v])
+        });
         check("weights alone, of what changes", &[lead, 2, 4, 5], |case, x| {
             let scores = case.parameter("scores", &scores);
             let p = case.add("p", Op::Softmax, &[scores]);
@@ -253,6 +269,13 @@ fn scales_and_means_around_a_linear_layer() {
                 let scaled = case.graph.values().find(|(_, value)| value.name == "scaled").unwrap().0;
                 case.add("both", Op::Mul, &[y, scaled])
             });
+            check("a row that widens", &[1, tokens, 1], |case, x| {
+                let row = case.parameter("row", &[6]);
+                let wide = case.add("wide", Op::Mul, &[x, row]);
+                let rows = case.reshape("rows", &[tokens, 6], wide);
+                let weight = case.parameter("w2", &[6, 6]);
+                case.add("out", Op::Gemm { transpose_b }, &[rows, weight])
+            });
             check("a column", &[1, tokens, 6], |case, x| {
                 let column = case.parameter("column", &[1, tokens, 1]);
                 let y = branch(case, x, tokens, transpose_b);
@@ -265,28 +288,64 @@ fn scales_and_means_around_a_linear_layer() {
     }
 }
 
+/// Of what `build` makes of an `x` of these dimensions, forward or in reverse: products, sums along an axis and sums of two
+/// that are taken of values which have so many entries, or more, for every vector.
+fn count(
+    forward: bool,
+    dims: &[usize],
+    entries: usize,
+    build: impl Fn(&mut Case<'_>, ValueId) -> ValueId,
+) -> [usize; 3] {
+    let (mut graph, mut given) = (Graph::over("k"), HashMap::new());
+    let x = graph.input("x", Type::new(Dtype::F32, Shape::new(dims.iter().copied()))).unwrap();
+    let y = build(&mut Case { graph: &mut graph, given: &mut given }, x);
+    let shape = graph.ty(if forward { x } else { y }).shape.batched().unwrap();
+    let vectors = graph.input("vectors", Type::new(Dtype::F32, shape)).unwrap();
+    let mode: Mode = if forward { push_forward } else { pull_back };
+    let products = mode(&mut graph, x, vectors, y).unwrap();
+    graph.output(products);
+    let live = graph.live();
+    let of = |wanted: fn(&Op) -> bool| {
+        let is = |value: &Value| match &value.source {
+            Source::Node { op, inputs } if wanted(op) => {
+                let mut volumes = inputs.iter().map(|&input| graph.ty(input).shape.volume());
+                volumes.any(|(volume, power)| power == 1 && volume >= entries)
+            }
+            _ => false,
+        };
+        graph.values().filter(|(id, value)| live.contains(id) && is(value)).count()
+    };
+    [of(|op| *op == Op::Mul), of(|op| matches!(op, Op::Sum { .. })), of(|op| *op == Op::Add)]
+}
+
 #[test]
 fn scales_and_means_go_into_weights() {
-    type Mode = fn(&mut Graph, ValueId, ValueId, ValueId) -> Result<ValueId, super::super::ExportError>;
-    let count = |mode: Mode| {
-        let (mut graph, mut given) = (Graph::over("k"), HashMap::new());
-        let shape = Shape::new([1, 8, 6]);
-        let x = graph.input("x", Type::new(Dtype::F32, shape.clone())).unwrap();
-        let y = branch(&mut Case { graph: &mut graph, given: &mut given }, x, 8, true);
-        let vectors = graph.input("vectors", Type::new(Dtype::F32, shape.batched().unwrap())).unwrap();
-        let products = mode(&mut graph, x, vectors, y).unwrap();
-        graph.output(products);
-        let live = graph.live();
-        let of = |wanted: fn(&Op) -> bool| {
-            let is = |value: &Value| matches!(&value.source, Source::Node { op, .. } if wanted(op));
-            let many = |value: &Value| value.ty.shape.volume().1 == 1;
-            graph.values().filter(|(id, value)| live.contains(id) && is(value) && many(value)).count()
-        };
-        [of(|op| *op == Op::Mul), of(|op| matches!(op, Op::Sum { .. })), of(|op| *op == Op::Add)]
+    // Each mode has the norm's own; forward the mean, too, since there the norm comes first.
+    let of = |forward| count(forward, &[1, 8, 6], 8 * 6, |case, x| branch(case, x, 8, true));
+    assert_eq!([of(true), of(false)], [[2, 2, 2], [2, 1, 1]]);
+    // A weight that is larger than some vectors stays as it is.
+    let wide = |forward| {
+        count(forward, &[1, 1, 9], 9, |case, x| {
+            let scale = case.parameter("scale", &[1, 1, 9]);
+            let scaled = case.add("scaled", Op::Mul, &[x, scale]);
+            let rows = case.reshape("rows", &[1, 9], scaled);
+            let weight = case.parameter("w", &[9, 9]);
+            case.add("y", Op::Gemm { transpose_b: true }, &[rows, weight])
+        })
     };
-    // The norm's own, and the mean where the norm comes first.
-    assert_eq!(count(push_forward), [5, 2, 2]);
-    assert_eq!(count(pull_back), [4, 1, 1]);
+    assert_eq!([wide(true), wide(false)], [[1, 0, 0], [1, 0, 0]]);
+}
+
+#[test]
+fn probabilities_are_gone_over_once_or_twice() {
+    let of = |forward| {
+        count(forward, &[1, 2, 9, 9], 2 * 9 * 9, |case, x| {
+            let (p, v) = (case.add("p", Op::Softmax, &[x]), case.parameter("v", &[1, 2, 9, 3]));
+            case.add("y", Op::MatMul { transpose_a: false, transpose_b: false }, &[p, v])
+        })
+    };
+    // What they are multiplied by, and forward the sums of their rows.
+    assert_eq!([of(true), of(false)], [[1, 1, 0], [1, 0, 0]]);
 }
 
 #[test]
