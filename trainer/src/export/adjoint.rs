@@ -113,7 +113,7 @@ impl Backward<'_> {
                     Share::Whole(self.summed(&name, product, &own, &shape)?)
                 }
                 Op::MatMul { .. } if i == 0 && self.builder.is_weights(input) => {
-                    Share::Whole(self.weights(&name, u, id, inputs[1], &own)?)
+                    Share::Whole(self.weights(&name, u, id, [input, inputs[1]])?)
                 }
                 Op::MatMul { transpose_a, transpose_b } => {
                     let transposed = (*transpose_a, *transpose_b);
@@ -222,8 +222,8 @@ impl Backward<'_> {
     /// What `y = p v` asks of p, a softmax that is used for nothing else: its cotangents `g = u vᵀ` less the sum of each row
     /// of `p g`, so that p is all that is left to multiply by. That sum is the one of `u y` (Dao et al. 2022, appendix B.2),
     /// and part of the product as a column of u beside one of ones in v: `[u, -Σ u y] [v, 1]ᵀ`.
-    fn weights(&mut self, name: &str, u: ValueId, y: ValueId, v: ValueId, own: &Shape) -> Built<ValueId> {
-        let shape = self.builder.shape(y);
+    fn weights(&mut self, name: &str, u: ValueId, y: ValueId, [p, v]: [ValueId; 2]) -> Built<ValueId> {
+        let (own, shape) = (self.builder.shape(p), self.builder.shape(y));
         let u = self.builder.spread(u, [&shape, &shape], name, "spread")?;
         let negative = self.builder.negative(y)?;
         let along = self.builder.add(name, "along", Op::Mul, &[u, negative])?;
@@ -233,7 +233,7 @@ impl Backward<'_> {
         let ones = self.with_ones(v)?;
         let op = Op::MatMul { transpose_a: false, transpose_b: true };
         let centred = self.builder.add(name, "centred", op, &[wide, ones])?;
-        self.builder.gathered(centred, own, name, "gathered")
+        self.builder.gathered(centred, &own, name, "gathered")
     }
 
     /// `[v, 1]`, made once.
