@@ -16,14 +16,15 @@ use utoipa::ToSchema;
 
 use super::outputs::{self, Made};
 use super::response::{now, shown_size};
-use crate::app::Room;
 use crate::app::workbench::Workbench;
+use crate::app::{Job, Room};
 use crate::batcher::Event;
 use crate::call::Running;
 use crate::error::ApiError;
 use crate::extract::Form;
 use crate::middleware::request_id::RequestId;
 use crate::middleware::track::{Fate, Stages};
+use crate::model::Model;
 use crate::provenance::Provenance;
 use crate::spec::{Order, Seed};
 
@@ -111,7 +112,9 @@ pub struct TokenDetails {
 /// A stream under way.
 struct Stream {
     bench: Workbench,
-    running: Running,
+    model: Arc<Model>,
+    /// Whatever more is to come; nothing after an error.
+    running: Option<Running>,
     order: Order,
     id: RequestId,
     /// Previews sent of each image.
@@ -122,6 +125,8 @@ struct Stream {
     fate: Fate,
     /// For the previews that wait for the client.
     _frames: Room,
+    /// The drain waits until the client has the end of it, be it an error.
+    _job: Job,
 }
 
 /// The answer whose body is the stream. Its head goes out at once.
@@ -137,7 +142,20 @@ pub(super) fn respond(
     let begun = begun(&id);
     let fate = Fate::default();
     let (stages, its_fate) = (None, fate.clone());
-    let stream = Stream { bench, running, order, id, previews, stages, fate: its_fate, _frames: frames };
+    let (model, job) = (Arc::clone(running.model()), running.job());
+    let running = Some(running);
+    let stream = Stream {
+        bench,
+        model,
+        running,
+        order,
+        id,
+        previews,
+        stages,
+        fate: its_fate,
+        _frames: frames,
+        _job: job,
+    };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
@@ -155,10 +173,12 @@ pub(super) fn respond(
 // === impl Stream ===
 
 impl Stream {
-    /// The next piece of the body; `None` ends it. An error is the last event: the status has gone out long ago.
+    /// The next piece of the body; `None` ends it. An error is the last event: the status has gone out long ago, and what
+    /// is still under way is given up.
     async fn next(&mut self) -> Option<Bytes> {
+        let running = self.running.as_mut()?;
         // Waiting for an event loses none when it is given up.
-        let Ok(event) = tokio::time::timeout(KEEP_ALIVE, self.running.next()).await else {
+        let Ok(event) = tokio::time::timeout(KEEP_ALIVE, running.next()).await else {
             return Some(Bytes::from_static(b": still at work\n\n"));
         };
         let event = match event? {
@@ -168,6 +188,7 @@ impl Stream {
         Some(match event {
             Ok(event) => written(event.name(), &event),
             Err(error) => {
+                self.running = None;
                 let (id, code) = (self.id.as_str(), error.cause.code());
                 self.bench.app().metrics().rejections.with_label_values(&[code]).inc();
                 self.fate.failed(error.cause);
@@ -185,7 +206,7 @@ impl Stream {
     }
 
     async fn event(&mut self, event: Event) -> Result<ImageEvent, ApiError> {
-        let model = Arc::clone(self.running.model());
+        let model = Arc::clone(&self.model);
         let output = self.order.output;
         match event {
             Event::Frame { unit, frame } => {
@@ -213,8 +234,8 @@ impl Stream {
                 let own = Stages { encode: elapsed, ..drawn };
                 let stages = self.stages.map_or(own, |before| before.beside(own));
                 self.stages = Some(stages);
-                if self.running.is_over() {
-                    self.running.settle()?;
+                if let Some(running) = self.running.as_ref().filter(|running| running.is_over()) {
+                    running.settle()?;
                     self.fate.done(stages);
                 }
                 Ok(ImageEvent::Completed {
@@ -230,7 +251,7 @@ impl Stream {
         EventPicture {
             b64_json: STANDARD.encode(bytes),
             created_at: now(),
-            size: shown_size(self.order.picture_size(&self.running.model().card)),
+            size: shown_size(self.order.picture_size(&self.model.card)),
             quality: "auto",
             background: "opaque",
             output_format: self.order.output.file.as_str(),

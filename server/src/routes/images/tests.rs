@@ -5,13 +5,19 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::app::Room;
+use crate::batcher::Caller;
 use crate::config::Config;
+use crate::encode::ArrayFile;
 use crate::engine::fake::{Faults, Gate};
-use crate::keys::Keys;
+use crate::keys::{Identity, Keys, Role};
+use crate::middleware::request_id::RequestId;
+use crate::spec::File;
 use crate::testing::{app, generate, get, send};
 
 fn sneaker(fields: Value) -> Value {
@@ -153,6 +159,36 @@ async fn one_caller_leaves_half_of_the_memory_to_the_others() {
     let (first, others) = futures::future::join(first, ask("bob")).await;
     assert_eq!([first.unwrap().status, others.status], [StatusCode::OK; 2]);
     assert_eq!(ask("alice").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_cannot_be_shown_ends_a_stream_and_gives_up_the_rest() {
+    let app = app(Config::default(), &Faults::default());
+    let model = app.model(Some("shoes")).unwrap();
+    let asked = sneaker(json!({"stream": true, "partial_images": 2, "n": 2}));
+    let asked: ImageRequest = serde_json::from_value(asked).unwrap();
+    let mut order = Order::resolve(&asked, &Accept::default(), &model.card).unwrap();
+    // No preview is made of numbers: that is an error of ours, as one in a picture's file would be.
+    order.output.file = File::Arrays(ArrayFile::Npz);
+    let id = RequestId::parse("mine").unwrap();
+    let call = Call::of_job(id.clone(), Identity { caller: Caller::ANONYMOUS, role: Role::Analyse });
+    let running = call.submit(&app, &model, order.units(model.batcher.elements())).unwrap();
+    let bench = app.workbench(Caller::ANONYMOUS);
+    let mut body = stream::respond(bench, running, order, id, Room::default()).into_body();
+    let mut text = String::new();
+    while !text.contains("\nevent: ") {
+        let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        text += std::str::from_utf8(&piece).unwrap();
+    }
+    let [(name, data)] = events(&text).try_into().unwrap();
+    assert_eq!((name.as_str(), &data["error"]["code"]), ("error", &json!("internal_error")));
+    // Nothing is under way any more, while the client still reads; but the drain waits until it has the end.
+    let delete = Request::delete("/v1/requests/mine").body(Body::empty()).unwrap();
+    assert_eq!(send(&app, delete).await.status, StatusCode::NOT_FOUND);
+    let soon = Duration::from_millis(30);
+    assert!(tokio::time::timeout(soon, app.idle()).await.is_err(), "it leaves with the answer unsent");
+    assert!(body.collect().await.unwrap().to_bytes().is_empty(), "something follows the error");
+    app.idle().await;
 }
 
 #[tokio::test]
