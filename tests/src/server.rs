@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use windowpane_server::jobs::Settings;
+use windowpane_server::jobs::place::Place;
 use windowpane_server::serve::Listener;
 use windowpane_server::{App, Config, Listeners, jobs, serve};
 
@@ -56,12 +58,16 @@ impl TestServer {
         SHARED.get_or_init(|| Self::start(Self::config()))
     }
 
-    /// One with every shipped package, as `windowpane` serves them, but for the patience.
+    /// One with every shipped package, as `windowpane` serves them, but for the patience. It takes jobs and does none.
     pub fn shelf() -> &'static Self {
         static SHELF: OnceLock<TestServer> = OnceLock::new();
-        let max_backlog = Self::config().max_backlog;
         SHELF.get_or_init(|| {
-            Self::start(Config { models: crate::root().join("models"), max_backlog, ..Config::default() })
+            let max_backlog = Self::config().max_backlog;
+            let folder = tempfile::tempdir().expect("a folder for jobs").keep();
+            let place = Place::Sqlite(folder.join("jobs.sqlite"));
+            let jobs = Settings { place, workers: 0, after: max_backlog, ..Settings::default() };
+            let models = crate::root().join("models");
+            Self::start(Config { models, max_backlog, jobs, ..Config::default() })
         })
     }
 

@@ -2,6 +2,7 @@
 //! `cargo xtask openapi` does that, after it has recorded the examples in it (`openapi/examples.rs`).
 
 mod examples;
+mod requests;
 
 use std::fs;
 

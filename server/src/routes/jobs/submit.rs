@@ -25,7 +25,7 @@ use crate::spec::shown;
 /// What is ordered.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"kind": "attention", "request": {"model": "fashion-dit", "prompt": "sneaker", "seed": 7}}))]
+#[schema(example = json!({"kind": "attention", "request": {"model": "fashion-dit", "prompt": "sneaker", "seed": 7, "timestep": 300}}))]
 pub struct JobRequest {
     /// `attention`, `jacobian`, `psnr-gap` or `images`: whose route's answer the result is.
     #[schema(value_type = Option<Kind>)]

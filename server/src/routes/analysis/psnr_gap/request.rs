@@ -7,11 +7,23 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::extract::{Fields, form_of};
 use crate::spec::{ClassRef, Seed};
 
+/// An archive with `sneaker/1.png`, 28x28 grey pixels: an example that is as short as one can be.
+const SNEAKER: &str = "\
+    UEsDBBQAAAAAAAAAIQCPrTYwTgAAAE4AAAANAAAAc25lYWtlci8xLnBuZ4lQTkcNChoKAAAADUlIRFIAAAAcAAAAHAgAAAAAV2aASAAAABVJREFUGNNjYBgF\
+    NAQLcIDhJjkiAAAsuXgBXpSSrQAAAABJRU5ErkJgglBLAQIUABQAAAAAAAAAIQCPrTYwTgAAAE4AAAANAAAAAAAAAAAAAACAAQAAAABzbmVha2VyLzEucG5n\
+    UEsFBgAAAAABAAEAOwAAAHkAAAAAAA==";
+
+/// One with `bag/1.png`.
+const BAG: &str = "\
+    UEsDBBQAAAAAAAAAIQA4XaO4TgAAAE4AAAAJAAAAYmFnLzEucG5niVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAFUlEQVQY02NgGEHgBBYw\
+    Kjl0JekMAO8J+gEUngawAAAAAElFTkSuQmCCUEsBAhQAFAAAAAAAAAAhADhdo7hOAAAATgAAAAkAAAAAAAAAAAAAAIABAAAAAGJhZy8xLnBuZ1BLBQYAAAAA\
+    AQABADcAAAB1AAAAAAA=";
+
 /// The images to measure on. `train` are images that the model has seen, `test` images that it has not; `train` alone is
 /// measured by itself, and without either the package's own reference set is taken, where it has one.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(example = json!({"model": "fashion-dit", "train": "k05VTVBZ", "test": "k05VTVBZ", "images": 100, "timesteps": 10}))]
+#[schema(example = json!({"model": "fashion-dit", "train": SNEAKER, "test": BAG, "timesteps": 10}))]
 pub struct PsnrGapRequest {
     /// Name of the model; may be left out where only one is served.
     pub model: Option<String>,
