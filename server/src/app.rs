@@ -261,7 +261,7 @@ impl App {
     }
 
     /// Room in memory for a body of so many bytes, for as long as it is held.
-    pub(crate) async fn room_for_body(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+    pub async fn room_for_body(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         // Never closed; and a body is at most the limit.
         let most = MOST_BODIES.max(self.config().body_limit);
         self.0.bodies.acquire_many(blocks(bytes.min(most))).await.ok()

@@ -34,6 +34,8 @@ mod limits;
 mod words;
 // Clients that leave, that are slow, or that change their mind.
 mod clients;
+// Memory that requests share: for frames, for bodies, for answers.
+mod memory;
 // Orders that outlive their call, by servers that are killed.
 mod jobs;
 // What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.

@@ -69,36 +69,3 @@ pub(crate) fn too_slow(limit: Duration) -> ApiError {
 pub(crate) fn too_large(limit: usize) -> ApiError {
     ApiError::new(Cause::BodyTooLarge, format!("the body is larger than {limit} bytes, the most accepted"))
 }
-
-#[cfg(test)]
-mod tests {
-    use axum::http::StatusCode;
-    use serde_json::json;
-
-    use super::*;
-    use crate::config::Config;
-    use crate::engine::fake::Faults;
-    use crate::testing;
-
-    #[tokio::test]
-    async fn a_body_without_room_is_told_so_and_a_small_one_needs_none() {
-        let body_timeout = Duration::from_millis(100);
-        let app = testing::app(Config { body_timeout, ..Config::default() }, &Faults::default());
-        let ask = async |prompt: &str| {
-            testing::generate(&app, "application/json", json!({"model": "shoes", "prompt": prompt})).await
-        };
-        // There is no such class, which is known once it has been read.
-        let large = "sneaker ".repeat(BEGINNING / 8);
-        assert_eq!(ask(&large).await.status, StatusCode::UNPROCESSABLE_ENTITY);
-        let others = app.room_for_body(usize::MAX).await;
-        let answer = ask(&large).await;
-        assert_eq!(
-            (answer.status, &answer.headers["retry-after"]),
-            (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
-        );
-        assert_eq!(answer.json()["error"]["code"], "bodies_full");
-        assert_eq!(ask("sneaker").await.status, StatusCode::OK);
-        drop(others);
-        assert_eq!(ask(&large).await.status, StatusCode::UNPROCESSABLE_ENTITY);
-    }
-}

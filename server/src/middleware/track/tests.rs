@@ -1,4 +1,4 @@
-//! What is told of a request, and what its answer holds until it is with its client.
+//! What is told of a request, and who waits until its answer is with its client.
 
 use http_body_util::BodyExt;
 use tokio::time::timeout;
@@ -74,72 +74,6 @@ async fn an_answer_that_is_not_taken_to_its_end_is_a_hang_up() {
     assert!(waiting.await.is_err());
     let hangups = ["wait", "answer"].map(|during| slow.metrics().hangups.with_label_values(&[during]).get());
     assert_eq!(hangups, [1, 0]);
-}
-
-/// A trajectory of thirty frames as a file.
-fn trajectory() -> Request {
-    let asked = r#"{"model": "shoes", "prompt": "boot", "seed": 1, "steps": 30, "trajectory": 1}"#;
-    let kinds = [("content-type", "application/json"), ("accept", "application/x-npz")];
-    let request =
-        kinds.iter().fold(Request::post(IMAGES), |request, (name, kind)| request.header(*name, *kind));
-    request.body(Body::from(asked)).unwrap()
-}
-
-#[tokio::test]
-async fn an_answer_has_room_until_its_client_has_it() {
-    // Of 12,000 bytes 9000 are for large answers: one, which takes about 7000.
-    let app = app(Config { answer_limit: 12_000, ..Config::default() }, &Faults::default());
-    let mut response = router(&app).oneshot(trajectory()).await.unwrap();
-    assert_eq!(response.status(), 200);
-    let length = response.body().size_hint().exact().unwrap();
-    assert_eq!(app.answer_bytes() as u64, length, "by now it is known how much it is");
-    let refused = send(&app, trajectory()).await;
-    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (429, &"memory_full".into()));
-    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-    let metrics = send(&app, Request::get("/metrics").body(Body::empty()).unwrap()).await;
-    let metrics = String::from_utf8(metrics.bytes).unwrap();
-    for gauge in [format!("answer_bytes {length}"), "answer_limit_bytes 12000".to_owned()] {
-        assert!(metrics.contains(&format!("\nwindowpane_{gauge}\n")), "{gauge}: {metrics}");
-    }
-    let piece = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
-    drop(response);
-    assert_eq!(app.answer_bytes() as u64, length, "a connection's buffer has a piece of it");
-    drop(piece);
-    assert_eq!(app.answer_bytes(), 0);
-    assert_eq!(send(&app, trajectory()).await.status, 200);
-    assert_eq!(app.answer_bytes(), 0);
-}
-
-#[tokio::test]
-async fn every_kind_of_answer_has_room() {
-    let app = app(Config::default(), &Faults::default());
-    let seed = r#"{"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}]}"#;
-    let infer = Request::post("/v2/models/plain.sampler/infer").body(Body::from(seed)).unwrap();
-    let look = |what: &str| {
-        let look = r#"{"model": "shoes", "prompt": "boot", "seed": 1, "timestep": 50}"#;
-        let request = Request::post(format!("/v1/analysis/{what}"));
-        request.header("content-type", "application/json").body(Body::from(look)).unwrap()
-    };
-    for request in [body("application/json"), trajectory(), infer, look("attention"), look("jacobian")] {
-        let path = request.uri().path().to_owned();
-        let response = router(&app).oneshot(request).await.unwrap();
-        let length = response.body().size_hint().exact().unwrap();
-        assert_eq!((response.status().as_u16(), app.answer_bytes() as u64), (200, length), "{path}");
-        drop(response);
-        assert_eq!(app.answer_bytes(), 0, "{path}");
-    }
-    // Of a stream nobody knows beforehand; what was thought is kept until its end.
-    let asked = r#"{"model": "shoes", "prompt": "boot", "seed": 1, "steps": 2, "stream": true}"#;
-    let stream = Request::post(IMAGES).header("content-type", "application/json").body(Body::from(asked));
-    let response = router(&app).oneshot(stream.unwrap()).await.unwrap();
-    assert!(app.answer_bytes() > 1000);
-    response.into_body().collect().await.unwrap();
-    assert_eq!(app.answer_bytes(), 0);
-    // What is given up gives it back.
-    let slow = app_of(Duration::from_secs(5));
-    let waiting = timeout(Duration::from_millis(5), router(&slow).oneshot(body("")));
-    assert!(waiting.await.is_err());
-    assert_eq!(slow.answer_bytes(), 0);
 }
 
 #[tokio::test]

@@ -4,10 +4,9 @@
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::app::Room;
@@ -15,7 +14,7 @@ use crate::batcher::Caller;
 use crate::config::Config;
 use crate::encode::ArrayFile;
 use crate::engine::fake::{Faults, Gate};
-use crate::keys::{Identity, Keys, Role};
+use crate::keys::{Identity, Role};
 use crate::middleware::request_id::RequestId;
 use crate::spec::File;
 use crate::testing::{app, generate, get, send};
@@ -62,103 +61,6 @@ async fn an_error_on_the_way_is_the_last_event() {
     // Counted like any other, though the answer was a 200; and the client has had all of it.
     assert_eq!(app.metrics().rejections.with_label_values(&["engine_error"]).get(), 1);
     assert_eq!(app.metrics().hangups.with_label_values(&["answer"]).get(), 0);
-}
-
-/// Thirty frames of 24 values, and of each the clean estimate.
-const FRAMES: usize = 30 * 24 * 2 * 4;
-
-#[tokio::test]
-async fn frames_have_a_budget_that_all_share_and_every_request_gives_its_part_back() {
-    let slow = Faults { delay: Duration::from_millis(60), ..Faults::default() };
-    let app = app(Config { frame_limit: FRAMES + FRAMES / 2, ..Config::default() }, &slow);
-    let kept = || app.frame_bytes();
-    let frames = |steps: u64| sneaker(json!({"steps": steps, "trajectory": 1}));
-    let begin = |body: Value| {
-        let app = app.clone();
-        tokio::spawn(async move { generate(&app, "", body).await })
-    };
-    let until_it_keeps = async || {
-        while kept() == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let first = begin(frames(30));
-    until_it_keeps().await;
-    assert!((FRAMES..FRAMES + 1024).contains(&kept()), "{}", kept());
-    let metrics = String::from_utf8(get(&app, "/metrics").await.bytes).unwrap();
-    assert!(metrics.contains(&format!("windowpane_frame_bytes {}", kept())), "{metrics}");
-    // The next would be too much, and is told so; one without frames is not, and a small one fits beside it.
-    let answer = generate(&app, "", frames(30)).await;
-    assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(answer.json()["error"]["code"], "memory_full");
-    assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-    assert_eq!(generate(&app, "", sneaker(json!({"steps": 1}))).await.status, StatusCode::OK);
-    assert_eq!(generate(&app, "", frames(1)).await.status, StatusCode::OK);
-    assert_eq!(first.await.unwrap().status, StatusCode::OK);
-    assert_eq!(kept(), 0, "it was answered");
-    // Previews are frames as well; a client that goes away takes its own with it.
-    let previews = sneaker(json!({"steps": 30, "stream": true, "n": 10, "partial_images": 3}));
-    let gone = begin(previews);
-    until_it_keeps().await;
-    assert!((FRAMES..FRAMES + 1024).contains(&kept()), "{}", kept());
-    gone.abort();
-    assert!(gone.await.unwrap_err().is_cancelled());
-    assert_eq!(kept(), 0, "it hung up");
-    // Refused after it had its room, by the queue.
-    let late = sneaker(json!({"steps": 30, "trajectory": 1, "timeout_ms": 1}));
-    assert_eq!(generate(&app, "", late).await.json()["error"]["code"], "deadline_unmeetable");
-    assert_eq!(kept(), 0, "it was refused");
-    // More than there is at all: alone, it has everything.
-    let most = sneaker(json!({"steps": 30, "trajectory": 1, "n": 3}));
-    assert_eq!(generate(&app, "", most).await.status, StatusCode::OK);
-    assert_eq!(kept(), 0);
-}
-
-#[tokio::test]
-async fn who_has_no_memory_for_frames_is_told_of_those_who_have_it() {
-    let slow = Faults { row_delay: Duration::from_millis(100), ..Faults::default() };
-    let app = app(Config { frame_limit: FRAMES + FRAMES / 2, ..Config::default() }, &slow);
-    let first = tokio::spawn({
-        let app = app.clone();
-        async move { generate(&app, "", sneaker(json!({"steps": 30, "trajectory": 1}))).await }
-    });
-    while app.frame_bytes() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    // Its own model has nothing to do; the other has for six seconds.
-    let answer = generate(&app, "", json!({"model": "plain", "seed": 7, "steps": 30, "trajectory": 1})).await;
-    assert_eq!(answer.json()["error"]["code"], "memory_full");
-    let wait = answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap();
-    assert!((3..=8).contains(&wait), "{wait}");
-    first.abort();
-}
-
-#[tokio::test]
-async fn one_caller_leaves_half_of_the_memory_to_the_others() {
-    let key = |name: &str| {
-        let digest = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        format!("[[key]]\nname = \"{name}\"\nrole = \"generate\"\nsha256 = \"{digest}\"\n")
-    };
-    let keys = Keys::in_file(&(key("alice") + &key("bob"))).unwrap();
-    let slow = Faults { delay: Duration::from_millis(60), ..Faults::default() };
-    let app = app(Config { frame_limit: 3 * FRAMES, keys, ..Config::default() }, &slow);
-    let ask = |who: &str| {
-        let body = sneaker(json!({"steps": 30, "trajectory": 1})).to_string();
-        let request =
-            Request::post("/v1/images/generations").header(header::CONTENT_TYPE, "application/json");
-        let request = request.header("x-api-key", who).body(Body::from(body)).unwrap();
-        let app = app.clone();
-        async move { send(&app, request).await }
-    };
-    let first = tokio::spawn(ask("alice"));
-    while app.frame_bytes() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    let second = ask("alice").await;
-    assert_eq!(second.json()["error"]["code"], "memory_full", "two of three are more than half");
-    let (first, others) = futures::future::join(first, ask("bob")).await;
-    assert_eq!([first.unwrap().status, others.status], [StatusCode::OK; 2]);
-    assert_eq!(ask("alice").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
