@@ -36,6 +36,8 @@ mod words;
 mod clients;
 // Memory that requests share: for frames, for bodies, for answers.
 mod memory;
+// Jobs over HTTP: orders, owners, pages, events, results and their ranges, and looks that nobody waits for.
+mod job_routes;
 // Orders that outlive their call, by servers that are killed.
 mod jobs;
 // What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.

@@ -135,6 +135,3 @@ async fn study<A: Analysis>(
     response.extensions_mut().insert(job);
     Ok(response)
 }
-
-#[cfg(test)]
-mod tests;
