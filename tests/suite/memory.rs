@@ -90,8 +90,10 @@ fn who_has_no_memory_for_frames_is_told_of_those_who_have_it() {
         ..TestServer::config()
     });
     let [busy, idle] = ["other", "tiny"].map(|name| server.app().model(Some(name)).unwrap());
-    let _others = server.app().room_for_frames(Caller::ANONYMOUS, &busy, FRAMES).unwrap();
-    let long = json!({"model": "other", "n": 10, "steps": 1000, "sampler": "heun", "guidance_scale": 2});
+    // Previews are frames: its own are charged to its model.
+    let long = json!({
+        "model": "other", "n": 10, "steps": 1000, "guidance_scale": 2, "stream": true, "partial_images": 3,
+    });
     let long = server.spawn(server.answer(server.post(ring(long).to_string())));
     server.until_images(10);
     // Its own model has nothing to do; the other has for long. How long is measured anew all the while.

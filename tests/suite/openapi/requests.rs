@@ -32,8 +32,10 @@ fn openapi_requests_that_are_shown_are_taken() {
             let request = server.request(&method.to_uppercase(), &path(pattern, operation));
             let answer =
                 server.send(request.header("content-type", "application/json").body(example.to_string()));
+            // An order is taken; everything else is done.
+            let expected = if pattern.starts_with("/v1/jobs") { 202 } else { 200 };
             assert!(
-                [200, 202].contains(&answer.status),
+                answer.status == expected,
                 "`{name}` at {method} {pattern}: {}",
                 String::from_utf8_lossy(&answer.bytes)
             );

@@ -123,8 +123,8 @@ struct Stream {
     stages: Option<Stages>,
     /// How it ended.
     fate: Fate,
-    /// For the previews that wait for the client.
-    _frames: Room,
+    /// For the previews that wait for the client; none after an error.
+    frames: Room,
     /// The drain waits until the client has the end of it, be it an error.
     _job: Job,
 }
@@ -144,18 +144,8 @@ pub(super) fn respond(
     let (stages, its_fate) = (None, fate.clone());
     let (model, job) = (Arc::clone(running.model()), running.job());
     let running = Some(running);
-    let stream = Stream {
-        bench,
-        model,
-        running,
-        order,
-        id,
-        previews,
-        stages,
-        fate: its_fate,
-        _frames: frames,
-        _job: job,
-    };
+    let stream =
+        Stream { bench, model, running, order, id, previews, stages, fate: its_fate, frames, _job: job };
     let events = futures::stream::unfold(stream, |mut stream| async move {
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
@@ -188,7 +178,7 @@ impl Stream {
         Some(match event {
             Ok(event) => written(event.name(), &event),
             Err(error) => {
-                self.running = None;
+                (self.running, self.frames) = (None, Room::default());
                 let (id, code) = (self.id.as_str(), error.cause.code());
                 self.bench.app().metrics().rejections.with_label_values(&[code]).inc();
                 self.fate.failed(error.cause);
