@@ -134,10 +134,9 @@ pub fn stored_weights(config: &ModelConfig, flat: &Tensor, stored: StoredWeights
     for entry in &layout.entries {
         weights.add(&entry.name, &views[&entry.name], dtype)?;
     }
-    for (name, shape, values) in &Positions::of(config).tables {
-        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-        weights.add(name, &Tensor::from_slice(values).f_reshape(shape)?, Dtype::F32)?;
-    }
+    let positions = Positions::of(config);
+    let shape: Vec<i64> = positions.shape.iter().map(|&n| n as i64).collect();
+    weights.add(Positions::NAME, &Tensor::from_slice(&positions.values).f_reshape(shape)?, Dtype::F32)?;
     Ok(weights)
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use windowpane_trainer::args::Refresh;
 use windowpane_trainer::commands;
 use windowpane_trainer::export::onnx::ModelProto;
@@ -79,27 +80,79 @@ fn assert_same_golden(now: &[u8], kept: &[u8]) {
     }
 }
 
-#[test]
-fn shipped_packages_are_what_the_exporter_writes() {
-    for name in ["tiny", "fashion-dit"] {
-        let (kept, folder) = (shipped(name), tempfile::tempdir().unwrap());
-        let out = folder.path().join(name);
-        commands::refresh(&Refresh { package: kept.clone(), out: Some(out.clone()), insides: false })
-            .unwrap();
-        assert_eq!(names(&out), names(&kept), "{name}");
-        for file in names(&kept) {
-            let (now, before) = (read(&out, &file), read(&kept, &file));
-            match file.as_str() {
-                "golden.safetensors" => assert_same_golden(&now, &before),
-                "manifest.json" => assert_eq!(described(&now), described(&before), "{name}"),
-                _ if file.ends_with(".onnx") => {
-                    assert!(
-                        graph(&now) == graph(&before),
-                        "{name}/{file} is not what the exporter writes today"
-                    );
-                }
-                _ => assert!(now == before, "{name}/{file} is not what the exporter writes today"),
+/// Refreshes a package, and asserts that what comes of it is `kept`.
+fn assert_refreshes_to(package: &Path, kept: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("new");
+    commands::refresh(&Refresh { package: package.to_owned(), out: Some(out.clone()), insides: false })
+        .unwrap();
+    assert_eq!(names(&out), names(kept), "{}", kept.display());
+    for file in names(kept) {
+        let (now, before) = (read(&out, &file), read(kept, &file));
+        match file.as_str() {
+            "golden.safetensors" => assert_same_golden(&now, &before),
+            "manifest.json" => assert_eq!(described(&now), described(&before), "{}", kept.display()),
+            _ => {
+                let is_same = match file.ends_with(".onnx") {
+                    true => graph(&now) == graph(&before),
+                    false => now == before,
+                };
+                assert!(is_same, "{}: not what the exporter writes today", kept.join(&file).display());
             }
         }
     }
+}
+
+#[test]
+fn shipped_packages_are_what_the_exporter_writes() {
+    for name in ["tiny", "fashion-dit"] {
+        assert_refreshes_to(&shipped(name), &shipped(name));
+    }
+}
+
+/// An exporter before this one wrote the position table whole, had its weights at other places, and other goldens.
+#[test]
+fn a_package_of_an_older_exporter_becomes_what_this_one_writes() {
+    let (kept, folder) = (shipped("tiny"), tempfile::tempdir().unwrap());
+    let older = folder.path();
+    for file in names(&kept) {
+        fs::copy(kept.join(&file), older.join(&file)).unwrap();
+    }
+    let (tokens, hidden) = (1024, 48);
+    let moved = 128;
+    let mut weights = vec![7; moved];
+    weights.extend(read(&kept, "weights.bin"));
+    let table = weights.len();
+    weights.resize(table + 4 * tokens * hidden, 7);
+    let mut denoiser = ModelProto::decode(&read(&kept, "denoiser.f32.onnx")[..]).unwrap();
+    denoiser.producer_version = Some("0.0.1".to_owned());
+    for tensor in &mut denoiser.graph.as_mut().unwrap().initializer {
+        let is_table = tensor.name.as_deref() == Some("pos_embed");
+        if is_table {
+            assert_eq!(tensor.dims, [32, hidden as i64 / 2]);
+            tensor.dims = vec![1, tokens as i64, hidden as i64];
+        }
+        for entry in &mut tensor.external_data {
+            let number = |value: &Option<String>| value.as_ref().unwrap().parse::<usize>().unwrap();
+            match entry.key.as_deref() {
+                Some("offset") if is_table => entry.value = Some(table.to_string()),
+                Some("length") if is_table => entry.value = Some((4 * tokens * hidden).to_string()),
+                Some("offset") => entry.value = Some((number(&entry.value) + moved).to_string()),
+                _ => {}
+            }
+        }
+    }
+    let changed = [
+        ("weights.bin", weights),
+        ("denoiser.f32.onnx", denoiser.encode_to_vec()),
+        ("golden.safetensors", vec![1, 2, 3]),
+    ];
+    let mut manifest: Value = serde_json::from_slice(&read(&kept, "manifest.json")).unwrap();
+    for (name, bytes) in changed {
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        manifest["files"][name] = serde_json::json!({ "sha256": digest, "size": bytes.len() });
+        fs::write(older.join(name), bytes).unwrap();
+    }
+    fs::write(older.join("manifest.json"), manifest.to_string()).unwrap();
+    assert_refreshes_to(older, &kept);
 }

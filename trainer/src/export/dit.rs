@@ -305,10 +305,9 @@ pub(crate) mod tests {
     /// Parameters and position table by name.
     pub(crate) fn by_name(config: &ModelConfig, flat: &Tensor) -> HashMap<String, Tensor> {
         let mut all = Layout::of(config).views(flat);
-        for (name, shape, values) in &Positions::of(config).tables {
-            let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-            all.insert((*name).to_owned(), Tensor::from_slice(values).view(&shape[..]));
-        }
+        let positions = Positions::of(config);
+        let shape: Vec<i64> = positions.shape.iter().map(|&n| n as i64).collect();
+        all.insert(Positions::NAME.to_owned(), Tensor::from_slice(&positions.values).view(&shape[..]));
         all
     }
 
