@@ -203,6 +203,9 @@ fn cosines(size: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Kind, Tensor};
+    use windowpane_diffusion::harmonicity::{Harmonicity, harmonicity};
+
     use super::*;
     use crate::data::load as load_any;
 
@@ -237,6 +240,44 @@ mod tests {
         }
         assert!(across > 2 * along, "along {along}, across {across}");
         assert!(across / 100 > 20, "jumps of {} levels on average", across / 100);
+    }
+
+    /// The eigenvectors of the covariance of so many pictures of 16 by 16, that of the largest value first.
+    fn directions(pictures: &[f32]) -> Vec<Harmonicity> {
+        let pictures = Tensor::from_slice(pictures).view([-1, 256]); // (n, pixels)
+        let covariance = pictures.tr().matmul(&pictures); // (pixels, pixels)
+        let (_, vectors) = covariance.to_kind(Kind::Double).linalg_eigh("L");
+        let vectors = vectors.tr().flip([0]).to_kind(Kind::Float).contiguous(); // (pixels, pixels), a row a vector
+        let vectors = Vec::<f32>::try_from(vectors.view([-1])).unwrap();
+        vectors.chunks_exact(256).take(10).map(|v| harmonicity(v, [1, 16, 16]).unwrap()).collect()
+    }
+
+    /// What the best denoiser of the fields does not shrink is known: their cosines, in the order of their coefficients. So
+    /// is how harmonic that is, and of noise, of which no direction is better than another, that none is.
+    #[test]
+    fn the_bases_of_fields_are_harmonic_and_those_of_noise_are_not() {
+        let (size, count) = (16, 4000);
+        let mut normals = vec![0.0; count * size * size];
+        fill_normal_in(Domain::Toy, 5, 0, &mut normals);
+        let basis = cosines(size);
+        let fields: Vec<f32> = normals
+            .chunks_exact(size * size)
+            .flat_map(|noise| SMALL.field(noise, &basis))
+            .map(|value| value as f32)
+            .collect();
+        // Half a wave along the picture for each step of a cosine's number.
+        let cycles = |i: usize, j: usize| ((i * i + j * j) as f64).sqrt() / 2.0;
+        let numbers = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (0, 3), (3, 0)];
+        let found = directions(&fields);
+        for (one, (i, j)) in found.iter().zip(numbers) {
+            assert!((one.band as f64 - cycles(i, j)).abs() <= 0.51, "{i}, {j}: {one:?}");
+            // A wave that does not end where it began is spread over two rings.
+            let least = if i % 2 + j % 2 == 0 { 0.99 } else { 0.5 };
+            assert!(one.share > least, "{i}, {j}: {one:?}");
+        }
+        for one in directions(&normals) {
+            assert!(one.share < 0.3, "{one:?}");
+        }
     }
 
     #[test]

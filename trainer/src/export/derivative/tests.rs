@@ -105,12 +105,17 @@ fn check(what: &str, dims: &[usize], build: impl Fn(&mut Case<'_>, ValueId) -> V
         (values, got)
     };
     let (rows, cols) = expected.size2().unwrap();
-    let (v, got) = run(push_forward, x, cols);
-    let error = difference(&got, &v.matmul(&expected.transpose(0, 1)));
+    let (v, pushed) = run(push_forward, x, cols);
+    let error = difference(&pushed, &v.matmul(&expected.transpose(0, 1)));
     assert!(error < 2e-5, "{what}, forward: {error}");
-    let (u, got) = run(pull_back, y, rows);
-    let error = difference(&got, &u.matmul(&expected));
+    let (u, pulled) = run(pull_back, y, rows);
+    let error = difference(&pulled, &u.matmul(&expected));
     assert!(error < 2e-5, "{what}, reverse: {error}");
+    // ⟨u, Jv⟩ = ⟨Jᵀu, v⟩ of every pair, which needs no autograd to be true.
+    let (left, right) = (u.matmul(&pushed.tr()), pulled.matmul(&v.tr())); // (k, k)
+    let scale = u.norm() * pushed.norm();
+    let error = ((left - right).norm() / scale.clamp_min(1e-12)).double_value(&[]);
+    assert!(error < 2e-5, "{what}, one mode against the other: {error}");
 }
 
 /// One image, and several values along the first axis.
