@@ -65,6 +65,8 @@ struct Inner {
     encoders: Places,
     /// Who computes for a look inside: images come first.
     studies: Places,
+    /// Who computes what a look comes to.
+    conclusions: Places,
     /// Memory for bodies that are being read, in blocks; and for their beginnings.
     bodies: Semaphore,
     beginnings: Semaphore,
@@ -143,6 +145,7 @@ impl App {
             answers: answers.with_room_for_small(),
             encoders: Places::new(cores),
             studies: Places::new(cores.div_ceil(2)),
+            conclusions: Places::new(1),
             draining: AtomicBool::new(false),
             jobs: watch::Sender::new(0),
         }))

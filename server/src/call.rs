@@ -279,7 +279,7 @@ impl Studying {
                 watch.keep(piece).await?;
             }
         }
-        let findings = self.bench.study(move || study.finish()).await?;
+        let findings = self.bench.conclude(move || study.finish()).await?;
         settled(&self.registered)?;
         Ok(findings)
     }

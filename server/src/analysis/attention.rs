@@ -1,11 +1,12 @@
 //! What do a network's layers attend to? The study: the way to the noise level, where it is sampled, then one call of the
 //! instrumented graph; and what comes of it: maps of layers and heads, and how local they are.
 
+use bytes::Bytes;
 use windowpane_diffusion::locality::{Locality, LocalityNumbers};
 use windowpane_diffusion::{Plan, TilePlan, Window};
 
 use super::selection::{Layout, Selection};
-use super::subject::{Subject, Way};
+use super::subject::{Start, Subject, Way};
 use super::{Study, StudyError};
 use crate::batcher::study::{Ask, Findings};
 use crate::engine::StepBatch;
@@ -24,6 +25,8 @@ pub struct AttentionStudy {
     plans: Vec<Plan>,
     /// The noisy image, once it is there.
     x: Vec<f32>,
+    /// Whether it is kept already, or was given.
+    has_x: bool,
     asked: bool,
     prediction: Vec<f32>,
     layers: Vec<LayerMaps>,
@@ -62,7 +65,9 @@ impl AttentionStudy {
     /// Of a model whose graph has these plans.
     pub fn new(subject: Subject, selection: Selection, card: &Card, plans: &[Plan]) -> Self {
         let shape = card.shape();
+        let has_x = matches!(subject.start, Start::At(_));
         Self {
+            has_x,
             told: (subject.level.t as f32, subject.label),
             way: Way::new(subject.start, shape),
             selection,
@@ -91,7 +96,9 @@ impl Study for AttentionStudy {
         if std::mem::replace(&mut self.asked, true) {
             return None;
         }
-        self.x = self.way.arrive();
+        if self.x.is_empty() {
+            self.x = self.way.arrive();
+        }
         let mut batch = StepBatch::new(self.shape);
         batch.push(&self.x, self.told.0, self.told.1);
         let mut wanted = vec![Wanted::all("prediction")];
@@ -107,7 +114,11 @@ impl Study for AttentionStudy {
 
     fn take(&mut self, findings: Findings) -> Result<(), StudyError> {
         if !self.asked {
-            return self.way.take(findings);
+            self.way.take(findings)?;
+            if self.way.left() == 0 {
+                self.x = self.way.arrive();
+            }
+            return Ok(());
         }
         let mut findings = findings.into_iter();
         let missing = || StudyError::Shape("the engine gave fewer outputs than were asked for".to_owned());
@@ -120,6 +131,26 @@ impl Study for AttentionStudy {
             is_finite &= finite(&layer.rows);
         }
         if is_finite { Ok(()) } else { Err(StudyError::NotFinite) }
+    }
+
+    /// The noisy image that was sampled: all calls but one.
+    fn piece(&mut self) -> Option<Bytes> {
+        if self.x.is_empty() || std::mem::replace(&mut self.has_x, true) {
+            return None;
+        }
+        Some(Way::piece(&self.x))
+    }
+
+    fn resume(&mut self, pieces: &[Bytes]) -> Result<(), StudyError> {
+        match pieces {
+            [] => Ok(()),
+            [x] => {
+                self.x = self.way.resume(x)?;
+                self.has_x = true;
+                Ok(())
+            }
+            _ => Err(StudyError::Shape("more pieces than it has".to_owned())),
+        }
     }
 
     fn finish(self) -> Attention {
@@ -210,5 +241,68 @@ impl Attention {
             }
         }
         drawn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::analysis::attention::AttentionRequest;
+    use crate::testing::manifest;
+
+    /// A look at a sample, by a network that knows image, time and label.
+    fn study(card: &Card) -> AttentionStudy {
+        let request = serde_json::json!({"class": 1, "seed": 7, "timestep": 30, "maps": "mean"});
+        let request: AttentionRequest = serde_json::from_value(request).unwrap();
+        let subject = Subject::resolve(&request.subject(), card).unwrap();
+        let selection = Selection::resolve(&request, card).unwrap();
+        let plans = vec![Plan::Dense; card.manifest.config.windows.len()];
+        AttentionStudy::new(subject, selection, card, &plans)
+    }
+
+    fn answer(ask: Ask) -> Findings {
+        match ask {
+            Ask::Denoise(batch) => {
+                let rows = batch.x.chunks_exact(24).zip(&batch.t).zip(&batch.y);
+                let of = |((x, &t), &y): ((&[f32], &f32), &i64)| -> Vec<f32> {
+                    x.iter().map(|x| x * 0.3 + t * 0.001 + y as f32 * 0.1).collect()
+                };
+                vec![rows.flat_map(of).collect()]
+            }
+            Ask::Look(look) => {
+                let len = |wanted: &Wanted| {
+                    wanted
+                        .ranges
+                        .as_ref()
+                        .map_or(24, |ranges| ranges.iter().map(ExactSizeIterator::len).sum())
+                };
+                look.wanted.iter().map(|wanted| vec![look.batch.x[0]; len(wanted)]).collect()
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_goes_on_from_the_sampled_image_sees_the_same() {
+        let card = Card::new(manifest("shoes", &["sneaker", "boot"]), "0".repeat(64), 0).unwrap();
+        let mut whole = study(&card);
+        let (mut pieces, mut calls) = (Vec::new(), 0);
+        while let Some(ask) = whole.next() {
+            calls += 1;
+            whole.take(answer(ask)).unwrap();
+            pieces.extend(whole.piece());
+        }
+        assert!(calls > 2 && pieces.len() == 1, "{calls} calls, {} pieces", pieces.len());
+        let mut rest = study(&card);
+        rest.resume(&pieces).unwrap();
+        assert_eq!(rest.left(), 1);
+        let ask = rest.next().unwrap();
+        rest.take(answer(ask)).unwrap();
+        assert!(rest.next().is_none() && rest.piece().is_none());
+        let (whole, rest) = (whole.finish(), rest.finish());
+        assert_eq!((&whole.x, &whole.prediction), (&rest.x, &rest.prediction));
+        assert!(whole.layers.iter().zip(&rest.layers).all(|(a, b)| a.rows == b.rows && !a.rows.is_empty()));
+        for wrong in [vec![pieces[0].slice(1..)], vec![pieces[0].clone(); 2]] {
+            assert!(study(&card).resume(&wrong).is_err());
+        }
     }
 }

@@ -45,6 +45,17 @@ impl Square {
         Self { side, values }
     }
 
+    /// The same of columns, one after the other.
+    pub fn of_columns(side: usize, values: Vec<f64>) -> Self {
+        let mut matrix = Self::new(side, values);
+        for i in 0..side {
+            for j in 0..i {
+                matrix.values.swap(i * side + j, j * side + i);
+            }
+        }
+        matrix
+    }
+
     /// An upper bidiagonal one; `above` is one shorter than `diagonal`.
     pub fn bidiagonal(diagonal: &[f64], above: &[f64]) -> Self {
         let side = diagonal.len();

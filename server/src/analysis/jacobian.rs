@@ -1,5 +1,5 @@
 //! What does a small change of the noisy image change? The Jacobian of the network at one image and noise level, by exact
-//! products: row by row, and then decomposed as a whole; or its largest singular values alone, by Golub-Kahan-Lanczos
+//! products: column by column, and then decomposed as a whole; or its largest singular values alone, by Golub-Kahan-Lanczos
 //! bidiagonalisation. Guidance and the choice between eps, x0 and v are linear in the network's prediction, so they are
 //! sums here, and the graphs know nothing of them.
 
@@ -15,8 +15,9 @@ use crate::batcher::study::{Ask, Findings};
 use crate::engine::StepBatch;
 use crate::engine::insides::{Inside, Look, Wanted};
 
-/// Vectors that one call multiplies with: about what a full tick of images takes.
-pub const CHUNK: usize = 16;
+/// Vectors that one call multiplies with: a vector costs least where eight go at once, as `server/benches/jacobian.py`
+/// measured.
+pub const CHUNK: usize = 8;
 
 /// Products with single vectors in a piece. One with many is a piece by itself.
 const PIECE: usize = 4;
@@ -73,7 +74,7 @@ pub struct JacobianStudy {
 /// What the products are for.
 #[derive(Debug)]
 enum Work {
-    /// Rows of the matrix so far.
+    /// Columns of the matrix so far.
     Full(Vec<f64>),
     /// Largest values.
     TopK { lanczos: Box<Bidiagonalisation>, steps: usize, tolerance: f64 },
@@ -158,6 +159,15 @@ impl Method {
         };
         products * function.calls()
     }
+
+    /// Bytes that it holds on the way, beside what is told: the matrix, or the directions of all steps.
+    pub fn held(self, elements: usize) -> usize {
+        let vectors = match self {
+            Self::Full => elements,
+            Self::TopK { steps, .. } => 2 * steps,
+        };
+        vectors.saturating_mul(elements).saturating_mul(size_of::<f64>())
+    }
 }
 
 // === impl JacobianStudy ===
@@ -196,15 +206,15 @@ impl JacobianStudy {
         let elements = self.elements();
         let single = |vector: Vec<f64>| vector.into_iter().map(|value| value as f32).collect();
         let (inside, vectors): (_, Vec<f32>) = match &self.work {
-            // Rows are cheaper than columns: a reverse pass is cheaper than a forward one.
-            Work::Full(rows) => {
-                let first = rows.len() / elements;
+            // Columns are cheaper than rows: J·v costs less than Jᵀ·u, as the same bench measured.
+            Work::Full(columns) => {
+                let first = columns.len() / elements;
                 let count = CHUNK.min(elements - first);
                 let mut vectors = vec![0.0; count * elements];
-                for row in 0..count {
-                    vectors[row * elements + first + row] = 1.0;
+                for column in 0..count {
+                    vectors[column * elements + first + column] = 1.0;
                 }
-                (Inside::Vjp, vectors)
+                (Inside::Jvp, vectors)
             }
             Work::TopK { lanczos, .. } => match lanczos.ask()? {
                 spectrum::Ask::Forward(vector) => (Inside::Jvp, single(vector)),
@@ -217,27 +227,19 @@ impl JacobianStudy {
 
     /// A product is whole.
     fn end(&mut self, product: Product) -> Result<(), StudyError> {
-        let elements = self.elements();
-        let done = match &mut self.work {
-            Work::Full(rows) => {
-                rows.extend(product.sum);
-                rows.len() == elements * elements
-            }
+        match &mut self.work {
+            Work::Full(columns) => columns.extend(product.sum),
             Work::TopK { lanczos, .. } => {
                 lanczos.answer(product.sum).map_err(|_| StudyError::NotFinite)?;
-                false
+                self.outcome = self.part()?;
             }
-        };
-        self.outcome = if done { Some(self.whole()?) } else { self.part()? };
+        }
         Ok(())
     }
 
-    /// The whole matrix, decomposed.
-    fn whole(&mut self) -> Result<Spectrum, StudyError> {
-        let Work::Full(rows) = &mut self.work else {
-            unreachable!("only all rows make a matrix: this is a bug");
-        };
-        let matrix = Square::new(self.shape.iter().product(), std::mem::take(rows));
+    /// The whole matrix of all its columns, decomposed.
+    fn whole(&self, columns: Vec<f64>) -> Result<Spectrum, StudyError> {
+        let matrix = Square::of_columns(self.elements(), columns);
         let (singular, eigen) = (matrix.singular(self.count)?, matrix.symmetric_eigen(self.count)?);
         let harmonicity = self.harmonicity(&eigen.vectors);
         let whole = Some(Whole { matrix, eigen, harmonicity });
@@ -350,7 +352,7 @@ impl Study for JacobianStudy {
         }
         if !self.kept.has_x {
             self.kept.has_x = true;
-            return Some(self.x.iter().flat_map(|value| value.to_le_bytes()).collect());
+            return Some(Way::piece(&self.x));
         }
         let due = match self.work {
             Work::Full(_) => 1,
@@ -366,11 +368,7 @@ impl Study for JacobianStudy {
     fn resume(&mut self, pieces: &[Bytes]) -> Result<(), StudyError> {
         let other = || StudyError::Shape("a piece of another study".to_owned());
         let Some((x, products)) = pieces.split_first() else { return Ok(()) };
-        self.x = x.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        if self.x.len() != self.elements() {
-            return Err(other());
-        }
-        self.way.skip();
+        self.x = self.way.resume(x)?;
         self.kept.has_x = true;
         for piece in products {
             let sums: Vec<f64> = piece.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
@@ -387,8 +385,17 @@ impl Study for JacobianStudy {
         Ok(())
     }
 
-    fn finish(self) -> Self::Findings {
-        self.outcome.ok_or_else(|| StudyError::Shape("the study ended before its last call".to_owned()))
+    fn finish(mut self) -> Self::Findings {
+        let elements = self.elements();
+        match &mut self.work {
+            Work::Full(columns) if columns.len() == elements * elements => {
+                let columns = std::mem::take(columns);
+                self.whole(columns)
+            }
+            _ => self
+                .outcome
+                .ok_or_else(|| StudyError::Shape("the study ended before its last call".to_owned())),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use windowpane_diffusion::error::number;
 use windowpane_diffusion::{Level, noise};
 
@@ -131,9 +132,19 @@ impl Way {
         }
     }
 
-    /// There is no more to it: the noisy image is known.
-    pub fn skip(&mut self) {
+    /// The noisy image as a piece that is kept: f32, little-endian.
+    pub fn piece(x: &[f32]) -> Bytes {
+        x.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    /// The noisy image of such a piece; there is no more to the way.
+    pub fn resume(&mut self, piece: &Bytes) -> Result<Vec<f32>, StudyError> {
+        let x: Vec<f32> = piece.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        if x.len() != self.shape.iter().product::<usize>() {
+            return Err(StudyError::Shape("a piece of another study".to_owned()));
+        }
         self.start = Start::At(Vec::new());
+        Ok(x)
     }
 
     /// The noisy image, once no call is left.

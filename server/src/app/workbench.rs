@@ -73,6 +73,15 @@ impl Workbench {
         computed(&self.app.0.studies, self.caller, work).await
     }
 
+    /// The same for what a look comes to at its end, one after the other: taking a large matrix apart takes a minute and ten
+    /// times the matrix, and keeps no other look from going on meanwhile.
+    pub async fn conclude<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        computed(&self.app.0.conclusions, self.caller, work).await
+    }
+
     /// The same for a request that has not been admitted yet. Errors: also, too many of the caller's wait for that.
     pub async fn look_over<T: Send + 'static>(
         &self,

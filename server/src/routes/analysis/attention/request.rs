@@ -116,7 +116,7 @@ impl Fields for AttentionRequest {
 
 impl AttentionRequest {
     /// Those of its fields that say what is looked at.
-    pub(super) fn subject(&self) -> SubjectFields<'_> {
+    pub(crate) fn subject(&self) -> SubjectFields<'_> {
         SubjectFields {
             image: self.image.as_deref(),
             x_t: self.x_t.as_deref(),
