@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -84,7 +84,12 @@ pub struct Jobs {
     /// Numbers of jobs that were cancelled through this server.
     cancelled: broadcast::Sender<i64>,
     leaving: watch::Sender<bool>,
+    /// Turns of those who watch jobs.
+    turns: Semaphore,
 }
+
+/// Watchers that ask the store at a time. It has more connections: however many watch, leases are kept and orders are taken.
+const TURNS: usize = 2;
 
 /// The jobs cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +195,13 @@ impl Jobs {
             changed: watch::Sender::new(0),
             cancelled,
             leaving: watch::Sender::new(false),
+            turns: Semaphore::new(TURNS),
         })
+    }
+
+    /// The turn of somebody who watches a job: to be held while the store is asked.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turns.acquire().await.expect("it is never closed: this is a bug")
     }
 
     /// The store.

@@ -146,8 +146,8 @@ impl Selection {
         })
     }
 
-    /// The most bytes that are held at a time for an answer of this weight.
-    pub fn bytes(&self, card: &Card, plans: &[Plan], weight: Weight) -> usize {
+    /// Bytes of the rows that are kept for an answer of this weight, and of the answer made of them.
+    pub fn bytes(&self, card: &Card, plans: &[Plan], weight: Weight) -> [usize; 2] {
         let (windows, mut rows, mut cells) = (&card.manifest.config.windows, 0_usize, 0_usize);
         let queries = self.tokens.len();
         let of_heads = if self.maps.of_heads() { self.heads.len() } else { 0 };
@@ -163,20 +163,21 @@ impl Selection {
             Weight::Json => cells.saturating_mul(JSON_NUMBER),
             Weight::Picture(bytes) => bytes,
         };
-        told.max(rows.saturating_mul(size_of::<f32>()))
+        [rows.saturating_mul(size_of::<f32>()), told]
     }
 
-    /// The same, and refuses what is larger than `limit` bytes.
+    /// The same. Refuses either that is larger than `limit`.
     pub fn check(
         &self,
         card: &Card,
         plans: &[Plan],
         weight: Weight,
         limit: usize,
-    ) -> Result<usize, ApiError> {
-        let bytes = self.bytes(card, plans, weight);
+    ) -> Result<[usize; 2], ApiError> {
+        let [rows, told] = self.bytes(card, plans, weight);
+        let bytes = rows.max(told);
         if bytes <= limit {
-            return Ok(bytes);
+            return Ok([rows, told]);
         }
         let (layers, heads, tokens) = (self.layers.len(), self.heads.len(), self.tokens.len());
         let (param, narrow) = match weight {

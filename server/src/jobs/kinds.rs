@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::Kind;
 use super::perform::{Checked, Desk, Leased, Perform, Product};
 use crate::app::App;
+use crate::batcher::Caller;
 use crate::call::{Call, Watch};
 use crate::error::{ApiError, Cause};
 use crate::extract::{Accept, parse};
@@ -76,12 +77,12 @@ impl Kinds {
         analyse::answer::<A>(&self.app, call, job.accept.clone(), (request, model), desk).await
     }
 
-    /// The model that would be looked at.
+    /// The model that would be looked at, and in how many calls.
     fn check_analysis<A: Analysis>(
         &self,
         request: &RawValue,
         accept: &Accept,
-    ) -> Result<Arc<Model>, ApiError> {
+    ) -> Result<(Arc<Model>, usize), ApiError> {
         let request: A::Request = body(request)?;
         if A::timeout_ms(&request).is_some() {
             let message = "`timeout_ms` is for requests that somebody waits for; a job has none";
@@ -92,14 +93,21 @@ impl Kinds {
 }
 
 impl Perform for Kinds {
-    fn check(&self, kind: Kind, request: &RawValue, accept: &Accept) -> Result<Checked, ApiError> {
-        let model = match kind {
+    fn check(
+        &self,
+        caller: Caller,
+        kind: Kind,
+        request: &RawValue,
+        accept: &Accept,
+    ) -> Result<Checked, ApiError> {
+        let (model, units) = match kind {
             Kind::Attention => self.check_analysis::<Attention>(request, accept),
             Kind::Jacobian => self.check_analysis::<Jacobian>(request, accept),
             Kind::PsnrGap => self.check_analysis::<PsnrGap>(request, accept),
             Kind::Images => images::check(&self.app, &body(request)?),
         }?;
-        Ok(Checked { model: model.name().to_owned(), digest: model.card.digest.clone() })
+        let expected = model.batcher.expect_study(caller, units);
+        Ok(Checked { model: model.name().to_owned(), digest: model.card.digest.clone(), units, expected })
     }
 
     fn perform<'a>(

@@ -29,10 +29,12 @@ pub struct JobObject {
     pub position: Option<u64>,
     /// How far it is.
     pub progress: Progress,
-    /// Seconds that what is left takes, as it goes now; null where that is not known.
+    /// Seconds that what is left takes once it is taken up: as it goes now, or as was thought when it was ordered; null where
+    /// that is not known.
     #[schema(required, example = 12.5)]
     pub eta: Option<f64>,
-    /// Times that a server took it up: more than one where one went away and another went on from what was committed.
+    /// Times that a server took it up: more than one where it waited for room, or where a server went away and another went on
+    /// from what was committed.
     #[schema(example = 1)]
     pub attempts: u64,
     /// When it was ordered, in seconds since 1970.

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 
 use super::store::{Lease, StoreError};
 use super::{Jobs, Kind};
+use crate::batcher::Caller;
 use crate::error::{ApiError, Cause};
 use crate::extract::Accept;
 use crate::keys::Identity;
@@ -20,9 +21,15 @@ use crate::metrics::Metrics;
 
 /// Who does the work of jobs.
 pub trait Perform: Send + Sync + 'static {
-    /// Refuses what the synchronous route would refuse, with the same error, before it becomes a job; and says which model it
-    /// is for. It may take as long as reading a picture does.
-    fn check(&self, kind: Kind, request: &RawValue, accept: &Accept) -> Result<Checked, ApiError>;
+    /// Refuses what the synchronous route would refuse, with the same error, and what is larger than a job may bring, before
+    /// it becomes a job; and says which model it is for, and how much work. It may take as long as reading a picture does.
+    fn check(
+        &self,
+        caller: Caller,
+        kind: Kind,
+        request: &RawValue,
+        accept: &Accept,
+    ) -> Result<Checked, ApiError>;
 
     /// Does the work, from what is committed on. It must be the same result wherever it goes on from. Where there is no room
     /// ([`Cause::Overloaded`], [`Cause::QuotaReached`], [`Cause::MemoryFull`]), it is called again after the time that the
@@ -38,6 +45,10 @@ pub struct Checked {
     pub model: String,
     /// The model's digest: only servers that have this version work on the job.
     pub digest: String,
+    /// Units of work that it is.
+    pub units: usize,
+    /// The time that these would take from now, as things stand.
+    pub expected: Duration,
 }
 
 /// A job that this server works on.

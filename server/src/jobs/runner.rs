@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use super::perform::{Desk, Leased, Product, insist};
-use super::store::{FRUITLESS, Failure, Lease, StoreError};
+use super::store::{Cancelled, FRUITLESS, Failure, Lease, StoreError};
 use super::{Jobs, Kind, webhook};
 use crate::app::{App, Phase};
 use crate::error::{ApiError, Cause};
@@ -154,18 +154,9 @@ impl Turn<'_> {
         }
     }
 
-    /// Has the work done, again where there was no room for it.
+    /// Has the work done.
     async fn perform(&self, desk: &mut Desk) -> Result<Product, ApiError> {
-        let leased = self.leased()?;
-        loop {
-            match self.jobs.perform().perform(&leased, desk).await {
-                Err(error) if is_full(error.cause) => {
-                    let seconds = error.retry_after.unwrap_or(1).clamp(1, LONGEST_WAIT);
-                    tokio::time::sleep(Duration::from_secs(seconds)).await;
-                }
-                done => return done,
-            }
-        }
+        self.jobs.perform().perform(&self.leased()?, desk).await
     }
 
     /// The job for whoever does it. Errors: whoever ordered it may not do so any more.
@@ -243,6 +234,13 @@ impl Turn<'_> {
         let tries = if desk.is_further() { 0 } else { self.lease.job.fruitless };
         let backoff = Duration::from_secs(1 << tries.clamp(0, 6));
         match error.cause {
+            cause if is_full(cause) => {
+                // Others may have room meanwhile, and this server's worker is free for them.
+                let wait = error.retry_after.unwrap_or(1).clamp(1, LONGEST_WAIT);
+                self.release(Duration::from_secs(wait), Some(&error.into()), false).await
+            }
+            // By the id of its request, which is the job's.
+            Cause::Cancelled => self.cancel().await,
             Cause::ShuttingDown => self.release(Duration::ZERO, None, false).await,
             // It is another server's, or this one's once it has the model again.
             Cause::Loading => self.release(LOOK, None, false).await,
@@ -278,6 +276,16 @@ impl Turn<'_> {
         }
         self.count("failed");
         Ok("failed")
+    }
+
+    async fn cancel(&self) -> Result<&'static str, StoreError> {
+        match self.jobs.store().cancel(self.lease.job.number).await? {
+            Cancelled::Now(_) => {
+                self.count("cancelled");
+                Ok("cancelled")
+            }
+            Cancelled::Before(_) => Ok("lost"),
+        }
     }
 
     async fn release(

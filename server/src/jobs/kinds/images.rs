@@ -93,11 +93,12 @@ struct Bulk {
     about: String,
 }
 
-/// Refuses what cannot be drawn; the model that draws it.
-pub(super) fn check(app: &App, request: &BulkRequest) -> Result<Arc<Model>, ApiError> {
+/// Refuses what cannot be drawn; the model that draws it, and in how many calls.
+pub(super) fn check(app: &App, request: &BulkRequest) -> Result<(Arc<Model>, usize), ApiError> {
     let model = app.model(request.model.as_deref())?;
-    Bulk::resolve(request, &model.card, app.config().jobs.result_limit)?;
-    Ok(model)
+    let bulk = Bulk::resolve(request, &model.card, app.config().jobs.result_limit)?;
+    let calls = bulk.study(app, &model).left();
+    Ok((model, calls))
 }
 
 /// The images of this model, whatever the request names, while `watch` keeps them piece by piece.
@@ -109,8 +110,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let card = Arc::clone(&model.card);
     let bulk = Bulk::resolve(&request, &card, app.config().jobs.result_limit)?;
-    let rows = model.served.costs.target(app.config().max_rows);
-    let study = SamplingStudy::new(&card, bulk.specs.clone(), bulk.seed, bulk.count, rows);
+    let study = bulk.study(app, &model);
     let bench = app.workbench(call.identity.caller);
     let studying = call.study(app, &model, study.left())?;
     let drawn = studying.watched(study, watch).await?;
@@ -120,6 +120,12 @@ pub(super) async fn answer(
 // === impl Bulk ===
 
 impl Bulk {
+    /// What draws it, a full tick at a time.
+    fn study(&self, app: &App, model: &Model) -> SamplingStudy {
+        let rows = model.served.costs.target(app.config().max_rows);
+        SamplingStudy::new(&model.card, self.specs.clone(), self.seed, self.count, rows)
+    }
+
     fn resolve(request: &BulkRequest, card: &Card, limit: usize) -> Result<Self, ApiError> {
         let file = match request.output_format.as_deref() {
             None | Some("npz") => File::Npz,

@@ -45,12 +45,12 @@ impl Fake {
 }
 
 impl Perform for Fake {
-    fn check(&self, _: Kind, request: &RawValue, _: &Accept) -> Result<Checked, ApiError> {
+    fn check(&self, _: Caller, _: Kind, request: &RawValue, _: &Accept) -> Result<Checked, ApiError> {
         let request: Request = serde_json::from_str(request.get())
             .map_err(|error| ApiError::new(Cause::UnknownField, error.to_string()).param("field"))?;
         let model = request.model.ok_or_else(|| ApiError::invalid("model", "missing", "a model"))?;
         let digest = "0".repeat(64);
-        Ok(Checked { model, digest })
+        Ok(Checked { model, digest, units: 7, expected: Duration::from_secs(14) })
     }
 
     fn perform<'a>(
@@ -66,6 +66,7 @@ impl Perform for Fake {
                 if let Some((fault, _)) = request.fault.as_ref().filter(|(_, at)| *at == number) {
                     match fault.as_str() {
                         "engine" => return Err(ApiError::new(Cause::Engine, "the engine failed")),
+                        "cancelled" => return Err(ApiError::new(Cause::Cancelled, "cancelled")),
                         "invalid" => return Err(ApiError::invalid("seed", 0, "another")),
                         "panic" => panic!("as was asked"),
                         // The second time there is room.

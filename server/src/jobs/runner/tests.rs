@@ -159,15 +159,34 @@ async fn cancelled_work_stops_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn room_is_waited_for() {
-    for fault in ["overloaded", "quota", "memory"] {
+async fn room_is_waited_for_and_the_next_one_has_its_turn_meanwhile() {
+    for (fault, code) in [("overloaded", "overloaded"), ("quota", "quota_reached"), ("memory", "memory_full")]
+    {
         let place = sqlite().await;
         let server = Server::on(&place);
         let job = server.order("a", &format!(r#""pieces": 2, "fault": ["{fault}", 1]"#)).await;
+        let next = server.order("b", r#""pieces": 1"#).await;
+        let next = server.until(&next, State::Succeeded).await;
         let done = server.until_it(&job, |job| job.state.is_final()).await;
-        assert_eq!((done.state, done.error), (State::Succeeded, None), "{fault}");
-        assert_eq!((done.attempts, server.fake.begun(), server.fake.pieces()), (1, 2, 2));
+        assert_eq!((done.state, done.error, done.fruitless), (State::Succeeded, None, 0), "{fault}");
+        assert!(next.finished < done.finished, "{fault}");
+        // What was committed before there was no room is not made again.
+        assert_eq!((done.attempts, server.fake.begun(), server.fake.pieces()), (2, 3, 3));
+        let events = place.store.events(job.number, 0).await.unwrap();
+        let why = events.iter().find_map(|event| event.error.as_ref()).expect("it is said why");
+        assert_eq!(why.code, code);
     }
+}
+
+/// `DELETE /v1/requests/{id}` knows a job's work by the job's id.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_is_cancelled_as_a_request_cancels_its_job() {
+    let place = sqlite().await;
+    let server = Server::on(&place);
+    let job = server.order("a", r#""pieces": 2, "fault": ["cancelled", 1]"#).await;
+    let ended = server.until(&job, State::Cancelled).await;
+    assert_eq!((ended.error, ended.result), (None, None));
+    server.until_counted("cancelled", 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use sqlx::Row;
 
 use super::events::{Happening, happened};
 use super::row::COLUMNS;
-use super::{Job, State, Store, StoreError, deliveries, hex};
+use super::{Job, Millis, State, Store, StoreError, deliveries, hex};
 use crate::jobs::Kind;
 
 /// What is ordered.
@@ -28,6 +28,10 @@ pub struct Order {
     pub digest: String,
     /// Who is told of its end; empty for nobody.
     pub webhook: String,
+    /// Units of work that it is; 0 where nobody knows.
+    pub units: i64,
+    /// Milliseconds that these take, as things stood when it was ordered.
+    pub expected: Millis,
 }
 
 /// What came of an order.
@@ -63,12 +67,17 @@ const FORGOTTEN: i64 = 64;
 // === impl Order ===
 
 impl Order {
-    /// The sha256 of what is asked for. It is the same however the JSON is written: names are sorted when it is read.
+    /// The sha256 of what is asked for.
     fn asked(&self) -> String {
-        let read = serde_json::from_str::<Value>(&self.request);
-        let text = read.map_or_else(|_| self.request.clone(), |value| value.to_string());
-        hex(&Sha256::digest(text))
+        digest(&self.request)
     }
+}
+
+/// The sha256 of a request. It is the same however the JSON is written: names are sorted when it is read.
+fn digest(request: &str) -> String {
+    let read = serde_json::from_str::<Value>(request);
+    let text = read.map_or_else(|_| request.to_owned(), |value| value.to_string());
+    hex(&Sha256::digest(text))
 }
 
 // === impl Store ===
@@ -86,12 +95,17 @@ impl Store {
         owner: &str,
         order: &Order,
     ) -> Result<Option<Submitted>, StoreError> {
-        let sql =
-            format!("SELECT asked, accept, {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2");
+        let sql = format!(
+            "SELECT asked, request, accept, {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2"
+        );
         let row = sqlx::query(&sql).bind(owner).bind(&order.id).fetch_optional(&mut *connection).await?;
         let Some(row) = row else { return Ok(None) };
         let job = Job::of_row(&row)?;
-        let (asked, accept): (String, String) = (row.try_get("asked")?, row.try_get("accept")?);
+        let (mut asked, accept): (String, String) = (row.try_get("asked")?, row.try_get("accept")?);
+        if asked.is_empty() {
+            // Ordered of a server whose store did not have this column; it has what was asked for until the job ends.
+            asked = digest(row.try_get("request")?);
+        }
         let is_same = (job.kind, &job.webhook, &accept) == (order.kind, &order.webhook, &order.accept)
             && asked == order.asked();
         if !is_same {
@@ -122,12 +136,12 @@ impl Store {
         }
         let now = self.now(&mut tx).await?;
         let sql = "INSERT INTO windowpane_jobs \
-                   (owner, id, kind, model, digest, request, asked, webhook, accept, state, created, updated) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $10) RETURNING number";
+                   (owner, id, kind, model, digest, request, asked, webhook, accept, total, expected, state, created, updated) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'queued', $12, $12) RETURNING number";
         let query = sqlx::query(sql).bind(owner).bind(&order.id).bind(order.kind.as_str());
         let query = query.bind(&order.model).bind(&order.digest).bind(&order.request).bind(order.asked());
-        let query = query.bind(&order.webhook);
-        let number: i64 = query.bind(&order.accept).bind(now).fetch_one(&mut *tx).await?.try_get(0)?;
+        let query = query.bind(&order.webhook).bind(&order.accept).bind(order.units).bind(order.expected);
+        let number: i64 = query.bind(now).fetch_one(&mut *tx).await?.try_get(0)?;
         let job = happened(&mut tx, number, now, Happening::Queued, None).await?;
         let job = self.placed(&mut tx, job).await?;
         tx.commit().await?;

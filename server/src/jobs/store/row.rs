@@ -86,6 +86,8 @@ pub struct Job {
     pub done: i64,
     /// Units of work in all; 0 while nobody knows.
     pub total: i64,
+    /// Milliseconds that all of it takes, as was thought when it was ordered; 0 where nobody knew.
+    pub expected: Millis,
     /// When it was ordered.
     pub created: Millis,
     /// When it was first taken up.
@@ -112,7 +114,7 @@ pub struct Job {
 
 /// The columns of a [`Job`].
 pub(super) const COLUMNS: &str = "number, owner, id, kind, model, digest, webhook, state, token, attempts, fruitless, pieces, done, \
-     total, created, started, leased, leased_done, updated, finished, expires, events, error, media_type, headers, size, etag";
+     total, expected, created, started, leased, leased_done, updated, finished, expires, events, error, media_type, headers, size, etag";
 
 // === impl State ===
 
@@ -211,6 +213,7 @@ impl Job {
             pieces: number("pieces")?,
             done: number("done")?,
             total: number("total")?,
+            expected: number("expected")?,
             created: number("created")?,
             started: number("started")?,
             leased: number("leased")?,
@@ -225,11 +228,18 @@ impl Job {
         })
     }
 
-    /// Milliseconds that what is left takes, as it has gone under the newest lease; unknown before it has gone anywhere.
+    /// Milliseconds that what is left takes once it is taken up: as it has gone under the newest lease, or as was thought when
+    /// it was ordered.
     pub fn eta(&self) -> Option<Millis> {
         let (made, left) = (self.done - self.leased_done, self.total - self.done);
-        let is_known = self.state == State::Running && made > 0 && left >= 0;
-        is_known.then(|| ((self.updated - self.leased).max(0) as f64 * left as f64 / made as f64) as Millis)
+        if self.state.is_final() || left < 0 {
+            return None;
+        }
+        let (time, of) = match self.state {
+            State::Running if made > 0 => ((self.updated - self.leased).max(0), made),
+            _ => (self.expected, self.total),
+        };
+        (time > 0 && of > 0).then(|| (time as f64 * left as f64 / of as f64) as Millis)
     }
 }
 

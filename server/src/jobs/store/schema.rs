@@ -111,6 +111,15 @@ const VERSIONS: &[&[&str]] = &[
         "ALTER TABLE windowpane_jobs ADD COLUMN asked TEXT NOT NULL DEFAULT ''",
         "CREATE INDEX windowpane_jobs_by_size ON windowpane_jobs (owner, state, size)",
     ],
+    &[
+        // Milliseconds that the work was thought to take when it was ordered.
+        "ALTER TABLE windowpane_jobs ADD COLUMN expected BIGINT NOT NULL DEFAULT 0",
+        // Matrices are made of columns now, and were of rows: what there is of one is no beginning of another.
+        "DELETE FROM windowpane_pieces WHERE job IN \
+         (SELECT number FROM windowpane_jobs WHERE kind = 'jacobian' AND state IN ('queued', 'running'))",
+        "UPDATE windowpane_jobs SET pieces = 0, done = 0, leased_done = 0 \
+         WHERE kind = 'jacobian' AND state IN ('queued', 'running')",
+    ],
 ];
 
 /// Brings the tables up to date.

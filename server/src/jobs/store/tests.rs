@@ -61,6 +61,8 @@ pub(crate) fn order(id: &str) -> Order {
         digest: "d1".to_owned(),
         webhook: String::new(),
         accept: String::new(),
+        units: 4,
+        expected: 8000,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::error::{ApiError, Cause};
 use crate::extract::{Accept, Prefer};
 use crate::jobs::Kind;
+use crate::jobs::perform::Lost;
 use crate::model::Model;
 use crate::routes::jobs::submit;
 
@@ -54,8 +55,10 @@ pub(crate) trait Analysis: Send + Sized + 'static {
 #[derive(Debug)]
 pub(crate) struct Resolved<A: Analysis> {
     pub(super) study: A::Study,
-    /// Of the answer, at most.
-    pub(super) bytes: usize,
+    /// Bytes of the answer, at most.
+    pub(super) told: usize,
+    /// Bytes that are held on the way to it, at most.
+    pub(super) held: usize,
     pub(super) analysis: A,
 }
 
@@ -81,10 +84,12 @@ pub(super) async fn analyse<A: Analysis>(
         prefer.leaves(eta, jobs.settings().after)
     });
     if leaves {
+        let is_too_large = resolved.told > app.config().jobs.result_limit;
         let job = submit::defer(app, call.identity, (A::KIND, &accept), &request).await;
         // Who has not asked for it is answered where no job can be had.
         let waits = |error: &ApiError| {
-            prefer == Prefer::default() && matches!(error.cause, Cause::TooManyJobs | Cause::JobsUnavailable)
+            let none = matches!(error.cause, Cause::TooManyJobs | Cause::JobsUnavailable) || is_too_large;
+            prefer == Prefer::default() && none
         };
         if !job.as_ref().is_err_and(waits) {
             return job;
@@ -108,15 +113,18 @@ pub(crate) async fn answer<A: Analysis>(
     study(app, call, model, resolved, watch).await
 }
 
-/// Refuses what cannot be done; the model that it would be done with.
+/// Refuses what cannot be done as a job; the model that it would be done with, and in how many calls.
 pub(crate) fn check<A: Analysis>(
     app: &App,
     request: &A::Request,
     accept: &Accept,
-) -> Result<Arc<Model>, ApiError> {
-    let model = app.model(A::model(request))?;
-    A::resolve(request, accept, &model, app.config())?;
-    Ok(model)
+) -> Result<(Arc<Model>, usize), ApiError> {
+    let (model, limit) = (app.model(A::model(request))?, app.config().jobs.result_limit);
+    let resolved = A::resolve(request, accept, &model, app.config())?;
+    if resolved.told > limit {
+        return Err(Lost::TooLarge(limit).into());
+    }
+    Ok((model, resolved.study.left()))
 }
 
 async fn study<A: Analysis>(
@@ -126,9 +134,9 @@ async fn study<A: Analysis>(
     resolved: Resolved<A>,
     watch: &mut dyn Watch,
 ) -> Result<Response, ApiError> {
-    let Resolved { study, bytes, analysis } = resolved;
+    let Resolved { study, told, held, analysis } = resolved;
     let bench = app.workbench(call.identity.caller);
-    let studying = call.answering(bytes).study(app, &model, study.left())?;
+    let studying = call.answering(told.saturating_add(held)).study(app, &model, study.left())?;
     let job = studying.job();
     let findings = studying.watched(study, watch).await?;
     let mut response = bench.study(move || analysis.respond(&model, findings)).await??;

@@ -159,11 +159,11 @@ impl Analysis for Attention {
             }
         };
         let subject = Subject::resolve(&request.subject(), card)?;
-        let bytes = selection.check(card, &graph.plan, weight, config.study_limit)?;
+        let [held, told] = selection.check(card, &graph.plan, weight, config.study_limit)?;
         let full = full(request, output)?;
         let about = About::new(card, &subject, &graph.file);
         let study = AttentionStudy::new(subject, selection, card, &graph.plan);
-        Ok(Resolved { study, bytes, analysis: Self { tokens, full, output, about } })
+        Ok(Resolved { study, told, held, analysis: Self { tokens, full, output, about } })
     }
 
     fn respond(

@@ -143,8 +143,8 @@ impl Analysis for Jacobian {
         let count = count(request, elements)?;
         let method = method(request, elements, count)?;
         for inside in [Inside::Jvp, Inside::Vjp] {
-            // Rows of the whole matrix take one of them.
-            let is_needed = inside == Inside::Vjp || method != Method::Full;
+            // Columns of the whole matrix take one of them.
+            let is_needed = inside == Inside::Jvp || method != Method::Full;
             if is_needed && inside.graph(&card.manifest, model.served.provider).is_none() {
                 let message = format!(
                     "the package of `{}` has no {inside} graph; export it with this version's trainer to look at its \
@@ -155,14 +155,14 @@ impl Analysis for Jacobian {
             }
         }
         let told = told(request, output, method, count)?;
-        let bytes = fits(&told, output, shape, config.study_limit)?;
+        let (bytes, held) = (fits(&told, output, shape, config.study_limit)?, method.held(elements));
         let subject = Subject::resolve(&request.subject(), card)?;
         let of = of(request)?;
         let function = function(request, of, &subject, card)?;
         let about = About::new(card, &subject, of, request.guided, method);
         let study = JacobianStudy::new(subject, shape, function, method, count)
             .map_err(|error| ApiError::internal(error.to_string()))?;
-        Ok(Resolved { study, bytes, analysis: Self { told, output, about } })
+        Ok(Resolved { study, told: bytes, held, analysis: Self { told, output, about } })
     }
 
     fn respond(self, model: &Model, found: <JacobianStudy as Study>::Findings) -> Result<Response, ApiError> {

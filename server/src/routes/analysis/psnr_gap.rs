@@ -148,10 +148,10 @@ impl Analysis for PsnrGap {
             about.labels.push(if set.labels.is_some() { "class" } else { "none" });
         }
         // The images are held until they are measured; the answer is small beside them.
-        let bytes = sets.iter().map(|set| set.values.len() * size_of::<f32>()).sum();
+        let held = sets.iter().map(|set| set.values.len() * size_of::<f32>()).sum();
         let sides = sets.into_iter().map(|set| Side::new(set, null)).collect();
         let study = PsnrGapStudy::new(sides, card.shape(), levels, seed, rows);
-        Ok(Resolved { study, bytes, analysis: Self { output, about } })
+        Ok(Resolved { study, told: 0, held, analysis: Self { output, about } })
     }
 
     fn respond(

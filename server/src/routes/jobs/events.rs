@@ -148,6 +148,7 @@ impl Stream {
 
     /// Reads on. Whether there is something to do at once.
     async fn look(&mut self) -> Result<bool, StoreError> {
+        let _turn = self.jobs.turn().await;
         let events = self.jobs.store().events(self.number, self.after).await?;
         if !events.is_empty() {
             self.read.extend(events);

@@ -172,8 +172,17 @@ async fn order(app: &App, identity: Identity, id: String, request: JobRequest) -
         }
     };
     let text = asked.get().to_owned();
-    let (model, digest) = (String::new(), String::new());
-    let mut order = Order { id, kind, request: text, accept: accept.to_string(), model, digest, webhook };
+    let mut order = Order {
+        id,
+        kind,
+        request: text,
+        accept: accept.to_string(),
+        model: String::new(),
+        digest: String::new(),
+        webhook,
+        units: 0,
+        expected: 0,
+    };
     // Before anything else is looked at: what was in order then need not be now, and is ordered all the same.
     if let Some(known) = jobs.store().known(&owner, &order).await? {
         return told(known, jobs.settings().limit);
@@ -184,7 +193,7 @@ async fn order(app: &App, identity: Identity, id: String, request: JobRequest) -
     let checking = Arc::clone(&jobs);
     let checked = app
         .workbench(identity.caller)
-        .look_over(move || checking.perform().check(kind, &asked, &accept))
+        .look_over(move || checking.perform().check(identity.caller, kind, &asked, &accept))
         .await?;
     let checked = checked.map_err(|error| ApiError {
         param: error.param.as_ref().map(|param| format!("request.{param}")),
@@ -192,6 +201,8 @@ async fn order(app: &App, identity: Identity, id: String, request: JobRequest) -
     })?;
     order.model = checked.model;
     order.digest = checked.digest;
+    order.units = i64::try_from(checked.units).unwrap_or(i64::MAX);
+    order.expected = i64::try_from(checked.expected.as_millis()).unwrap_or(i64::MAX);
     let submitted = jobs.store().submit(&owner, &order, jobs.settings().limit).await?;
     if let Submitted::New(job) = &submitted {
         tracing::info!(job = job.id, kind = %job.kind, model = job.model, "a job is ordered");

@@ -63,3 +63,24 @@ async fn a_job_that_failed_says_why() {
     );
     assert!(error["message"].as_str().unwrap().contains("`seed` is 0"), "{answer:?}");
 }
+
+/// However many watch: the store has connections left for leases, orders and results.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_on_while_all_turns_of_watchers_are_taken() {
+    let server = Server::with(Settings::default()).await;
+    let jobs = server.app.jobs().unwrap();
+    let turns = [jobs.turn().await, jobs.turn().await];
+    server.order("a", json!({"kind": "jacobian", "request": {"model": "shoes", "pieces": 3}})).await;
+    let app = server.app.clone();
+    let watcher = tokio::spawn(async move { testing::get(&app, "/v1/jobs/a/events").await });
+    let ended = async {
+        while server.get("/v1/jobs/a").await.json()["state"] != "succeeded" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it ends");
+    assert!(!watcher.is_finished(), "it waits for its turn");
+    drop(turns);
+    let told = watcher.await.unwrap();
+    assert!(String::from_utf8_lossy(&told.bytes).contains("event: succeeded"), "{told:?}");
+}

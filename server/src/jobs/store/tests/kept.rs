@@ -7,7 +7,10 @@ async fn events_are_numbered_and_of_progress_the_newest_is_kept() {
     for place in stores().await {
         let store = &place.store;
         let job = submit(store, "me", "a").await;
+        // As was thought when it was ordered, until it is known better.
+        assert_eq!((job.done, job.total, job.eta()), (0, 4, Some(8000)));
         let held = lease(store, "s").await.unwrap();
+        assert_eq!(held.job.eta(), Some(8000));
         for done in 1..=3 {
             store.pass(Duration::from_secs(30));
             assert!(store.progress(job.number, held.token, done, 4).await.unwrap());
@@ -98,6 +101,32 @@ async fn a_job_that_has_ended_lets_its_request_go_and_is_known_all_the_same() {
             let other = Order { request: r#"{"seed":2,"model":"shoes"}"#.to_owned(), ..order(id) };
             assert_eq!(store.submit("me", &other, 9).await.unwrap(), Submitted::Taken);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_an_older_server_took_in_is_known_and_begun_anew() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let held = lease(store, "s").await.unwrap();
+        assert!(store.put((job.number, held.token), 0, b"rows", (2, 4)).await.unwrap());
+        // As it was before: no such columns, or nothing in them.
+        for sql in [
+            "ALTER TABLE windowpane_jobs DROP COLUMN expected",
+            "UPDATE windowpane_jobs SET asked = ''",
+            "UPDATE windowpane_schema SET version = 3",
+        ] {
+            sqlx::query(sql).execute(&store.pool).await.unwrap();
+        }
+        let store = Store::open(&place.place, Duration::from_secs(3600)).await.unwrap();
+        let again = Order { request: r#"{"seed":1,"model":"shoes"}"#.to_owned(), ..order("a") };
+        let Submitted::Known(known) = store.submit("me", &again, 9).await.unwrap() else { panic!() };
+        assert_eq!((known.number, known.pieces, known.done, known.eta()), (job.number, 0, 0, None));
+        let other = Order { request: r#"{"seed":2,"model":"shoes"}"#.to_owned(), ..order("a") };
+        assert_eq!(store.submit("me", &other, 9).await.unwrap(), Submitted::Taken);
+        // Whoever was at it commits nothing more of the old kind.
+        assert!(!store.put((job.number, held.token), 1, b"rows", (3, 4)).await.unwrap());
     }
 }
 
