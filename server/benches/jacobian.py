@@ -6,8 +6,8 @@ same network, in one process, taking turns.
 
 Takes torch 2.11, onnxruntime 1.30, onnx and numpy. Both sides have the same threads and flush subnormals to zero. torch
 has dense attention with a mask where a layer is windowed, which is what its users have, and the best of several chunk
-sizes. Above `--rows` inputs the full Jacobian is not run whole: that many rows are timed, and scaled up. The products are
-compared with each other before anything is timed.
+sizes: one call of each finds the best, and then the bests take turns. Above `--rows` inputs the full Jacobian is not run
+whole: that many rows are timed, and scaled up. The products are compared with each other before anything is timed.
 """
 
 import argparse
@@ -15,7 +15,9 @@ import json
 import pathlib
 import platform
 import statistics
+import sys
 import time
+import typing
 
 import numpy as np
 import onnx
@@ -71,15 +73,15 @@ class Network:
         parameters = {t.name: t for t in onnx.load(file).graph.initializer if t.name in names}
         self.p = {name: torch.from_numpy(numpy_helper.to_array(t).astype(np.float32)) for name, t in parameters.items()}
         self.grid = (config["height"] // config["patch"], config["width"] // config["patch"])
-        if "pos_embed" not in self.p:
-            self.p["pos_embed"] = self.positions()
+        self.positions = self.table(self.p["pos_embed"])
         self.masks = [self.mask(window) for window in config["windows"]]
 
-    def positions(self):
-        """The table [1, t, d] of its two halves, a large one being stored so: channels of the column, then of the row."""
+    def table(self, stored):
+        """The positions [1, t, d]; of a large table a line a place is stored: channels of the column, then of the row."""
+        if stored.dim() == 3:
+            return stored
         height, width = self.grid
-        cols, rows = self.p["pos_embed.cols"], self.p["pos_embed.rows"]
-        both = [cols[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)]
+        both = [stored[None, :width].expand(height, -1, -1), stored[:height, None].expand(-1, width, -1)]
         return torch.cat(both, 2).reshape(1, height * width, -1)
 
     def mask(self, window):
@@ -106,7 +108,7 @@ class Network:
         config, p = self.config, self.config["patch"]
         (height, width), d, heads = self.grid, config["hidden"], config["heads"]
         weight, bias = self.p["x_embedder.proj.weight"], self.p["x_embedder.proj.bias"]
-        x = torch.nn.functional.conv2d(x, weight, bias, stride=p).flatten(2).transpose(1, 2) + self.p["pos_embed"]
+        x = torch.nn.functional.conv2d(x, weight, bias, stride=p).flatten(2).transpose(1, 2) + self.positions
         c = self.condition(t, y)
         n, tokens, _ = x.shape
         norm = lambda x: torch.nn.functional.layer_norm(x, (d,), eps=1e-6)
@@ -141,8 +143,25 @@ def session(package, role, threads):
     return ort.InferenceSession(package / f"{role}.f32.onnx", options, providers=["CPUExecutionProvider"])
 
 
+class Side(typing.NamedTuple):
+    """What is timed: one call, of how many rows at once; and as many calls as the whole takes, of how many rows."""
+
+    once: typing.Callable
+    at_once: int
+    whole: typing.Callable
+    rows: int
+
+
+def say(line):
+    """Tells a person who waits where the run is."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    elif line:
+        print(line, file=sys.stderr, flush=True)
+
+
 def seconds(warm, call):
-    """Seconds of a call, after a part of it that warms it."""
+    """Seconds of a call, after one that warms it."""
     warm()
     start = time.perf_counter()
     call()
@@ -183,18 +202,17 @@ def measure(package, options):
     basis = np.eye(elements, dtype=np.float32)[:rows].reshape(rows, *image)
     tbasis = torch.from_numpy(basis)
 
-    # Each side: what warms it, the whole, and how many rows that is.
     def of_forward(batch):
         given = {"x": normal(batch), "t": np.repeat(t, batch), "y": np.repeat(y, batch)}
         once, times = lambda: forward.run(None, given), rows // batch
-        return once, lambda: [once() for _ in range(times)], times * batch
+        return Side(once, batch, lambda: [once() for _ in range(times)], times * batch)
 
     def of_rows(product, basis, chunk):
         def whole():
             for at in range(0, rows, chunk):
                 product(basis[at : at + chunk])
 
-        return lambda: product(basis[:chunk]), whole, rows
+        return Side(lambda: product(basis[:chunk]), chunk, whole, rows)
 
     in_ort = lambda graph: lambda vectors: graph.run(None, feed(vectors))
     sides = {f"forward, {n}": of_forward(n) for n in BATCHES}
@@ -205,15 +223,20 @@ def measure(package, options):
         ("torch vjp", torch_vjp, tbasis),
     ):
         sides |= {f"{name}, {n}": of_rows(product, of, n) for n in chunks}
-    # First once each, to find every side's best; then turns of the best.
-    first = {name: seconds(warm, call) / n for name, (warm, call, n) in sides.items()}
+    # First one call each, to find every side's best; then turns of the best.
+    first = {}
+    for done, (name, side) in enumerate(sides.items()):
+        say(f"{package.name}: first calls, {done} of {len(sides)}: {name}")
+        first[name] = seconds(side.once, side.once) / side.at_once
     kinds = ("forward", "jvp", "vjp", "torch jvp", "torch vjp")
     best = {kind: min((name for name in first if name.startswith(f"{kind},")), key=first.get) for kind in kinds}
     turns = {kind: [] for kind in kinds}
     for turn in range(options.turns):
         for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
-            warm, call, n = sides[best[kind]]
-            turns[kind].append(seconds(warm, call) / n)
+            say(f"{package.name}: turn {turn + 1} of {options.turns}: {best[kind]}")
+            side = sides[best[kind]]
+            turns[kind].append(seconds(side.once, side.whole) / side.rows)
+    say("")
     return {
         "package": package.name,
         "inputs": elements,
