@@ -4,10 +4,12 @@
 
 use std::hint::black_box;
 use std::str;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use windowpane_diffusion::manifest::Manifest;
+use windowpane_server::analysis::image_set::{ImageSet, Wanted};
 use windowpane_server::args::Found;
 use windowpane_server::decode::npy::Npy;
 use windowpane_server::decode::picture;
@@ -15,6 +17,7 @@ use windowpane_server::encode::Colour;
 use windowpane_server::engine::externals;
 use windowpane_server::extract::{Accept, ApiFields, Form};
 use windowpane_server::keys::Keys;
+use windowpane_server::model::Card;
 use windowpane_server::provenance::Provenance;
 use windowpane_server::routes::analysis::attention::AttentionRequest;
 use windowpane_server::routes::images::request::ImageRequest;
@@ -30,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("externals", read_externals),
     ("form", form),
     ("image_request", image_request),
+    ("image_set", image_set),
     ("infer_request", infer_request),
     ("keys", keys),
     ("manifest", manifest),
@@ -37,6 +41,9 @@ pub const TARGETS: &[Target] = &[
     ("picture", read_picture),
     ("provenance", provenance),
 ];
+
+/// Images that are wanted of an uploaded set.
+const IMAGES: usize = 8;
 
 /// Values that an uploaded array may have: a picture of 32×32 in RGB, twice.
 const MOST_VALUES: usize = 6144;
@@ -84,6 +91,21 @@ pub fn form(bytes: &[u8]) {
 /// The body of an image request.
 pub fn image_request(bytes: &[u8]) {
     let _ = black_box(serde_json::from_slice::<ImageRequest>(bytes));
+}
+
+/// An uploaded set: an array, or an archive of PNGs. As many images as are wanted at most, whole, each with a class or none.
+pub fn image_set(bytes: &[u8]) {
+    static CARD: LazyLock<Card> = LazyLock::new(|| {
+        let manifest = Manifest::from_json(include_str!("../../models/tiny/manifest.json"));
+        Card::new(manifest.expect("a shipped package"), "0".repeat(64), 0).expect("a shipped package")
+    });
+    let wanted = Wanted { card: &CARD, resize: bytes.len() % 2 == 0, images: IMAGES, limit: 1 << 20 };
+    let Ok(set) = ImageSet::of_file(bytes, wanted) else { return };
+    let image: usize = CARD.shape().iter().product();
+    assert!((1..=IMAGES).contains(&set.len) && set.len <= set.sent, "{} of {}", set.len, set.sent);
+    assert_eq!(set.values.len(), set.len * image);
+    assert!(set.values.iter().all(|value| value.abs() <= 1.0 + 1e-5));
+    assert!(set.labels.is_none_or(|labels| labels.len() == set.len));
 }
 
 /// The body of an inference request. The first two bytes say how long its head is, as the header does; 0xffff is none.

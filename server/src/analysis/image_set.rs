@@ -65,16 +65,20 @@ type Wrong = String;
 impl ImageSet {
     /// The set in a field: base64 of a `.npy` or of a `.zip` of PNGs.
     pub fn read(field: &str, file: &str, wanted: Wanted<'_>) -> Result<Self, ApiError> {
-        let bytes = unwrapped(field, file)?;
-        let read = if bytes.starts_with(b"\x93NUMPY") {
-            Self::in_array(&bytes, wanted)
+        let read = Self::of_file(&unwrapped(field, file)?, wanted);
+        read.map_err(|what| ApiError::new(Cause::InvalidValue, format!("`{field}`: {what}")).param(field))
+    }
+
+    /// The set in a `.npy` or in a `.zip` of PNGs. Errors: a sentence.
+    pub fn of_file(bytes: &[u8], wanted: Wanted<'_>) -> Result<Self, String> {
+        if bytes.starts_with(b"\x93NUMPY") {
+            Self::in_array(bytes, wanted)
         } else if bytes.starts_with(b"PK") {
-            Self::in_archive(&bytes, wanted)
+            Self::in_archive(bytes, wanted)
         } else {
             Err("it is neither a .npy nor a .zip; expected an array of images, or an archive of PNGs"
                 .to_owned())
-        };
-        read.map_err(|what| ApiError::new(Cause::InvalidValue, format!("`{field}`: {what}")).param(field))
+        }
     }
 
     /// Of pixels, `[n, channels, height, width]`. The first of them, where fewer are wanted.
