@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use suite::load::machine::Machine;
 use suite::load::usage::{Usage, Who};
@@ -57,8 +57,10 @@ async fn run(args: &Args) -> Result<()> {
     let length = Duration::from_secs(args.minutes * 60);
     let models = root().join("models/tiny");
     let models = models.to_str().context("the path of the models is not UTF-8")?;
-    let mut process =
-        Process::windowpane(&["--models", models, "--port", "0", "--max-backlog", "5", "--log", "warn"]);
+    let store = tempfile::tempdir().context("no folder for jobs")?;
+    let jobs = format!("sqlite:{}", store.path().join("jobs.sqlite").display());
+    let flags = ["--models", models, "--port", "0", "--max-backlog", "5", "--log", "warn", "--jobs", &jobs];
+    let mut process = Process::windowpane(&flags);
     let url = process.url_or_end().with_context(|| "the server does not serve")?;
     let traffic = Rc::new(Traffic::begin(&url).await.context("before the storm")?);
     let mut machine = Machine::look(&traffic.runtime().await?)?;
@@ -123,6 +125,8 @@ async fn left(traffic: &Traffic) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let jobs = traffic.jobs_left().await?;
+    ensure!(jobs == 0, "{jobs} jobs are left that somebody saw the end of, or cancelled");
     traffic.again().await
 }
 

@@ -152,15 +152,21 @@ def main(url, folder):
 
     assert {images[0].png for images in asyncio.run(both())} == {image.png}
 
-    # An example, as far as it needs nothing but the client.
+    # The examples, as far as they need nothing but the client.
     examples = Path(__file__).parents[2] / "clients" / "python" / "examples"
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "figure4.png"
-        sys.path.insert(0, str(examples))
-        sys.argv = ["figure4.py", "--url", url, "--model", "tiny", "--prompt", "ring", "--server", "--out", str(out)]
-        with contextlib.redirect_stdout(io.StringIO()) as told:
-            runpy.run_path(str(examples / "figure4.py"), run_name="__main__")
-        assert Pillow.open(out).width > 1000 and "tiny's attention" in told.getvalue(), told.getvalue()
+    sys.path.insert(0, str(examples))
+    for name, least, says in [
+        ("figure1", 400, "directions [0, 1, 2, 4, 8, 28, 56, 112, 224] of tiny"),
+        ("figure3", 100, "eigenvectors [0, 112] of tiny"),
+        ("figure4", 1000, "tiny's attention"),
+    ]:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = Path(scratch) / f"{name}.png"
+            sys.argv = [name, "--url", url, "--model", "tiny", "--prompt", "ring", "--server", "--out", str(out)]
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
+            width = Pillow.open(out).width
+            assert width > least and says in told.getvalue(), (name, width, told.getvalue())
 
     print(json.dumps({
         "png": base64.b64encode(image.png).decode(),

@@ -19,10 +19,18 @@ const JOBS: usize = 6;
 /// Time that all of it may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A few seconds of work, in many pieces: each is done between two kills, or a job would be given up after five.
+/// Pieces of a job.
+const PIECES: usize = 40;
+
+/// Images that are drawn at a time: what a piece has.
+const ROWS: usize = 4;
+
+/// A few seconds of work, in many pieces of one call each: each is done between two kills, or a job would be given up after
+/// five.
 fn order() -> Value {
-    let request =
-        json!({"model": "tiny", "prompt": "ring", "seed": 7, "steps": 1, "n": 160, "output_format": "npz"});
+    let request = json!({
+        "model": "tiny", "prompt": "ring", "seed": 7, "steps": 1, "n": PIECES * ROWS, "output_format": "npz",
+    });
     json!({"kind": "images", "request": request})
 }
 
@@ -30,6 +38,8 @@ fn order() -> Value {
 struct Servers {
     jobs: String,
     servers: Vec<(Process, String)>,
+    /// Calls of the network for jobs, by those that were killed.
+    calls: usize,
 }
 
 // === impl Servers ===
@@ -37,19 +47,34 @@ struct Servers {
 impl Servers {
     fn on(jobs: &str, count: usize) -> Self {
         let begin = |_| Self::begin(jobs);
-        Self { jobs: jobs.to_owned(), servers: (0..count).map(begin).collect() }
+        Self { jobs: jobs.to_owned(), servers: (0..count).map(begin).collect(), calls: 0 }
     }
 
     fn begin(jobs: &str) -> (Process, String) {
         let models = shipped("tiny");
-        let args = ["--models", models.to_str().unwrap(), "--port", "0", "--max-rows", "4"];
+        let rows = ROWS.to_string();
+        let args = ["--models", models.to_str().unwrap(), "--port", "0", "--max-rows", &rows];
         let args = [&args[..], &["--job-lease", "2", "--job-limit", "1000", "--jobs", jobs]].concat();
         let mut server = Process::windowpane(&args);
         let url = server.url();
         (server, url)
     }
 
+    /// Calls of the network for jobs, by a server that lives.
+    fn calls_of(&self, which: usize) -> usize {
+        let metrics = self.ask(which, "GET", "/metrics", None).ok();
+        let sample = "windowpane_study_units_total{graph=\"denoiser\",model=\"tiny\"} ";
+        let count = metrics.text().lines().find_map(|line| line.strip_prefix(sample)?.parse().ok());
+        count.expect("it is told")
+    }
+
+    /// By all of them.
+    fn all_calls(&self) -> usize {
+        self.calls + (0..self.servers.len()).map(|which| self.calls_of(which)).sum::<usize>()
+    }
+
     fn kill(&mut self, which: usize) {
+        self.calls += self.calls_of(which);
         let (server, _) = &mut self.servers[which];
         server.signal("KILL");
         assert_eq!(server.end().code, None, "it was killed");
@@ -143,9 +168,16 @@ fn killed_twenty_times(jobs: &str, count: usize) {
             assert_eq!(before, *first, "job {job}: {leases:?}");
         }
     }
-    // A kill takes at most the one job with it that the server had in hand.
+    // A kill takes at most the one job with it that the server had in hand, and of that the piece it was at.
     assert!((1..=KILLS).contains(&lost), "{lost} leases were lost by {KILLS} kills");
-    eprintln!("{KILLS} kills, {lost} leases lost, {} jobs, each with one result", record.len());
+    let (calls, pieces) = (servers.all_calls(), record.len() * PIECES);
+    assert!(calls <= pieces + KILLS, "{calls} calls for {pieces} pieces");
+    // Nearly all of them were counted: a server is looked at a moment before it is killed.
+    assert!(calls > pieces / 2, "{calls} calls for {pieces} pieces");
+    eprintln!(
+        "{KILLS} kills, {lost} leases lost, {} jobs, each with one result; {calls} calls for {pieces} pieces",
+        record.len()
+    );
 }
 
 #[test]

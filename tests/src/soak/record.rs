@@ -24,6 +24,12 @@ pub enum Kind {
     Replay,
     /// Called the Open Inference Protocol.
     Infer,
+    /// Looked at attention.
+    Attention,
+    /// Took a Jacobian apart.
+    Jacobian,
+    /// Ordered images as a job.
+    Job,
     /// Sent what is no request.
     Wrong,
     /// Looked at health, models and metrics.
@@ -73,7 +79,7 @@ pub struct Slice {
 
 impl Kind {
     /// In what proportion they come.
-    pub const MIX: [Self; 16] = [
+    pub const MIX: [Self; 19] = [
         Self::Fixed,
         Self::Fixed,
         Self::Fixed,
@@ -88,6 +94,9 @@ impl Kind {
         Self::Late,
         Self::Replay,
         Self::Infer,
+        Self::Attention,
+        Self::Jacobian,
+        Self::Job,
         Self::Wrong,
         Self::Look,
     ];

@@ -1,5 +1,8 @@
 //! What a client does next, and whether the answer is right. Requests of a fixed set were answered once while nobody else
-//! was there, and must be answered with the same bytes ever after; all others must be whole.
+//! was there, and must be answered with the same bytes ever after; all others must be whole. Here is what asks for images;
+//! looks and jobs are in `traffic/insides.rs`.
+
+mod insides;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,6 +33,8 @@ pub struct Traffic {
     url: String,
     /// PNG of each request of the fixed set.
     fixed: BTreeMap<u64, Vec<u8>>,
+    /// Answer of each look of the fixed set.
+    looks: Vec<((&'static str, Value), Vec<u8>)>,
 }
 
 /// What a request may be answered with where it is right.
@@ -41,10 +46,14 @@ impl Traffic {
     /// Asks for the fixed set, one after another.
     pub async fn begin(url: &str) -> Result<Self> {
         let client = Client::builder().timeout(PATIENCE).build()?;
-        let mut traffic = Self { client, url: url.to_owned(), fixed: BTreeMap::new() };
+        let mut traffic = Self { client, url: url.to_owned(), fixed: BTreeMap::new(), looks: Vec::new() };
         for which in 0..FIXED {
             let response = traffic.picture(&fixed(which)).send().await?.error_for_status()?;
             traffic.fixed.insert(which, response.bytes().await?.to_vec());
+        }
+        for (path, body) in insides::looks() {
+            let answer = traffic.first_look(path, &body).await?;
+            traffic.looks.push(((path, body), answer));
         }
         Ok(traffic)
     }
@@ -54,6 +63,10 @@ impl Traffic {
         for (which, before) in &self.fixed {
             let now = self.picture(&fixed(*which)).send().await?.error_for_status()?.bytes().await?;
             ensure!(now == *before, "request {which} of the fixed set has other bytes: {}", fixed(*which));
+        }
+        for ((path, body), before) in &self.looks {
+            let now = self.first_look(path, body).await?;
+            ensure!(now == *before, "a look of the fixed set has other bytes: {body} of {path}");
         }
         Ok(())
     }
@@ -203,6 +216,12 @@ impl Traffic {
                     ensure!(values.iter().all(Value::is_number), "values that are no numbers");
                 }
                 Ok((status, wait))
+            }
+            Kind::Attention => self.look("/attention", &format!("soak-attention-{number}"), random).await,
+            Kind::Jacobian => self.look("/jacobian", &format!("soak-jacobian-{number}"), random).await,
+            Kind::Job => {
+                let id = format!("soak-{number}-{}", random.below(1 << 40));
+                self.order(&id, random).await
             }
             Kind::Wrong => {
                 let bodies = [
