@@ -155,6 +155,48 @@ fn a_failed_tick_costs_its_images_and_nothing_else() {
 }
 
 #[test]
+fn of_four_images_that_take_turns_those_of_the_failed_tick_fail_and_no_others() {
+    let values = |samples: Vec<Sample>| samples.into_iter().map(|sample| sample.values).collect::<Vec<_>>();
+    let (healthy, _) = model(2, Faults::default());
+    let spec = spec(&healthy, Sampler::Ddim, 10, 1.0, 0);
+    // Two rows a tick, and everybody is somebody else: the first two and the last two take turns.
+    for (call, failed) in [(5, [1, 2]), (6, [3, 4])] {
+        let error = Faults { error_at: vec![call], ..Faults::default() };
+        let panic = Faults { panic_at: vec![call], ..Faults::default() };
+        for (faults, cause) in [(error, "error"), (panic, "panic")] {
+            let gate = Gate::default();
+            let (model, metrics) = model(2, Faults { gate: gate.clone(), ..faults });
+            gate.close();
+            // Call 0 is this one's alone, and waits until the four are there.
+            let first = submit(&model, &self::spec(&model, Sampler::Ddim, 1, 1.0, 0), &[9]).unwrap();
+            while model.batcher.device_busy_for().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let tickets: Vec<_> = (1..=4_u32)
+                .map(|i| Request { caller: Caller(i), ..request(&model, &spec, &[i.into()]) })
+                .map(|request| model.batcher.submit(request).unwrap())
+                .collect();
+            gate.open();
+            assert!(block_on(first.finish()).is_ok());
+            for (seed, ticket) in (1..).zip(tickets) {
+                match block_on(ticket.finish()) {
+                    Err(SampleError::Engine(words)) => {
+                        assert!(failed.contains(&seed) && words.contains(&format!("call {call}")), "{words}");
+                    }
+                    ended => {
+                        assert!(!failed.contains(&seed), "image {seed} was in the tick that failed");
+                        let alone = sample(&healthy, &spec, &[seed]).unwrap();
+                        assert_eq!(values(ended.unwrap()), values(alone), "image {seed}");
+                    }
+                }
+            }
+            assert_eq!(metrics.failures.with_label_values(&["shoes", cause]).get(), 1);
+            assert_eq!(model.batcher.images(), 0);
+        }
+    }
+}
+
+#[test]
 fn an_engine_that_cannot_be_built_anew_stays_what_it_was() {
     let faults = Faults { error_at: vec![3], other_when_rebuilt: true, ..Faults::default() };
     let (model, metrics) = model(32, faults);
@@ -167,16 +209,21 @@ fn an_engine_that_cannot_be_built_anew_stays_what_it_was() {
 
 #[test]
 fn a_row_that_is_not_finite_fails_alone() {
-    let faults = Faults { nan_for: Some(2), delay: Duration::from_millis(1), ..Faults::default() };
-    let (model, metrics) = model(32, faults);
+    let gate = Gate::default();
+    let (model, metrics) = model(32, Faults { nan_for: Some(2), gate: gate.clone(), ..Faults::default() });
     let (good, bad) = (spec(&model, Sampler::Ddim, 10, 2.0, 0), spec(&model, Sampler::Ddim, 10, 2.0, 2));
+    gate.close();
     block_on(async {
         let good = submit(&model, &good, &[1, 2]).unwrap();
         let bad = submit(&model, &bad, &[3]).unwrap();
+        gate.open();
         assert_eq!(bad.finish().await, Err(SampleError::NotFinite));
         assert_eq!(good.finish().await.unwrap().len(), 2);
     });
     assert_eq!(metrics.failures.with_label_values(&["shoes", "not_finite"]).get(), 1);
+    // Two guided images, ten times; and the two rows that failed were in one of those ticks.
+    let rows = metrics.tick_rows.with_label_values(&["shoes"]);
+    assert_eq!((rows.get_sample_count(), rows.get_sample_sum()), (10, 42.0));
 }
 
 #[test]
