@@ -197,6 +197,23 @@ fn of_four_images_that_take_turns_those_of_the_failed_tick_fail_and_no_others() 
 }
 
 #[test]
+fn a_tick_for_which_the_device_lacks_the_memory_fails_and_smaller_ones_go_on() {
+    let (model, metrics) = model(8, Faults { most_rows: Some(2), ..Faults::default() });
+    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
+    for failures in 1..=2 {
+        // The four of a request are there at once.
+        let error = sample(&model, &spec, &[1, 2, 3, 4]).unwrap_err();
+        assert!(matches!(&error, SampleError::Engine(text) if text.contains("4 rows")), "{error}");
+        assert_eq!(metrics.failures.with_label_values(&["shoes", "error"]).get(), failures);
+        let drawn = sample(&model, &spec, &[1, 2]).unwrap();
+        let (healthy, _) = self::model(8, Faults::default());
+        assert_eq!(drawn[1].values, sample(&healthy, &spec, &[2]).unwrap()[0].values);
+        assert!(model.batcher.is_alive());
+        assert_eq!(model.batcher.images(), 0);
+    }
+}
+
+#[test]
 fn an_engine_that_cannot_be_built_anew_stays_what_it_was() {
     let faults = Faults { error_at: vec![3], other_when_rebuilt: true, ..Faults::default() };
     let (model, metrics) = model(32, faults);

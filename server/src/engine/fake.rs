@@ -34,6 +34,8 @@ pub struct Faults {
     pub broken_from: Option<u64>,
     /// Built anew, it is another network, which it notices.
     pub other_when_rebuilt: bool,
+    /// Calls of more rows return an error, as on a device that has no memory for them.
+    pub most_rows: Option<usize>,
     /// Calls that panic.
     pub panic_at: Vec<u64>,
     /// Rows of this label get NaN.
@@ -149,6 +151,9 @@ impl Denoiser for FakeDenoiser {
         let broken = self.faults.broken_from.is_some_and(|first| call >= first);
         if broken || self.faults.error_at.contains(&call) {
             return Err(EngineError::Runtime(format!("asked to fail at call {call}")));
+        }
+        if self.faults.most_rows.is_some_and(|most| batch.rows() > most) {
+            return Err(EngineError::Runtime(format!("asked to have no memory for {} rows", batch.rows())));
         }
         let (elements, plane) = (batch.elements(), batch.shape[1] * batch.shape[2]);
         let out = self.out_channels * plane;
