@@ -372,6 +372,11 @@ fn a_full_queue_says_when_to_come_back() {
         answer.refused(429, "overloaded", None);
         let seconds: u64 = answer.header("retry-after").parse().expect("whole seconds");
         assert!((1..=3600).contains(&seconds), "{seconds}");
+        // To be full is no illness: whoever watches is to send nobody home and restart nothing.
+        for path in ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"] {
+            server.answer(server.request("GET", path)).await.ok();
+        }
+        assert_eq!(server.images(), 2, "it was not full any more: nothing was shown");
         hold.abort();
     });
     // The client of the long one has hung up; its places are free.

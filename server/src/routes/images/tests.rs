@@ -94,7 +94,7 @@ async fn what_cannot_be_shown_ends_a_stream_and_gives_up_the_rest() {
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
+async fn a_call_that_does_not_return_is_no_life() {
     let gate = Gate::default();
     let config = Config { watchdog: Duration::from_millis(200), ..Config::default() };
     let app = app(config, &Faults { gate: gate.clone(), ..Faults::default() });
@@ -118,4 +118,29 @@ async fn a_call_that_does_not_return_is_no_life_and_a_full_queue_is() {
     gate.open();
     assert_eq!(running.await.unwrap().status, StatusCode::OK);
     assert_eq!(get(&app, "/livez").await.json()["status"], "alive");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_life_and_readiness() {
+    let gate = Gate::default();
+    let config = Config { queue_limit: 1, ..Config::default() };
+    let app = app(config, &Faults { gate: gate.clone(), ..Faults::default() });
+    gate.close();
+    let running = tokio::spawn({
+        let app = app.clone();
+        async move { generate(&app, "", sneaker(json!({"steps": 2}))).await }
+    });
+    while app.images() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let refused = generate(&app, "", sneaker(json!({"steps": 2}))).await;
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (StatusCode::TOO_MANY_REQUESTS, &json!("overloaded"))
+    );
+    for path in ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"] {
+        assert_eq!(get(&app, path).await.status, StatusCode::OK, "{path}");
+    }
+    gate.open();
+    assert_eq!(running.await.unwrap().status, StatusCode::OK);
 }
