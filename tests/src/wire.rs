@@ -48,6 +48,24 @@ where
     (client, tokio::spawn(connection))
 }
 
+/// The preface of HTTP/2, and settings without any.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame of HTTP/2 by its kind, flags and stream, shorter than 64 KiB.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("a frame here is short").to_be_bytes();
+    [&[0][..], &length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A stream that asks to POST JSON to this path, and whose body is still to come.
+pub fn begun_post(stream: u32, path: &str) -> Vec<u8> {
+    // POST http x, of JSON, with a path, and no end of the stream (RFC 7541, appendix A, for the numbers).
+    let length = u8::try_from(path.len()).expect("a path here is short");
+    let head =
+        [&b"\x83\x86\x01\x01x\x04"[..], &[length], path.as_bytes(), b"\x0f\x10\x10application/json"].concat();
+    frame(1, 4, stream, &head)
+}
+
 /// A request with a body of JSON, or without one.
 pub fn request(method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
     let request =

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use suite::{IMAGES, TestServer};
+use suite::{IMAGES, TestServer, wire};
 use windowpane_server::Config;
 use windowpane_server::batcher::Caller;
 
@@ -162,21 +162,12 @@ fn bodies_that_do_not_come_keep_nobody_waiting() {
     let body_timeout = Duration::from_secs(600);
     let config = Config { body_timeout, max_streams: STREAMS, ..TestServer::config() };
     let server = TestServer::start(config);
-    // POST http x, of JSON, with a path, and no end of the stream (RFC 7541, appendix A, for the numbers).
-    let mut head = b"\x83\x86\x01\x01x\x04".to_vec();
-    head.push(IMAGES.len() as u8);
-    head.extend(IMAGES.bytes());
-    head.extend(b"\x0f\x10\x10application/json");
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let mut bytes = wire::PREFACE.to_vec();
     for stream in (0..STREAMS).map(|i| 2 * i + 1) {
-        bytes.extend([0, 0, head.len() as u8, 1, 4]);
-        bytes.extend(stream.to_be_bytes());
-        bytes.extend(&head);
+        bytes.extend(wire::begun_post(stream, IMAGES));
         // Of every other body, its first byte.
         if stream % 4 == 1 {
-            bytes.extend([0, 0, 1, 0, 0]);
-            bytes.extend(stream.to_be_bytes());
-            bytes.push(b'{');
+            bytes.extend(wire::frame(0, 0, stream, b"{"));
         }
     }
     let silent: Vec<TcpStream> = (0..CONNECTIONS)

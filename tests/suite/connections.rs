@@ -149,15 +149,7 @@ fn a_stream_of_http2_that_is_not_read_is_reset_and_its_neighbours_finish() {
 #[test]
 fn a_body_that_does_not_come_over_http2_is_told_so_as_well() {
     let server = TestServer::start(Config { body_timeout: SHORT, ..TestServer::config() });
-    // POST http x, of JSON, with a path, and no end of the stream (RFC 7541, appendix A, for the numbers).
-    let mut head = b"\x83\x86\x01\x01x\x04".to_vec();
-    head.push(IMAGES.len() as u8);
-    head.extend(IMAGES.bytes());
-    head.extend(b"\x0f\x10\x10application/json");
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    bytes.extend([0, 0, head.len() as u8, 1, 4, 0, 0, 0, 1]);
-    bytes.extend(head);
-    let waiting = open(&server, &bytes);
+    let waiting = open(&server, &[wire::PREFACE, &wire::begun_post(1, IMAGES)].concat());
     let told = || server.app().metrics().rejections.with_label_values(&["body_timeout"]).get();
     server.until("the body is given up", || told() == 1);
     drop(waiting);

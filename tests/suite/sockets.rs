@@ -82,31 +82,65 @@ fn a_body_that_is_refused_unread_ends_its_stream_and_not_the_connection() {
     });
 }
 
+/// A number of any length, its highest byte first.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |number, &byte| (number << 8) | u32::from(byte))
+}
+
+/// The next frame of HTTP/2: its kind, its stream and what it holds.
+fn frame(stream: &mut std::net::TcpStream) -> (u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).unwrap();
+    let mut body = vec![0; number(&head[..3]) as usize];
+    stream.read_exact(&mut body).unwrap();
+    (head[3], number(&head[5..]), body)
+}
+
 #[test]
 fn a_connection_of_http2_may_send_no_more_ahead_than_is_documented() {
     let server = TestServer::shared();
     let mut stream = std::net::TcpStream::connect(address(server)).unwrap();
-    // The preface, and settings without any.
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
-    let mut of_stream = 65_535;
+    stream.write_all(wire::PREFACE).unwrap();
+    let (mut of_stream, mut streams) = (65_535, u32::MAX);
     let of_connection = loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).unwrap();
-        let number = |bytes: &[u8]| bytes.iter().fold(0, |number, &byte| (number << 8) | u32::from(byte));
-        let mut body = vec![0; number(&head[..3]) as usize];
-        stream.read_exact(&mut body).unwrap();
-        match head[3] {
-            // SETTINGS_INITIAL_WINDOW_SIZE.
-            4 => {
-                let set = body.chunks(6).find(|set| set[..2] == [0, 4]);
-                of_stream = set.map_or(of_stream, |set| number(&set[2..]));
+        match frame(&mut stream) {
+            (4, 0, body) => {
+                let set =
+                    |name: u8| body.chunks(6).find(|set| set[..2] == [0, name]).map(|set| number(&set[2..]));
+                // SETTINGS_INITIAL_WINDOW_SIZE and SETTINGS_MAX_CONCURRENT_STREAMS.
+                of_stream = set(4).unwrap_or(of_stream);
+                streams = set(3).unwrap_or(streams);
             }
             // WINDOW_UPDATE, of the connection.
-            8 if number(&head[5..]) == 0 => break 65_535 + number(&body),
+            (8, 0, body) => break 65_535 + number(&body),
             _ => {}
         }
     };
     assert_eq!((of_stream, of_connection), (32 << 10, 128 << 10));
+    assert_eq!(streams, server.app().config().max_streams);
+}
+
+#[test]
+fn one_stream_more_than_a_connection_may_have_is_refused_and_the_others_go_on() {
+    let server = TestServer::start(Config { max_streams: 3, ..TestServer::config() });
+    let mut stream = std::net::TcpStream::connect(address(&server)).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let posts = [1, 3, 5, 7].map(|stream| wire::begun_post(stream, IMAGES));
+    stream.write_all(&[wire::PREFACE, &posts.concat()].concat()).unwrap();
+    let (refused, code) = loop {
+        // RST_STREAM.
+        if let (3, of, code) = frame(&mut stream) {
+            break (of, number(&code));
+        }
+    };
+    // REFUSED_STREAM: nothing of it was worked on, and it may be sent again.
+    assert_eq!((refused, code), (7, 7));
+    let asked = || server.app().metrics().requests_in_flight.get();
+    server.until("the others are there", || asked() == 3);
+    // The first has its body, and its answer.
+    stream.write_all(&wire::frame(0, 1, 1, one(1).as_bytes())).unwrap();
+    while !matches!(frame(&mut stream), (1, 1, _)) {}
+    server.until("two are left", || asked() == 2);
 }
 
 #[test]
