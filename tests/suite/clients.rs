@@ -99,6 +99,36 @@ fn a_client_that_dawdles_is_hung_up_on() {
 }
 
 #[test]
+fn a_body_that_trickles_gets_no_longer_for_it() {
+    let patience = Duration::from_millis(300);
+    let server = TestServer::start(Config { body_timeout: patience, ..TestServer::config() });
+    let mut stream = open(
+        &server,
+        &format!(
+            "POST {IMAGES} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10000\r\n\r\n"
+        ),
+    );
+    let mut trickle = stream.try_clone().unwrap();
+    // Never silent for longer than a fraction of what it has in all.
+    let trickle = std::thread::spawn(move || {
+        (0..10_000)
+            .take_while(|_| {
+                std::thread::sleep(patience / 20);
+                trickle.write_all(b" ").is_ok()
+            })
+            .count()
+    });
+    let (mut answer, start) = (Vec::new(), Instant::now());
+    // The bytes that came after it was given up may end it with a reset.
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("body_timeout"), "{answer}");
+    assert!(start.elapsed() < Duration::from_secs(20), "it was waited for");
+    drop(stream);
+    assert!(trickle.join().unwrap() < 10_000, "all of it was taken: nothing was shown");
+}
+
+#[test]
 fn many_idle_connections_keep_nobody_waiting() {
     let server = TestServer::shared();
     let idle: Vec<TcpStream> = (0..200).map(|_| open(server, "GET /livez HTTP/1.1\r\n")).collect();

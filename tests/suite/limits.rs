@@ -236,6 +236,18 @@ fn a_body_of_unknown_size_is_read_up_to_the_limit() {
 }
 
 #[test]
+fn a_body_of_half_a_million_chunks_is_read_in_time() {
+    let ring = with("n", &json!(1)).to_string();
+    let body = " ".repeat(500_000 - ring.len()) + &ring;
+    let mut bytes = head("transfer-encoding: chunked").into_bytes();
+    body.bytes().for_each(|byte| bytes.extend([b'1', b'\r', b'\n', byte, b'\r', b'\n']));
+    bytes.extend(b"0\r\n\r\n");
+    // Within the time that there is for any body: else it is told 408.
+    let answer = TestServer::shared().raw(&bytes);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[test]
 fn only_a_body_that_was_not_read_ends_the_connection() {
     let server = TestServer::shared();
     let post = |path: &str, kind: &str, body: &str| {
