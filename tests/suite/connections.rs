@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::header::HeaderValue;
-use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 use suite::wire::{self, Certificate};
-use suite::{IMAGES, Process, TestServer, shipped};
-use tokio::io::AsyncReadExt;
+use suite::{IMAGES, TestServer};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use windowpane_server::Config;
-use windowpane_server::serve::{Tls, raise_open_files};
+use windowpane_server::serve::Tls;
 
 /// Time that a client is given here.
 const SHORT: Duration = Duration::from_millis(300);
@@ -266,78 +264,6 @@ fn one_connection_too_many_is_closed_at_once_and_room_is_made_by_leaving() {
     let answer = server.raw(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert_eq!(refused(), 1);
-}
-
-/// So many are open and do nothing as the limit allows; the rest are closed at once, and cost nothing.
-#[test]
-fn of_ten_thousand_connections_two_hundred_are_held_and_the_others_are_closed() {
-    const IDLE: usize = 10_000;
-    const LIMIT: usize = 200;
-    let possible = raise_open_files(IDLE);
-    assert!(possible >= 1000, "this process may open too few files to show anything: ulimit -n");
-    if possible < IDLE {
-        let hard = getrlimit(Resource::Nofile).maximum;
-        let forbidden = hard.is_some_and(|hard| hard < (IDLE + 256) as u64);
-        assert!(forbidden, "only {possible} connections, though the hard limit on open files is {hard:?}");
-        // Past the test's own capture, which would hide it where it passes.
-        let said = format!(
-            "ONLY {possible} CONNECTIONS OF {IDLE} WERE TRIED: the hard limit on open files is {hard:?}"
-        );
-        let _ = writeln!(std::io::stderr(), "{said}");
-    }
-    let (models, limit) = (shipped("tiny"), LIMIT.to_string());
-    let args =
-        ["--models", models.to_str().unwrap(), "--port", "0", "--max-rows", "2", "--max-connections", &limit];
-    let more = ["--metrics-listen", "127.0.0.1:0", "--header-timeout", "600"];
-    let mut server = Process::windowpane(&[&args[..], &more].concat());
-    let (url, metrics) = (server.url(), server.metrics_url());
-    let before = server.resident_bytes();
-    let shared = TestServer::shared();
-    let scrape = |name: &str| {
-        let text = shared.elsewhere("GET", &metrics, None).unwrap().ok().text().to_owned();
-        let line =
-            text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {text}"));
-        line.trim().parse::<usize>().unwrap()
-    };
-    let address = url.trim_start_matches("http://").to_owned();
-    let mut held = shared.block_on(async {
-        let mut all = Vec::new();
-        for _ in 0..possible {
-            all.push(TcpStream::connect(&address).await.unwrap());
-        }
-        all
-    });
-    shared.until("all were taken or refused", || {
-        scrape("windowpane_connections_total{outcome=\"accepted\"}")
-            + scrape("windowpane_connections_total{outcome=\"refused\"}")
-            >= possible
-    });
-    // The limit's, and the scraper's own.
-    let open = scrape("windowpane_connections ");
-    assert!((LIMIT..=LIMIT + 4).contains(&open), "{open}");
-    let grown = server.resident_bytes().saturating_sub(before);
-    assert!(grown < 64 << 20, "{grown} bytes more for connections that do nothing");
-    // Whoever watches is still answered, and the others were told at once.
-    shared.elsewhere("GET", &metrics.replace("/metrics", "/readyz"), None).unwrap().ok();
-    shared.until("the others are closed", || {
-        held = shared.block_on(async {
-            let mut open = Vec::new();
-            for mut stream in std::mem::take(&mut held) {
-                // A reset is an end as well.
-                if timeout(Duration::from_millis(1), stream.read_u8()).await.is_err() {
-                    open.push(stream);
-                }
-            }
-            open
-        });
-        held.len() <= LIMIT
-    });
-    drop(held);
-    shared.until("it serves again", || {
-        shared.elsewhere("GET", &format!("{url}/livez"), None).is_ok_and(|a| a.status == 200)
-    });
-    server.signal("TERM");
-    assert_eq!(server.end().code, Some(0));
 }
 
 #[test]

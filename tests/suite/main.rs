@@ -44,6 +44,8 @@ mod jobs;
 mod faults;
 // What a connection may cost: time, memory, streams, and how many there may be.
 mod connections;
+// Ten thousand of them that do nothing.
+mod idle;
 // HTTPS and its certificates, HTTP/2, Unix sockets, the metrics' own listener.
 mod sockets;
 // Every route, without a key and with every role; keys that change under way; pages of other origins.
