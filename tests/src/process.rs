@@ -105,9 +105,25 @@ impl Process {
 
     /// Its resident memory.
     pub fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that its resident memory has been since it was last forgotten.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// Forgets how large its resident memory was: from now on the peak is what it is.
+    pub fn forget_peak(&self) {
+        // proc(5): 5 resets the peak.
+        let path = format!("/proc/{}/clear_refs", self.child.id());
+        std::fs::write(&path, "5").unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
         kilobytes * 1024
     }

@@ -40,7 +40,9 @@ mod memory;
 mod job_routes;
 // Orders that outlive their call, by servers that are killed.
 mod jobs;
-// What goes wrong around a server: bombs, killed clients, a clock that jumps, a disk that is full, SIGTERM under load.
+// Uploads that are not what they say: bombs, sizes that lie, addresses that nobody is to visit.
+mod uploads;
+// What goes wrong around a server: killed clients, a clock that jumps, a disk that is full, SIGTERM under load.
 mod faults;
 // What a connection may cost: time, memory, streams, and how many there may be.
 mod connections;

@@ -136,6 +136,30 @@ fn pictures_of_another_size_are_brought_to_the_models_if_asked() {
 }
 
 #[test]
+fn pictures_that_unpack_to_too_much_together_are_no_set() {
+    // Each is of the most that a picture may have but for a byte, nearly all of it behind its end; packed once.
+    let mut padded = grey(9);
+    padded.resize(MOST_PICTURE as usize - 1, 0);
+    let first = archive(&[("000.png", padded)]);
+    let of = |count: u64| {
+        let mut archive = ZipWriter::new_append(Cursor::new(first.clone())).unwrap();
+        (1..count).for_each(|i| archive.deep_copy_file("000.png", &format!("{i:03}.png")).unwrap());
+        archive.finish().unwrap().into_inner()
+    };
+    let most = MOST_PICTURES / MOST_PICTURE;
+    assert_eq!(read(&of(most), 300).unwrap().len, most as usize);
+    let said = read(&of(most + 1), 300).unwrap_err();
+    assert!(
+        said.contains(
+            "`016.png`: with it the pictures unpack to more than 268435456 bytes, the most of a set"
+        ),
+        "{said}"
+    );
+    // Those that nobody wants are not unpacked.
+    assert_eq!(read(&of(most + 1), 3).unwrap().len, 3);
+}
+
+#[test]
 fn small_files_of_many_pixels_are_no_set() {
     let side = 2048;
     let plain = Picture { width: side, height: side, colour: Colour::Grey, pixels: vec![9; side * side] };
