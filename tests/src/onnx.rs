@@ -11,6 +11,20 @@ pub struct Model {
     /// The graph.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<Graph>,
+    /// What nodes may call.
+    #[prost(message, repeated, tag = "25")]
+    pub functions: Vec<Function>,
+}
+
+/// Nodes under a name.
+#[derive(Clone, PartialEq, Message)]
+pub struct Function {
+    /// The name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// In the order they run.
+    #[prost(message, repeated, tag = "7")]
+    pub nodes: Vec<Node>,
 }
 
 /// A graph.
@@ -22,6 +36,9 @@ pub struct Graph {
     /// The constants, weights among them.
     #[prost(message, repeated, tag = "5")]
     pub initializers: Vec<Tensor>,
+    /// Those that are mostly zeros.
+    #[prost(message, repeated, tag = "15")]
+    pub sparse_initializers: Vec<Sparse>,
 }
 
 /// A node.
@@ -53,6 +70,21 @@ pub struct Attribute {
     /// The value, if it is an integer.
     #[prost(int64, tag = "3")]
     pub integer: i64,
+    /// The value, if it is a tensor.
+    #[prost(message, optional, tag = "5")]
+    pub tensor: Option<Tensor>,
+    /// The value, if it is a graph.
+    #[prost(message, optional, boxed, tag = "6")]
+    pub graph: Option<Box<Graph>>,
+    /// The value, if it is many tensors.
+    #[prost(message, repeated, tag = "10")]
+    pub tensors: Vec<Tensor>,
+    /// The value, if it is many graphs.
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<Graph>,
+    /// The value, if it is a sparse tensor.
+    #[prost(message, optional, tag = "22")]
+    pub sparse: Option<Sparse>,
     /// Of which kind it is.
     #[prost(int32, tag = "20")]
     pub kind: i32,
@@ -76,6 +108,17 @@ pub struct Tensor {
     /// File, offset and length, where it is not in the graph itself.
     #[prost(message, repeated, tag = "13")]
     pub external: Vec<Entry>,
+}
+
+/// A constant of which most elements are zero.
+#[derive(Clone, PartialEq, Message)]
+pub struct Sparse {
+    /// The others.
+    #[prost(message, optional, tag = "1")]
+    pub values: Option<Tensor>,
+    /// Where they are.
+    #[prost(message, optional, tag = "2")]
+    pub indices: Option<Tensor>,
 }
 
 /// A key and its value.
@@ -107,6 +150,15 @@ impl Node {
             op: op.to_owned(),
             attributes: Vec::new(),
         }
+    }
+}
+
+// === impl Attribute ===
+
+impl Attribute {
+    /// A word without a value.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
     }
 }
 

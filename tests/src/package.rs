@@ -140,7 +140,8 @@ impl Package {
         assert!(places.next().is_none(), "one node makes the prediction");
         bytes[at..at + other.len()].copy_from_slice(other);
         let mut cast = Node::new("Cast", ["scale.elements"], "scale.float");
-        cast.attributes = vec![Attribute { name: "to".to_owned(), integer: FLOAT.into(), kind: INT }];
+        let to = Attribute { integer: FLOAT.into(), kind: INT, ..Attribute::named("to") };
+        cast.attributes = vec![to];
         let more = Graph {
             nodes: vec![
                 Node::new("Size", ["unmodified"], "scale.elements"),
@@ -150,10 +151,18 @@ impl Package {
                 Node::new("Mul", ["unmodified", "scale.factor"], "prediction"),
             ],
             initializers: vec![Tensor::scalar("scale.each", 1e-9), Tensor::scalar("scale.one", 1.0)],
+            ..Graph::default()
         };
-        // Two messages one behind the other are one that holds what both do.
-        bytes.extend(Model { graph: Some(more) }.encode_to_vec());
         self.write_pinned(FILE, &bytes);
+        self.extend_graph(FILE, &Model { graph: Some(more), ..Model::default() });
+    }
+
+    /// Puts more into a graph, and lets the manifest pin it.
+    pub fn extend_graph(&self, name: &str, more: &Model) {
+        let mut bytes = self.read(name);
+        // Two messages one behind the other are one that holds what both do.
+        bytes.extend(more.encode_to_vec());
+        self.write_pinned(name, &bytes);
     }
 
     /// What a server would be told to serve it.

@@ -6,6 +6,7 @@ use std::fs;
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
+use suite::onnx::{Attribute, Entry, Function, Graph, Model, Node, Sparse, Tensor};
 use suite::{Package, TestServer};
 use windowpane_server::{App, Config};
 
@@ -202,6 +203,55 @@ fn weights_outside_the_package_are_refused() {
     assert!(found > 0, "the graph names its weights");
     package.write_pinned("denoiser.f32.onnx", &changed);
     refused(&package, &["denoiser.f32.onnx"]);
+}
+
+/// Where else a graph may hold tensors, and name files for them: even the package's own are refused there.
+#[test]
+fn files_that_are_named_anywhere_but_among_the_initializers_are_refused() {
+    let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.to_owned() };
+    let external = || Tensor {
+        name: "stray".to_owned(),
+        raw: Vec::new(),
+        external: vec![entry("location", "weights.bin"), entry("length", "4")],
+        ..Tensor::scalar("stray", 0.0)
+    };
+    let sparse = || Sparse { values: Some(Tensor::scalar("values", 1.0)), indices: Some(external()) };
+    let graph = || Graph { initializers: vec![external()], ..Graph::default() };
+    let attribute = Attribute::named;
+    let node = |attribute: Attribute| Node { attributes: vec![attribute], ..Node::new("If", ["x"], "y") };
+    let nodes = |attribute: Attribute| Graph { nodes: vec![node(attribute)], ..Graph::default() };
+    let inner = nodes(Attribute { tensor: Some(external()), ..attribute("value") });
+    let graphs = [
+        ("the sparse initializers", Graph { sparse_initializers: vec![sparse()], ..Graph::default() }),
+        ("`t` of a node `If`", nodes(Attribute { tensor: Some(external()), ..attribute("t") })),
+        ("`ts` of a node `If`", nodes(Attribute { tensors: vec![external()], ..attribute("ts") })),
+        ("`s` of a node `If`", nodes(Attribute { sparse: Some(sparse()), ..attribute("s") })),
+        ("`g` of a node `If`", nodes(Attribute { graph: Some(Box::new(graph())), ..attribute("g") })),
+        ("`gs` of a node `If`", nodes(Attribute { graphs: vec![graph()], ..attribute("gs") })),
+        (
+            "`value` of a node `If`",
+            nodes(Attribute { graph: Some(Box::new(inner.clone())), ..attribute("g") }),
+        ),
+    ];
+    let function = Function { name: "f".to_owned(), nodes: inner.nodes };
+    let models = graphs.map(|(place, graph)| (place, Model { graph: Some(graph), ..Model::default() }));
+    let function = ("`value` of a node `If`", Model { functions: vec![function], ..Model::default() });
+    for (place, more) in models.into_iter().chain([function]) {
+        let package = Package::tiny();
+        package.extend_graph("denoiser.f32.onnx", &more);
+        refused(&package, &["denoiser.f32.onnx`: the tensor `stray` in", place, "lies in `weights.bin`"]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_that_is_a_link_is_the_package_that_it_leads_to() {
+    let package = Package::tiny();
+    let models = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(package.models().join("tiny"), models.path().join("current")).unwrap();
+    let server = TestServer::start(Config { models: models.path().to_owned(), ..package.config() });
+    let body = json!({"prompt": "ring", "seed": 7, "steps": 1});
+    assert_eq!(server.generate(&body).ok().file(0), TestServer::shared().generate(&body).ok().file(0));
 }
 
 #[test]

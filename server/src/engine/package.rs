@@ -108,6 +108,18 @@ pub enum PackageError {
         /// The file as the graph names it.
         file: String,
     },
+    /// A graph has a tensor in another file that may not have it there.
+    #[error("`{}`: the tensor `{tensor}` in {place} lies in `{file}`; only an initializer of the graph may lie in a file", path.display())]
+    Place {
+        /// The graph's file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where in the graph it is.
+        place: String,
+        /// The file as the graph names it.
+        file: String,
+    },
 }
 
 /// The package folders under `models`, in order of name: `models` itself if it holds a manifest, else each subfolder
@@ -182,7 +194,8 @@ impl Package {
     }
 }
 
-/// Metadata of a regular file. A link could leave the folder, so it is an error whatever it points to.
+/// Metadata of a regular file. A link could leave the folder, so it is an error whatever it points to; a hard link is a file
+/// like any other. The folder itself may be a link: whoever named it meant what it leads to.
 fn plain_file(path: &Path) -> Result<fs::Metadata, PackageError> {
     let metadata =
         fs::symlink_metadata(path).map_err(|cause| PackageError::Io { path: path.to_owned(), cause })?;
@@ -252,7 +265,10 @@ fn tensors_fit(folder: &Path, graph: &str, manifest: &Manifest) -> Result<(), Pa
     let Some(externals) = externals::read(&bytes) else {
         return Err(PackageError::Kind { path, what: "not a whole ONNX graph" });
     };
-    for External { tensor, file, offset, length } in externals {
+    for External { tensor, file, offset, length, place } in externals {
+        if let Some(place) = place {
+            return Err(PackageError::Place { path, tensor, place, file });
+        }
         let Some(pinned) = manifest.files.get(&file) else {
             return Err(PackageError::Elsewhere { path, tensor, file });
         };
