@@ -27,6 +27,8 @@ pub struct Exit {
     pub code: Option<i32>,
     /// What it said on standard error; empty where that was sent elsewhere.
     pub errors: String,
+    /// The lines that it printed, but for those that were looked through for an address.
+    pub lines: Vec<String>,
 }
 
 // === impl Process ===
@@ -153,7 +155,7 @@ impl Process {
                 }
             }
         };
-        Exit { code: status.code(), errors: self.said() }
+        Exit { code: status.code(), errors: self.said(), lines: self.lines.iter().collect() }
     }
 
     fn said(&mut self) -> String {

@@ -172,6 +172,40 @@ fn a_broken_package_is_a_refusal_that_names_the_file() {
 }
 
 #[test]
+fn a_package_is_checked_without_a_server() {
+    let (good, damaged) = (shipped("tiny"), Package::tiny());
+    damaged.write("weights.bin", b"");
+    let check = |more: &[&str]| Process::windowpane(&[&["--max-rows", "4", "check"], more].concat()).end();
+    let (good, bad) = (good.to_str().unwrap().to_owned(), damaged.models().join("tiny"));
+    let bad = bad.to_str().unwrap();
+    let exit = check(&[&good]);
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    let report = exit.lines.join("\n");
+    assert!(report.contains("tiny: good") && report.contains("  golden  "), "{report}");
+    // Scripts read an object a package, whatever is found.
+    let exit = check(&["--json", &good, bad]);
+    assert_eq!(exit.code, Some(1), "{}", exit.errors);
+    let found: Vec<Value> = exit
+        .lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let ok: Vec<_> = found.iter().map(|found| (&found["ok"], found["folder"].as_str().unwrap())).collect();
+    assert_eq!(ok, [(&json!(true), good.as_str()), (&json!(false), bad)]);
+    assert_eq!((&found[0]["model"], &found[0]["engine"]["provider"]), (&json!("tiny"), &json!("cpu")));
+    assert!(found[1]["error"].as_str().unwrap().contains("weights.bin` has 0 bytes"), "{}", found[1]);
+    // The files alone take no runtime.
+    for (folder, code) in [(good.as_str(), 0), (bad, 1)] {
+        let exit = check(&["--files-only", "--json", folder]);
+        assert_eq!(exit.code, Some(code), "{}", exit.errors);
+        let [line] = exit.lines.as_slice() else { panic!("one line: {:?}", exit.lines) };
+        assert!(serde_json::from_str::<Value>(line).unwrap().get("engine").is_none(), "{line}");
+    }
+    let exit = check(&["/nonexistent/models"]);
+    assert!(exit.code == Some(1) && exit.lines.join(" ").contains("/nonexistent/models"), "{exit:?}");
+}
+
+#[test]
 fn bad_arguments_and_a_taken_port_are_sentences() {
     let models = shipped("tiny");
     let models = models.to_str().unwrap();
