@@ -1,7 +1,7 @@
 //! The log of a real process: what its lines tell of each request, and that nobody waits for whoever reads them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -120,6 +120,18 @@ fn requests_that_are_given_up_at_the_end_have_their_lines() {
     assert_eq!((0..REQUESTS).filter(given_up).count(), REQUESTS, "{}", exit.errors);
 }
 
+/// The fields of every line `request` of a log in JSON, by its id: texts as they are, numbers as they are written.
+fn requests_in_json(log: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let fields = |line: &str| -> BTreeMap<String, String> {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        line.as_object().unwrap().iter().map(|(name, value)| (name.clone(), text(value))).collect()
+    };
+    let lines =
+        log.lines().map(fields).filter(|fields| fields.get("message").is_some_and(|said| said == "request"));
+    lines.map(|fields| (fields["request_id"].clone(), fields)).collect()
+}
+
 /// The fields of every line `request`, by its id. A value with a space in it would not be read whole; none here has one.
 fn requests(log: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let fields = |line: &str| -> BTreeMap<String, String> {
@@ -135,6 +147,16 @@ fn requests(log: &str) -> BTreeMap<String, BTreeMap<String, String>> {
 
 #[test]
 fn a_line_says_who_asked_and_how_the_answer_ended() {
+    lines_are_told("text", requests);
+}
+
+#[test]
+fn a_line_in_json_says_the_same() {
+    lines_are_told("json", requests_in_json);
+}
+
+/// A server with this form of the log is asked for what ends in every way, and what `read` finds in its log is compared.
+fn lines_are_told(form: &str, read: fn(&str) -> BTreeMap<String, BTreeMap<String, String>>) {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys.toml");
     let secret = "alice's secret";
@@ -142,10 +164,19 @@ fn a_line_says_who_asked_and_how_the_answer_ended() {
     fs::write(&keys, format!("[[key]]\nname = \"alice\"\nrole = \"generate\"\nsha256 = \"{digest}\"\n"))
         .unwrap();
     let models = shipped("tiny");
-    let args = arguments(models.to_str().unwrap(), &["--keys", keys.to_str().unwrap()]);
-    let mut server = Process::windowpane(&args);
-    let url = server.url();
+    let args = arguments(models.to_str().unwrap(), &["--keys", keys.to_str().unwrap(), "--log-format", form]);
+    let log = folder.path().join("log");
+    let mut server = Process::spawn(&args, |command| _ = command.stderr(File::create(&log).unwrap()));
+    let log = || fs::read_to_string(&log).unwrap();
+    // In JSON the address goes to the log alone.
+    let address = || {
+        let log = log();
+        let (_, rest) = log.lines().find(|line| line.contains("serving"))?.split_once("http://")?;
+        Some(format!("http://{}", rest.split_once('"')?.0))
+    };
     let shared = TestServer::shared();
+    shared.until("it says where it serves", || address().is_some());
+    let url = address().unwrap();
     let ring =
         |steps: usize, stream: bool| json!({"prompt": "ring", "seed": 1, "steps": steps, "stream": stream});
     let ask = |id: &str, body: &Value| {
@@ -195,9 +226,10 @@ fn a_line_says_who_asked_and_how_the_answer_ended() {
     assert_eq!(sample(&url, gone), 2);
     server.signal("TERM");
     let exit = server.end();
-    assert_eq!(exit.code, Some(0), "{}", exit.errors);
-    assert!(!exit.errors.contains(secret) && !exit.errors.contains(&digest), "{}", exit.errors);
-    let lines = requests(&exit.errors);
+    let log = log();
+    assert_eq!(exit.code, Some(0), "{log}");
+    assert!(!log.contains(secret) && !log.contains(&digest), "{log}");
+    let lines = read(&log);
     let mut wrong = Vec::new();
     for (id, status, ended, caller) in [
         ("plain", Some("200"), "whole", Some("alice")),
@@ -209,11 +241,14 @@ fn a_line_says_who_asked_and_how_the_answer_ended() {
         ("early", None, "client", Some("alice")),
         ("late", Some("200"), "client", Some("alice")),
     ] {
-        let line = lines.get(id).unwrap_or_else(|| panic!("no line of {id}: {}", exit.errors));
+        let line = lines.get(id).unwrap_or_else(|| panic!("no line of {id}: {log}"));
         let field = |name: &str| line.get(name).map(String::as_str);
         let route = if id == "may-not" { "/v2/repository/models/{name}/unload" } else { IMAGES };
         let told = (field("status"), field("ended"), field("caller"), field("route"));
-        if told != (status, Some(ended), caller, Some(route)) {
+        let number = |name: &str| field(name).is_some_and(|value| value.parse::<u64>().is_ok());
+        // Times are numbers: always to the end, and to the head where there was one.
+        let timed = number("sent_us") && number("total_us") == status.is_some();
+        if told != (status, Some(ended), caller, Some(route)) || field("method") != Some("POST") || !timed {
             wrong.push(format!("{id}: {line:?}"));
         }
     }
