@@ -20,6 +20,8 @@ const INSIDE: &[&str] = &[
     "i32",
     "i64",
     "f64",
+    // An address in memory; a size is no word that begins so.
+    " 0x",
     "IDAT",
     "line 1 column",
     "EOF",
