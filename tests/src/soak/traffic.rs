@@ -290,7 +290,7 @@ async fn read(response: Response, expected: &[u16]) -> Result<(u16, Option<Durat
     let bytes = response.bytes().await?.to_vec();
     let text = || String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
     ensure!(status == 200 || expected.contains(&status), "answered with {status}: {}", text());
-    if status != 200 {
+    if status >= 400 {
         let error: Value = serde_json::from_slice(&bytes)?;
         let message = error["error"]["message"].as_str().or(error["error"].as_str());
         ensure!(message.is_some_and(|message| !message.is_empty()), "no word of why: {}", text());
