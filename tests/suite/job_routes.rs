@@ -156,14 +156,15 @@ fn an_order_is_answered_with_its_place_and_is_one_job_however_often_it_is_sent()
         ("digest", json!(digest)),
         ("state", json!("queued")),
         ("position", json!(0)),
-        ("progress", json!({"done": 0, "total": 0})),
+        // The calls that sample it, and the look itself.
+        ("progress", json!({"done": 0, "total": 8})),
         ("attempts", json!(0)),
-        ("eta", Value::Null),
         ("error", Value::Null),
         ("result", Value::Null),
     ] {
         assert_eq!(job[field], value, "{field}");
     }
+    assert!(job["eta"].as_f64().unwrap() > 0.0, "{job}");
     assert_eq!(kept.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).ok().json(), job);
     let second = kept.taken("looker", None, order());
     assert_ne!(second["id"], job["id"]);
@@ -358,12 +359,10 @@ fn a_result_comes_whole_and_in_ranges_and_its_end_is_told() {
     assert!(head.bytes.is_empty());
     assert_eq!((head.header("content-length"), head.header("etag")), (size.to_string().as_str(), etag));
 
-    // One that came to nothing says why.
+    // What no job may bring is not taken.
     let kept = Keeping::with(Settings { result_limit: 1000, ..Settings::default() });
-    kept.taken("looker", Some("large"), file());
-    assert!(kept.end("large").contains("event: failed"));
-    let why = kept.get("/v1/jobs/large/result").refused(409, "job_failed", Some("id"));
-    assert!(why.contains("(invalid_value)") && why.contains("more than 1000 bytes"), "{why}");
+    let why = kept.order("looker", Some("large"), file()).refused(422, "invalid_value", None);
+    assert!(why.contains(" bytes, more than 1000, the most there may be (`--job-result-limit`)"), "{why}");
 }
 
 /// Takes what is told of the job `a` there.

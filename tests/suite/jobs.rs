@@ -60,12 +60,12 @@ impl Servers {
         (server, url)
     }
 
-    /// Calls of the network for jobs, by a server that lives.
+    /// Calls of the network for jobs, by a server that lives; none before its model is there.
     fn calls_of(&self, which: usize) -> usize {
         let metrics = self.ask(which, "GET", "/metrics", None).ok();
         let sample = "windowpane_study_units_total{graph=\"denoiser\",model=\"tiny\"} ";
         let count = metrics.text().lines().find_map(|line| line.strip_prefix(sample)?.parse().ok());
-        count.expect("it is told")
+        count.unwrap_or(0)
     }
 
     /// By all of them.

@@ -28,7 +28,9 @@ fn the_python_client_does_all_that_it_can() {
         let mut body = json!({"model": "tiny", "prompt": "ring", "seed": 7, "steps": 4, "timestep": 500});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let request = server.request("POST", &format!("/v1/analysis/{route}"));
-        server.send(request.header(CONTENT_TYPE, "application/json").body(body.to_string())).ok().json()
+        // However long it takes: it is no job.
+        let request = request.header("prefer", "wait=600").header(CONTENT_TYPE, "application/json");
+        server.send(request.body(body.to_string())).ok().json()
     };
     let attention = look("attention", json!({"maps": "none"}));
     let distances: Vec<&Value> =

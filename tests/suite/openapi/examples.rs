@@ -28,8 +28,8 @@ use windowpane_server::jobs::place::Place;
 use super::{document, pretty, updating};
 
 /// Fields that vary wherever they are: ids, times, the bytes of pictures, and what names a version of the model.
-const VOLATILE: [&str; 7] =
-    ["b64_json", "comment", "created", "created_at", "digest", "request_id", "runtime"];
+const VOLATILE: [&str; 8] =
+    ["b64_json", "comment", "created", "created_at", "digest", "eta", "request_id", "runtime"];
 
 /// The id of the request that is under way meanwhile.
 const UNDER_WAY: &str = "req_under_way";

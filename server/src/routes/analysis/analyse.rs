@@ -14,7 +14,6 @@ use crate::config::Config;
 use crate::error::{ApiError, Cause};
 use crate::extract::{Accept, Prefer};
 use crate::jobs::Kind;
-use crate::jobs::perform::Lost;
 use crate::model::Model;
 use crate::routes::jobs::submit;
 
@@ -122,7 +121,11 @@ pub(crate) fn check<A: Analysis>(
     let (model, limit) = (app.model(A::model(request))?, app.config().jobs.result_limit);
     let resolved = A::resolve(request, accept, &model, app.config())?;
     if resolved.told > limit {
-        return Err(Lost::TooLarge(limit).into());
+        let message = format!(
+            "the result would have {} bytes, more than {limit}, the most there may be (`--job-result-limit`)",
+            resolved.told
+        );
+        return Err(ApiError::new(Cause::InvalidValue, message));
     }
     Ok((model, resolved.study.left()))
 }
