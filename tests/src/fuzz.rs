@@ -99,7 +99,8 @@ pub fn image_set(bytes: &[u8]) {
         let manifest = Manifest::from_json(include_str!("../../models/tiny/manifest.json"));
         Card::new(manifest.expect("a shipped package"), "0".repeat(64), 0).expect("a shipped package")
     });
-    let wanted = Wanted { card: &CARD, resize: bytes.len().is_multiple_of(2), images: IMAGES, limit: 1 << 20 };
+    let wanted =
+        Wanted { card: &CARD, resize: bytes.len().is_multiple_of(2), images: IMAGES, limit: 1 << 20 };
     let Ok(set) = ImageSet::of_file(bytes, wanted) else { return };
     let image: usize = CARD.shape().iter().product();
     assert!((1..=IMAGES).contains(&set.len) && set.len <= set.sent, "{} of {}", set.len, set.sent);

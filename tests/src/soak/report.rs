@@ -86,6 +86,7 @@ impl Soak<'_> {
             let status = if status == 0 { "left, or wrong".to_owned() } else { status.to_string() };
             let _ = writeln!(text, "| {kind:?} | {status} | {count} |");
         }
+        text += "\nThe latency of looks and jobs is the time to their results, up to a minute; whoever waited longer cancelled.\n";
         text + "\n![Memory, latency and answers](soak.svg)\n"
     }
 
