@@ -376,6 +376,10 @@ impl Study for JacobianStudy {
             while !sums.is_empty() {
                 let mut product = self.begin().filter(|_| self.outcome.is_none()).ok_or_else(other)?;
                 let (sum, rest) = sums.split_at_checked(product.sum.len()).ok_or_else(other)?;
+                // Of columns a piece is one product: what has more is of a server that took rows, or more of them.
+                if matches!(self.work, Work::Full(_)) && !rest.is_empty() {
+                    return Err(other());
+                }
                 product.sum = sum.to_vec();
                 sums = rest;
                 self.left = self.left.saturating_sub(self.function.calls());

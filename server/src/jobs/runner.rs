@@ -279,7 +279,8 @@ impl Turn<'_> {
     }
 
     async fn cancel(&self) -> Result<&'static str, StoreError> {
-        match self.jobs.store().cancel(self.lease.job.number).await? {
+        let (store, patience) = (self.jobs.store(), self.jobs.settings().lease);
+        match insist(patience, || store.cancel(self.lease.job.number)).await? {
             Cancelled::Now(_) => {
                 self.count("cancelled");
                 Ok("cancelled")
