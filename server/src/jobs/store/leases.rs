@@ -172,8 +172,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Leaves a job for another server to take up, after a while. It is no attempt where `is_fruitless` is not. Whether the
-    /// lease was still ours.
+    /// Leaves a job for another server to take up, after a while. It does not count as fruitless where `is_fruitless` is
+    /// not. Whether the lease was still ours.
     pub async fn release(
         &self,
         (number, token): (i64, i64),
