@@ -233,9 +233,11 @@ fn files_that_are_named_anywhere_but_among_the_initializers_are_refused() {
             nodes(Attribute { graph: Some(Box::new(inner.clone())), ..attribute("g") }),
         ),
     ];
-    let function = Function { name: "f".to_owned(), nodes: inner.nodes };
+    let named = inner.nodes.into_iter().map(|node| Node { name: "gate".to_owned(), ..node }).collect();
+    let function = Function { name: "f".to_owned(), nodes: named };
     let models = graphs.map(|(place, graph)| (place, Model { graph: Some(graph), ..Model::default() }));
-    let function = ("`value` of a node `If`", Model { functions: vec![function], ..Model::default() });
+    let function =
+        ("`value` of the node `gate` (`If`)", Model { functions: vec![function], ..Model::default() });
     for (place, more) in models.into_iter().chain([function]) {
         let package = Package::tiny();
         package.extend_graph("denoiser.f32.onnx", &more);

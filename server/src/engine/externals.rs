@@ -66,7 +66,7 @@ impl Found {
     /// The nodes in this field of a graph or a function.
     fn nodes(&mut self, holder: &[u8], field: u64, depth: usize) -> Option<()> {
         for node in within(holder, field)? {
-            let place = format!("a node `{}`", text(node, 4)?);
+            let place = place_of(node)?;
             for attribute in within(node, 5)? {
                 self.attribute(attribute, &place, depth)?;
             }
@@ -117,6 +117,16 @@ impl Found {
         self.0.push(external);
         Some(())
     }
+}
+
+/// How a node is called: by its name where it has one, and what it does.
+fn place_of(node: &[u8]) -> Option<String> {
+    let (name, operator) = (text(node, 3)?, text(node, 4)?);
+    Some(if name.is_empty() {
+        format!("a node `{operator}`")
+    } else {
+        format!("the node `{name}` (`{operator}`)")
+    })
 }
 
 /// The last value of a text field, empty where there is none.
