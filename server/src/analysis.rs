@@ -16,18 +16,41 @@ pub mod sheet;
 pub mod subject;
 mod upload;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Effort, Findings, Like};
 
 /// A study: a state machine that asks for calls of the model's graphs. Each call lasts about one tick, so that images are
 /// never kept waiting for longer.
 pub trait Study: Send + 'static {
+    /// The word for its kind, in metrics.
+    const KIND: &'static str;
+
     /// What it comes to.
     type Findings: Send + 'static;
 
     /// Calls that are still to come.
     fn left(&self) -> usize;
+
+    /// What most of these calls are like.
+    fn like(&self) -> Like;
+
+    /// What [`Self::finish`] computes for, about.
+    fn end(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// All that is before it.
+    fn effort(&self) -> Effort {
+        Effort { units: self.left(), like: self.like(), end: self.end() }
+    }
+
+    /// Bytes of all its pieces, at most.
+    fn kept(&self) -> usize {
+        0
+    }
 
     /// The next call; `None`: that was the last.
     fn next(&mut self) -> Option<Ask>;

@@ -29,7 +29,7 @@ use crate::sampler::{Frame, Unit};
 use costs::TickCosts;
 use device::{Device, Seat};
 use queue::{Queue, Standing};
-use study::{StudyRequest, StudyTicket};
+use study::{Effort, StudyRequest, StudyTicket};
 use worker::Worker;
 
 /// Asks a model's worker for work. Cheap to share by reference; dropped, it lets the worker finish what it has.
@@ -280,9 +280,9 @@ impl Batcher {
         if error == SubmitError::Ended && self.died.load(Relaxed) { SubmitError::Died } else { error }
     }
 
-    /// The time that a study of so many units would take from now, as things stand.
-    pub fn expect_study(&self, caller: Caller, units: usize) -> Duration {
-        self.queue.expect_study(caller, units)
+    /// The time that a study would take from now, as things stand.
+    pub fn expect_study(&self, caller: Caller, effort: Effort) -> Duration {
+        self.queue.expect_study(caller, effort)
     }
 
     /// The time that these units would take from now, as things stand.

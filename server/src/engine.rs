@@ -55,6 +55,9 @@ pub enum EngineError {
     /// The runtime's own error.
     #[error("the runtime failed: {0}")]
     Runtime(String),
+    /// The device has no memory for the call.
+    #[error("the device has no memory for it: {0}")]
+    OutOfMemory(String),
     /// The output has another number of values than the batch asks for.
     #[error("the network put out {got} values, expected {expected}")]
     OutputSize {

@@ -138,10 +138,12 @@ metrics! {
     study_quota: IntGauge = "windowpane_study_quota" [];
     /// Studies that ended, by outcome: done, failed, disconnect, cancelled, deadline, shutdown.
     studies_total: IntCounterVec = "windowpane_studies_total" ["model", "outcome"];
-    /// Time from a study's admission to its end.
-    study: HistogramVec = "windowpane_study_duration_seconds" ["model"] in SECONDS;
+    /// Time from a study's admission to its end, by kind: attention, jacobian, psnr-gap, images (an order of many), infer.
+    study: HistogramVec = "windowpane_study_duration_seconds" ["model", "kind"] in STUDIES;
     /// Units of studies, each one call of a graph: attention, jvp, vjp, denoiser.
     study_units: IntCounterVec = "windowpane_study_units_total" ["model", "graph"];
+    /// Times that a unit was ready and the device went to images of another model instead.
+    study_deferred: IntCounterVec = "windowpane_study_units_deferred_total" ["model", "graph"];
     /// Duration of a unit on the worker, the opening of its graph included.
     study_unit: HistogramVec = "windowpane_study_unit_duration_seconds" ["model", "graph"] in SECONDS;
     /// Graphs of a model's insides opened, each behind its golden, by outcome: done, failed.
@@ -179,6 +181,10 @@ metrics! {
 /// few because every bucket is a time series for every label.
 const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Studies: from one call to a day.
+const STUDIES: &[f64] =
+    &[0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0];
 
 /// Jobs: seconds to a day.
 const LONG: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0];
@@ -239,7 +245,9 @@ impl Metrics {
         for outcome in ["done", "failed"] {
             self.rebuilds.with_label_values(&[model, outcome]);
         }
-        self.study.with_label_values(&[model]);
+        for kind in ["attention", "jacobian", "psnr-gap", "images", "infer"] {
+            self.study.with_label_values(&[model, kind]);
+        }
         for outcome in ["done", "failed", "disconnect", "cancelled", "deadline", "shutdown"] {
             self.studies_total.with_label_values(&[model, outcome]);
         }
@@ -249,6 +257,7 @@ impl Metrics {
     pub fn announce_insides<'a>(&self, model: &str, graphs: impl IntoIterator<Item = &'a str>) {
         for graph in graphs {
             self.study_units.with_label_values(&[model, graph]);
+            self.study_deferred.with_label_values(&[model, graph]);
             self.study_unit.with_label_values(&[model, graph]);
             self.insides_open.with_label_values(&[model, graph]);
             for outcome in ["done", "failed"] {

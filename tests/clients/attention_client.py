@@ -49,8 +49,15 @@ def main(url):
             array = np.array(layer[ours]["data"], np.float32).reshape(layer[ours]["shape"])
             assert np.array_equal(array, archive[f"layer.{layer['layer']}.{theirs}"]), (layer["layer"], ours)
             compared += 1
-        within = np.array([entry["share"] for entry in layer["locality"]["within"]], np.float32)
-        assert np.array_equal(within, archive[f"layer.{layer['layer']}.within"])
+        number = layer["layer"]
+        within = [[entry["share"] for entry in of["within"]] for of in [layer["locality"], *layer["locality_by_head"]]]
+        assert np.array_equal(np.array(within[0], np.float32), archive[f"layer.{number}.within"])
+        assert np.array_equal(np.array(within[1:], np.float32), archive[f"layer.{number}.heads.within"])
+        local = [
+            [of["distance"], of["entropy"], of["effective_window"]]
+            for of in [layer["locality"], *layer["locality_by_head"]]
+        ]
+        assert np.array_equal(np.array(local, np.float32), archive[f"layer.{number}.locality"])
     print(json.dumps({
         "names": sorted(archive.files), "about": json.loads(archive["about.json"]), "compared": compared,
     }))

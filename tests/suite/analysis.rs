@@ -222,7 +222,7 @@ fn json_npz_and_safetensors_hold_the_same_numbers() {
     let server = TestServer::shared();
     let said = python("attention_client.py", [server.url().as_str()]);
     let said: Value = serde_json::from_str(&said).expect("the client prints JSON");
-    assert_eq!(said["names"].as_array().unwrap().len(), 5 + 2 * 3 + 1, "{said}");
+    assert_eq!(said["names"].as_array().unwrap().len(), 5 + 2 * 5 + 1, "{said}");
     assert_eq!(said["about"]["model"], "tiny");
     assert_eq!(said["compared"], 4, "{said}");
 }
@@ -378,6 +378,16 @@ fn a_picture_shows_every_layer_and_says_of_what() {
         json!({"model": "fashion-dit", "prompt": "bag", "timestep": 0, "layers": [2], "output_format": "png"}),
     );
     assert_eq!(narrow.ok().json()["tokens"], json!([24]), "the one in the middle");
+    // Rows of many tokens are a long picture, which no fewer layers or heads make short.
+    let long = json!({"prompt": "ring", "timestep": 0, "layers": [0], "output_format": "png"});
+    let long = |tokens: usize| {
+        let mut body = long.clone();
+        body["tokens"] = (0..tokens).collect();
+        look(TestServer::shared(), body)
+    };
+    let said = long(20).refused(422, "invalid_value", Some("tokens"));
+    assert!(said.contains("name fewer in `tokens`, or narrow `layers` (1 now)"), "{said}");
+    long(2).ok();
 }
 
 #[test]

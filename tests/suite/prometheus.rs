@@ -5,11 +5,23 @@ use suite::{Prometheus, TestServer, promtool};
 
 #[test]
 fn promtool_finds_nothing_to_say() {
-    // Everything that has labels has been seen: an image, a refusal, a replaced model.
+    // Everything that has labels has been seen: an image, a refusal, a look, and jobs.
     let server = TestServer::start(TestServer::config());
+    server.app().metrics().announce_jobs();
+    let look = json!({"prompt": "ring", "timestep": 300, "layers": [0]});
+    server.send(server.elsewhere_request(&format!("{}/v1/analysis/attention", server.url()), &look)).ok();
     server.generate(&json!({"prompt": "ring", "steps": 2})).ok();
     server.generate(&json!({"prompt": "cat"})).refused(422, "invalid_value", Some("prompt"));
     let metrics = server.get("/metrics").ok();
+    for family in [
+        "study_duration_seconds_bucket",
+        "jobs",
+        "jobs_total",
+        "job_duration_seconds_bucket",
+        "connections_total",
+    ] {
+        assert!(metrics.text().contains(&format!("\nwindowpane_{family}{{")), "{family} is not seen");
+    }
     let (content, said) = promtool(&["check", "metrics"], metrics.text());
     assert!(content && said.trim().is_empty(), "{said}");
     // It does find what is wrong.

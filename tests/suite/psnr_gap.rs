@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use suite::{Answer, Package, TestServer, decode, root};
 use windowpane_diffusion::psnr_gap::PsnrGap;
+use windowpane_server::Config;
 
 const PSNR_GAP: &str = "/v1/analysis/psnr-gap";
 
@@ -225,6 +226,12 @@ fn wrong_images_are_told_what_is_expected() {
     let server = TestServer::shared();
     let (_, [train, _], _) = reference();
     let other = STANDARD.encode(npy("|u1", "(8, 16, 64)", &train.pixels));
+    // More than their confidence intervals are drawn of.
+    let roomy = TestServer::start(Config { body_limit: 8 << 20, ..TestServer::config() });
+    let many = STANDARD.encode(npy("|u1", "(2001, 32, 32)", &vec![7; 2001 * PIXELS]));
+    let many = measure(&roomy, json!({"model": "tiny", "train": many, "images": 10_000, "timesteps": 1000}));
+    let said = many.refused(422, "invalid_value", Some("timesteps"));
+    assert!(said.contains("1000 for 2001 images, expected at most 2000000"), "{said}");
     for (fields, param, said) in [
         (json!({"train": null, "train_labels": null}), "train", "`test` is given without `train`"),
         (

@@ -8,7 +8,7 @@ use windowpane_diffusion::{Plan, TilePlan, Window};
 use super::selection::{Layout, Selection};
 use super::subject::{Start, Subject, Way};
 use super::{Study, StudyError};
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Findings, Like};
 use crate::engine::StepBatch;
 use crate::engine::insides::{Inside, Look, Wanted};
 use crate::model::Card;
@@ -83,10 +83,19 @@ impl AttentionStudy {
 }
 
 impl Study for AttentionStudy {
+    const KIND: &'static str = "attention";
     type Findings = Attention;
 
     fn left(&self) -> usize {
         self.way.left() + usize::from(!self.asked)
+    }
+
+    fn like(&self) -> Like {
+        if self.way.left() == 0 { Like::inside(Inside::Attention, 1) } else { Like::denoiser(1) }
+    }
+
+    fn kept(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
     }
 
     fn next(&mut self) -> Option<Ask> {

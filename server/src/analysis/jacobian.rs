@@ -3,6 +3,8 @@
 //! bidiagonalisation. Guidance and the choice between eps, x0 and v are linear in the network's prediction, so they are
 //! sums here, and the graphs know nothing of them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use windowpane_diffusion::harmonicity::{Harmonicity, harmonicity};
 use windowpane_diffusion::noise;
@@ -11,7 +13,7 @@ use windowpane_diffusion::spectrum::{self, Bidiagonalisation};
 use super::decomposition::{DecompositionError, Eigen, Singular, Square};
 use super::subject::{Subject, Way};
 use super::{Study, StudyError};
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Findings, Like};
 use crate::engine::StepBatch;
 use crate::engine::insides::{Inside, Look, Wanted};
 
@@ -21,6 +23,10 @@ pub const CHUNK: usize = 8;
 
 /// Products with single vectors in a piece. One with many is a piece by itself.
 const PIECE: usize = 4;
+
+/// Nanoseconds in which a whole matrix of side n is taken apart, by n³: its singular values and vectors and the eigenvalues
+/// of its symmetric part, on one core as servers have them in 2026.
+const APART: f64 = 10.0;
 
 /// The output of the graphs.
 const PRODUCTS: &str = "products";
@@ -294,10 +300,36 @@ impl JacobianStudy {
 }
 
 impl Study for JacobianStudy {
+    const KIND: &'static str = "jacobian";
     type Findings = Result<Spectrum, StudyError>;
 
     fn left(&self) -> usize {
         self.way.left() + if self.outcome.is_some() { 0 } else { self.left }
+    }
+
+    fn like(&self) -> Like {
+        match self.work {
+            Work::Full(_) => Like::inside(Inside::Jvp, CHUNK.min(self.elements())),
+            // Half of them go the other way, and take as long.
+            Work::TopK { .. } => Like::inside(Inside::Jvp, 1),
+        }
+    }
+
+    fn end(&self) -> Duration {
+        match self.work {
+            Work::Full(_) => Duration::from_secs_f64(APART * 1e-9 * (self.elements() as f64).powi(3)),
+            Work::TopK { .. } => Duration::ZERO,
+        }
+    }
+
+    /// The noisy image, and all products.
+    fn kept(&self) -> usize {
+        let elements = self.elements();
+        let products = match self.work {
+            Work::Full(_) => elements,
+            Work::TopK { steps, .. } => 1 + 2 * steps,
+        };
+        (size_of::<f32>() + products.saturating_mul(size_of::<f64>())).saturating_mul(elements)
     }
 
     fn next(&mut self) -> Option<Ask> {

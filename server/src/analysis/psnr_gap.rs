@@ -1,13 +1,18 @@
 //! How much better does a model denoise the images it has seen than images it has not? The study: every image of one set or
 //! two, at every timestep, denoised in one step; `windowpane_diffusion::psnr_gap` says what that is worth.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use windowpane_diffusion::psnr_gap::{Denoising, Psnr, PsnrGap, RESAMPLES, Table};
 
 use super::image_set::ImageSet;
 use super::{Study, StudyError};
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Findings, Like};
 use crate::engine::StepBatch;
+
+/// Seconds in which one image is drawn again for a confidence interval, about.
+const RESAMPLED: f64 = 4e-9;
 
 /// The study.
 #[derive(Debug)]
@@ -103,12 +108,26 @@ impl PsnrGapStudy {
 }
 
 impl Study for PsnrGapStudy {
+    const KIND: &'static str = "psnr-gap";
     type Findings = Measured;
 
     fn left(&self) -> usize {
         let (timesteps, images) = self.done();
         let calls = (self.levels.len() - timesteps) * self.images().div_ceil(self.rows);
         calls - images / self.rows
+    }
+
+    fn like(&self) -> Like {
+        Like::denoiser(self.rows.min(self.images()))
+    }
+
+    fn end(&self) -> Duration {
+        let drawn = RESAMPLES.saturating_mul(self.levels.len() * self.images());
+        Duration::from_secs_f64(drawn as f64 * RESAMPLED)
+    }
+
+    fn kept(&self) -> usize {
+        self.levels.len() * self.images() * size_of::<f64>()
     }
 
     fn next(&mut self) -> Option<Ask> {

@@ -181,6 +181,10 @@ impl Selection {
         }
         let (layers, heads, tokens) = (self.layers.len(), self.heads.len(), self.tokens.len());
         let (param, narrow) = match weight {
+            // It shows heads together.
+            Weight::Picture(_) if told > limit => {
+                ("tokens", format!("name fewer in `tokens`, or narrow `layers` ({layers} now)"))
+            }
             Weight::Picture(_) => ("layers", format!("narrow `layers` ({layers} now) or `heads` ({heads})")),
             Weight::File | Weight::Json => {
                 let file = if weight == Weight::Json { ", or ask for a file by `output_format`" } else { "" };

@@ -1,7 +1,9 @@
 //! What is admitted and not finished, behind one lock: handlers put requests in, the worker's thread takes its turns
 //! out. Admission, deadlines and the choice of a tick are decided here, by the pure parts beside this file; the lock is
-//! held for as long as that takes, never while the network runs. What studies ask of it is in `queue/lane.rs`.
+//! held for as long as that takes, never while the network runs. What studies ask of it is in `queue/lane.rs`,
+//! what becomes of ticks without memory in `queue/cap.rs`.
 
+mod cap;
 mod lane;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,7 @@ use super::studies::{Studies, Turn};
 use super::study::StudyUnit;
 use super::{Caller, Event, Request, SampleError, Scheduling, SubmitError, WorkerConfig};
 use crate::sampler::Unit;
+use cap::Cap;
 
 /// The queue of one model.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ struct State {
     turns: Turns,
     ledger: Ledger,
     costs: TickCosts,
+    /// What bounds ticks, where the device had no memory for one.
+    cap: Option<Cap>,
     end: End,
 }
 
@@ -151,6 +156,7 @@ impl Queue {
                 turns,
                 ledger: Ledger::default(),
                 costs: config.costs.clone(),
+                cap: None,
                 end: End::No,
             }),
             wake: Condvar::new(),
@@ -261,6 +267,11 @@ impl Queue {
         self.rules.room
     }
 
+    /// The same, while the device lacks memory for it.
+    fn room_within(&self, state: &State) -> usize {
+        state.cap.map_or(self.rules.room, |cap| cap.bound(self.rules.room, Instant::now()))
+    }
+
     /// Moves what has arrived into `live`. Waits while there is nothing else to do, or for `pause` at most. `false`:
     /// time to end.
     pub(super) fn collect(
@@ -297,7 +308,7 @@ impl Queue {
         let mut state = self.lock();
         live.extend(state.arrivals.drain(..).map(|job| (job.id, job)));
         let pinned = self.rules.pinned.filter(|_| state.is_pinned());
-        let room = pinned.unwrap_or(self.rules.room);
+        let room = pinned.unwrap_or_else(|| self.room_within(&state));
         let State { turns, entries, studies, units, .. } = &mut *state;
         if let Turn::Study(id) = studies.turn(!entries.is_empty())
             && let Some(unit) = units.remove(&id)

@@ -6,7 +6,7 @@
 //!   one tick, so that giving way at its end is giving way at once.
 //! - **Between callers**: turns go round, one unit each; within a caller the oldest study goes first.
 //! - **How many**: a quota for each caller. Beyond it a caller is told when the first of its studies will be done, by what
-//!   units take as measured.
+//!   units take as measured: each kind of call, with as many vectors or rows, by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::Caller;
 use super::admission::whole_seconds;
+use super::study::{Effort, Like};
 
 /// Turns of images for one of a study, while both have work.
 pub const IMAGE_TURNS: u32 = 9;
@@ -37,8 +38,10 @@ pub struct Studies {
     latest: Option<Caller>,
     /// These two as they were before it.
     before: (u32, Option<Caller>),
-    /// Seconds of a unit.
+    /// Seconds of a unit, whichever it is.
     unit: f64,
+    /// Seconds of units of each kind that was measured.
+    of: BTreeMap<Like, f64>,
 }
 
 /// A study that was admitted and has not ended.
@@ -47,6 +50,8 @@ struct Entry {
     caller: Caller,
     /// Units that are still to come, as it said.
     left: usize,
+    /// What most of them are like.
+    like: Like,
     /// Whether one of them waits for its turn.
     waits: bool,
 }
@@ -89,6 +94,7 @@ impl Studies {
             latest: None,
             before: (0, None),
             unit: unit.as_secs_f64().max(1e-6),
+            of: BTreeMap::new(),
         }
     }
 
@@ -102,28 +108,40 @@ impl Studies {
         self.all.is_empty()
     }
 
-    /// Admits a study of so many units, and gives it its number.
-    pub fn admit(&mut self, caller: Caller, units: usize, pace: Pace) -> Result<u64, Full> {
+    /// Admits a study, and gives it its number.
+    pub fn admit(&mut self, caller: Caller, effort: Effort, pace: Pace) -> Result<u64, Full> {
         let own = || self.all.values().filter(|entry| entry.caller == caller);
         if own().count() >= self.quota {
             // The oldest goes first, and is done first.
-            let first = own().next().map_or(1, |entry| entry.left.max(1));
-            let turns = first * self.callers(caller);
-            return Err(Full { retry_after: whole_seconds(self.lasting(turns, pace).mul_f64(MARGIN)) });
+            let first = own().next().map_or((1, effort.like), |entry| (entry.left.max(1), entry.like));
+            let turns = (first.0 * self.callers(caller), first.1);
+            return Err(Full { retry_after: whole_seconds(self.lasting([turns], pace).mul_f64(MARGIN)) });
         }
         let id = self.next;
         self.next += 1;
-        self.all.insert(id, Entry { caller, left: units, waits: false });
+        self.all.insert(id, Entry { caller, left: effort.units, like: effort.like, waits: false });
         Ok(id)
     }
 
-    /// Time until a new study of so many units would be done, if nothing else came.
-    pub fn eta(&self, caller: Caller, units: usize, pace: Pace) -> Duration {
-        let mut left = BTreeMap::<Caller, usize>::new();
-        self.all.values().for_each(|entry| *left.entry(entry.caller).or_default() += entry.left);
-        let own = left.remove(&caller).unwrap_or(0) + units;
-        let others: usize = left.values().map(|&other| other.min(own)).sum();
-        self.lasting(own + others, pace)
+    /// Time until a new study would be done, if nothing else came.
+    pub fn eta(&self, caller: Caller, effort: Effort, pace: Pace) -> Duration {
+        let mut turns = vec![(effort.units, effort.like)];
+        turns.extend(self.all.values().filter(|entry| entry.caller == caller).map(Entry::turns));
+        let own: usize = turns.iter().map(|(units, _)| units).sum();
+        // Of everybody else as many, at most: the oldest first.
+        let mut others = BTreeMap::<Caller, usize>::new();
+        for entry in self.all.values().filter(|entry| entry.caller != caller) {
+            let room = others.entry(entry.caller).or_insert(own);
+            let units = entry.left.min(*room);
+            *room -= units;
+            turns.push((units, entry.like));
+        }
+        self.lasting(turns, pace) + effort.end
+    }
+
+    /// The same, if there were nothing else.
+    pub fn alone(&self, effort: Effort, pace: Pace) -> Duration {
+        self.lasting([(effort.units, effort.like)], pace) + effort.end
     }
 
     /// The study ended, in whatever way.
@@ -176,14 +194,13 @@ impl Studies {
         entry.map(|entry| (entry.waits, entry.left) = (true, entry.left + 1)).is_some()
     }
 
-    /// What a unit is taken to last.
-    pub fn unit(&self) -> Duration {
-        Duration::from_secs_f64(self.unit)
-    }
-
-    /// A unit took so long.
-    pub fn measured(&mut self, unit: Duration) {
-        self.unit += NEWEST * (unit.as_secs_f64() - self.unit);
+    /// A unit like this one took so long.
+    pub fn measured(&mut self, like: Like, unit: Duration) {
+        let unit = unit.as_secs_f64();
+        let of = self.of.entry(like).or_insert(unit);
+        for mean in [of, &mut self.unit] {
+            *mean += NEWEST * (unit - *mean);
+        }
     }
 
     /// By what factor studies slow images down in the long run, whose full tick takes so many seconds.
@@ -203,10 +220,20 @@ impl Studies {
         all.len()
     }
 
-    /// Time in which so many units have had their turns.
-    fn lasting(&self, units: usize, pace: Pace) -> Duration {
-        let turn = self.unit + f64::from(IMAGE_TURNS) * pace.tick;
-        Duration::try_from_secs_f64(units as f64 * turn * pace.sharers).unwrap_or(Duration::MAX)
+    /// Time in which so many units of each kind have had their turns.
+    fn lasting(&self, turns: impl IntoIterator<Item = (usize, Like)>, pace: Pace) -> Duration {
+        let turn = |like: Like| self.of.get(&like).unwrap_or(&self.unit) + f64::from(IMAGE_TURNS) * pace.tick;
+        let seconds: f64 = turns.into_iter().map(|(units, like)| units as f64 * turn(like)).sum();
+        Duration::try_from_secs_f64(seconds * pace.sharers).unwrap_or(Duration::MAX)
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// The turns that it still needs.
+    fn turns(&self) -> (usize, Like) {
+        (self.left, self.like)
     }
 }
 
@@ -215,6 +242,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// What the units of these tests are like, unless they say.
+    const LOOK: Like = Like { graph: "attention", width: 1 };
 
     const ALONE: Pace = Pace { tick: 0.0, sharers: 1.0 };
 
@@ -225,7 +255,7 @@ mod tests {
     #[test]
     fn images_give_one_turn_in_ten_and_studies_all_that_images_leave() {
         let mut studies = studies(4);
-        let id = studies.admit(Caller(0), 1000, ALONE).unwrap();
+        let id = studies.admit(Caller(0), Effort::of(1000, LOOK), ALONE).unwrap();
         let turns: Vec<bool> = (0..1000)
             .map(|_| {
                 studies.wait(id);
@@ -250,7 +280,8 @@ mod tests {
     #[test]
     fn a_turn_that_is_given_back_is_the_next_one_again() {
         let mut studies = studies(4);
-        let [first, second] = [0, 1].map(|caller| studies.admit(Caller(caller), 10, ALONE).unwrap());
+        let [first, second] =
+            [0, 1].map(|caller| studies.admit(Caller(caller), Effort::of(10, LOOK), ALONE).unwrap());
         [first, second].into_iter().for_each(|id| _ = studies.wait(id));
         assert_eq!(studies.turn(false), Turn::Study(first));
         (0..3).for_each(|_| assert_eq!(studies.turn(true), Turn::Images));
@@ -268,28 +299,57 @@ mod tests {
     #[test]
     fn a_caller_over_its_quota_is_told_when_the_first_of_its_studies_is_done() {
         let mut studies = studies(2);
-        let first = studies.admit(Caller(0), 30, ALONE).unwrap();
-        studies.admit(Caller(0), 5, ALONE).unwrap();
+        let first = studies.admit(Caller(0), Effort::of(30, LOOK), ALONE).unwrap();
+        studies.admit(Caller(0), Effort::of(5, LOOK), ALONE).unwrap();
         // 30 units of 0.1 s, and a quarter more.
-        assert_eq!(studies.admit(Caller(0), 1, ALONE), Err(Full { retry_after: 4 }));
+        assert_eq!(studies.admit(Caller(0), Effort::of(1, LOOK), ALONE), Err(Full { retry_after: 4 }));
         // Beside images of 50 ms a tick a unit's turn comes every 0.55 s; beside another model in twice that.
         let busy = Pace { tick: 0.05, sharers: 2.0 };
-        assert_eq!(studies.admit(Caller(0), 1, busy), Err(Full { retry_after: 42 }));
-        let other = studies.admit(Caller(1), 1, ALONE).unwrap();
-        assert_eq!(studies.admit(Caller(0), 1, ALONE), Err(Full { retry_after: 8 }));
-        assert_eq!(studies.eta(Caller(1), 3, ALONE), Duration::from_millis(800));
+        assert_eq!(studies.admit(Caller(0), Effort::of(1, LOOK), busy), Err(Full { retry_after: 42 }));
+        let other = studies.admit(Caller(1), Effort::of(1, LOOK), ALONE).unwrap();
+        assert_eq!(studies.admit(Caller(0), Effort::of(1, LOOK), ALONE), Err(Full { retry_after: 8 }));
+        assert_eq!(studies.eta(Caller(1), Effort::of(3, LOOK), ALONE), Duration::from_millis(800));
         studies.end(other);
         studies.end(first);
-        studies.admit(Caller(0), 1, ALONE).unwrap();
-        (0..100).for_each(|_| studies.measured(Duration::from_millis(300)));
-        assert_eq!(studies.admit(Caller(0), 1, ALONE), Err(Full { retry_after: 2 }));
+        studies.admit(Caller(0), Effort::of(1, LOOK), ALONE).unwrap();
+        (0..100).for_each(|_| studies.measured(LOOK, Duration::from_millis(300)));
+        assert_eq!(studies.admit(Caller(0), Effort::of(1, LOOK), ALONE), Err(Full { retry_after: 2 }));
+    }
+
+    #[test]
+    fn every_kind_of_unit_takes_its_own_time() {
+        let mut studies = studies(4);
+        let [wide, narrow] = [8, 1].map(|width| Like { graph: "jvp", width });
+        let eta = |studies: &Studies, caller, like| {
+            studies.eta(Caller(caller), Effort::of(10, like), ALONE).as_secs_f64()
+        };
+        let is = |seconds: f64, expected: f64| {
+            assert!((seconds - expected).abs() < 1e-6, "{seconds} s, not {expected}")
+        };
+        // Nothing was measured: what a unit was said to take.
+        is(eta(&studies, 0, wide), 1.0);
+        studies.measured(wide, Duration::from_millis(200));
+        studies.measured(narrow, Duration::from_millis(30));
+        is(eta(&studies, 0, wide), 2.0);
+        is(eta(&studies, 0, narrow), 0.3);
+        // What is under way counts as what it is: all of one's own, of others as many units as one's own.
+        studies.admit(Caller(0), Effort::of(5, wide), ALONE).unwrap();
+        is(eta(&studies, 0, narrow), 1.3);
+        is(eta(&studies, 1, narrow), 1.3);
+        studies.admit(Caller(0), Effort::of(100, narrow), ALONE).unwrap();
+        is(eta(&studies, 1, narrow), 0.3 + 1.0 + 5.0 * 0.03);
+        // And at its end a study computes for a while, whoever else there is.
+        let end = Duration::from_secs(60);
+        let effort = Effort { end, ..Effort::of(10, narrow) };
+        assert_eq!(studies.alone(effort, ALONE), Duration::from_millis(60_300));
+        is(studies.eta(Caller(1), effort, ALONE).as_secs_f64(), 61.45);
     }
 
     #[test]
     fn images_are_told_that_studies_slow_them_down() {
         let mut studies = studies(1);
         assert_eq!((studies.slowdown(0.05), studies.delay(18.0)), (1.0, 0.0));
-        studies.admit(Caller(0), 1, ALONE).unwrap();
+        studies.admit(Caller(0), Effort::of(1, LOOK), ALONE).unwrap();
         assert!((studies.slowdown(0.1) - 10.0 / 9.0).abs() < 1e-9);
         // Of units of 0.1 s: that under way, and two more.
         assert!((studies.delay(18.0) - 0.3).abs() < 1e-9);
@@ -309,7 +369,7 @@ mod tests {
             let (mut of, mut back) = (BTreeMap::new(), BTreeMap::new());
             for (caller, &count) in counts.iter().enumerate() {
                 for _ in 0..count {
-                    let id = studies.admit(Caller(caller as u32), 1000, ALONE).unwrap();
+                    let id = studies.admit(Caller(caller as u32), Effort::of(1000, LOOK), ALONE).unwrap();
                     of.insert(id, caller);
                     back.insert(id, 0);
                 }

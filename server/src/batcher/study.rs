@@ -11,7 +11,7 @@ use super::job::Departure;
 use super::queue::Queue;
 use super::{Caller, Canceller, SampleError};
 use crate::engine::StepBatch;
-use crate::engine::insides::Look;
+use crate::engine::insides::{Inside, Look};
 
 /// One unit: a call of one of the model's graphs.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,26 @@ pub enum Ask {
 /// What a unit brought: the prediction, or what of the look was wanted, in its order.
 pub type Findings = Vec<Vec<f32>>;
 
+/// Units that take alike: calls of one graph, of one width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Like {
+    /// The graph's name.
+    pub graph: &'static str,
+    /// Vectors that a call multiplies with, or rows where it multiplies with none.
+    pub width: usize,
+}
+
+/// What a study has before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Units that it will ask for.
+    pub units: usize,
+    /// What most of them are like.
+    pub like: Like,
+    /// What it computes for once the last of them is done, about.
+    pub end: Duration,
+}
+
 /// What is admitted.
 #[derive(Debug, Clone, Copy)]
 pub struct StudyRequest {
@@ -32,8 +52,8 @@ pub struct StudyRequest {
     pub caller: Caller,
     /// When it is worth nothing any more.
     pub deadline: Option<Instant>,
-    /// Units that it will ask for.
-    pub units: usize,
+    /// What it has before it.
+    pub effort: Effort,
 }
 
 /// A study that was admitted. Dropping it ends it, whatever it still waits for.
@@ -62,12 +82,42 @@ pub struct StudyUnit {
 // === impl Ask ===
 
 impl Ask {
-    /// The graph's name, for metrics.
-    pub fn graph(&self) -> &'static str {
+    /// What it is like.
+    pub fn like(&self) -> Like {
         match self {
-            Self::Denoise(_) => "denoiser",
-            Self::Look(look) => look.inside.as_str(),
+            Self::Denoise(batch) => Like::denoiser(batch.rows()),
+            Self::Look(look) => Like::look(look),
         }
+    }
+}
+
+// === impl Like ===
+
+impl Like {
+    /// Calls of the network itself, of so many rows.
+    pub const fn denoiser(rows: usize) -> Self {
+        Self { graph: "denoiser", width: rows }
+    }
+
+    /// Calls of a graph of the insides, of so many rows or vectors.
+    pub fn inside(inside: Inside, width: usize) -> Self {
+        Self { graph: inside.as_str(), width }
+    }
+
+    /// Calls like this one.
+    pub fn look(look: &Look) -> Self {
+        let elements: usize = look.batch.shape.iter().product();
+        let vectors = look.vectors.len() / elements.max(1);
+        Self::inside(look.inside, if vectors == 0 { look.batch.rows() } else { vectors })
+    }
+}
+
+// === impl Effort ===
+
+impl Effort {
+    /// So many units like this one, and nothing to compute at the end.
+    pub const fn of(units: usize, like: Like) -> Self {
+        Self { units, like, end: Duration::ZERO }
     }
 }
 

@@ -197,20 +197,31 @@ fn of_four_images_that_take_turns_those_of_the_failed_tick_fail_and_no_others() 
 }
 
 #[test]
-fn a_tick_for_which_the_device_lacks_the_memory_fails_and_smaller_ones_go_on() {
+fn a_tick_for_which_the_device_lacks_the_memory_fails_and_the_next_are_smaller() {
     let (model, metrics) = model(8, Faults { most_rows: Some(2), ..Faults::default() });
     let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
-    for failures in 1..=2 {
-        // The four of a request are there at once.
-        let error = sample(&model, &spec, &[1, 2, 3, 4]).unwrap_err();
-        assert!(matches!(&error, SampleError::Engine(text) if text.contains("4 rows")), "{error}");
+    // The eight of a request are there at once; half of them would be too many as well.
+    for (failures, rows) in [(1, 8), (2, 4)] {
+        let error = sample(&model, &spec, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap_err();
+        assert!(
+            matches!(&error, SampleError::Engine(text) if text.contains(&format!("{rows} rows"))),
+            "{error}"
+        );
         assert_eq!(metrics.failures.with_label_values(&["shoes", "error"]).get(), failures);
-        let drawn = sample(&model, &spec, &[1, 2]).unwrap();
-        let (healthy, _) = self::model(8, Faults::default());
-        assert_eq!(drawn[1].values, sample(&healthy, &spec, &[2]).unwrap()[0].values);
-        assert!(model.batcher.is_alive());
-        assert_eq!(model.batcher.images(), 0);
     }
+    while model.batcher.images() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = metrics.ticks.with_label_values(&["shoes"]).get();
+    // From then on they are drawn by twos, and are what they are by eights.
+    let drawn = sample(&model, &spec, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    let (healthy, _) = self::model(8, Faults::default());
+    let expected = sample(&healthy, &spec, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+    assert!(drawn.iter().zip(&expected).all(|(drawn, expected)| drawn.values == expected.values));
+    assert_eq!(metrics.failures.with_label_values(&["shoes", "error"]).get(), 2);
+    assert_eq!(metrics.ticks.with_label_values(&["shoes"]).get() - before, 4 * 10);
+    assert!(model.batcher.is_alive());
+    assert_eq!(model.batcher.images(), 0);
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl Worker {
             }
             Err(error) => {
                 self.tell(rows, &error);
+                self.shrink(&error);
                 vec![Err(error); ids.len()]
             }
         };
@@ -188,6 +189,20 @@ impl Worker {
         let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
         self.metrics.failures.with_label_values(&[model, cause]).inc();
         tracing::error!(model, rows, %error, "a tick failed; its images fail, others go on");
+    }
+
+    /// Where the device has no memory for the tick, the next ones are smaller.
+    fn shrink(&self, error: &EngineError) {
+        if matches!(error, EngineError::OutOfMemory(_)) {
+            let (model, (rows, time)) = (self.config.model.as_str(), self.queue.shrink(self.batch.rows()));
+            let seconds = time.as_secs();
+            tracing::warn!(
+                model,
+                rows,
+                seconds,
+                "the device lacks memory: ticks have so many rows at most for a while"
+            );
+        }
     }
 
     /// Has the engine begin anew, after a tick that failed: what made it fail may have left it broken. Not more than once

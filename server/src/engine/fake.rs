@@ -153,7 +153,7 @@ impl Denoiser for FakeDenoiser {
             return Err(EngineError::Runtime(format!("asked to fail at call {call}")));
         }
         if self.faults.most_rows.is_some_and(|most| batch.rows() > most) {
-            return Err(EngineError::Runtime(format!("asked to have no memory for {} rows", batch.rows())));
+            return Err(EngineError::OutOfMemory(format!("asked to have none for {} rows", batch.rows())));
         }
         let (elements, plane) = (batch.elements(), batch.shape[1] * batch.shape[2]);
         let out = self.out_channels * plane;

@@ -211,7 +211,19 @@ fn version(library: &Path, info: &str) -> String {
 
 /// The runtime's error in our words. Its message may name files: it is logged, not shown to clients.
 pub(super) fn runtime_error(error: &::ort::Error) -> EngineError {
-    EngineError::Runtime(error.to_string())
+    of_words(error.to_string())
+}
+
+/// The runtime has one code for most of what goes wrong: that there was no memory is in its words, which are those of its
+/// arena, of C++, of CUDA and of cuBLAS.
+fn of_words(words: String) -> EngineError {
+    const NO_MEMORY: [&str; 4] = ["failed to allocate memory", "bad_alloc", "out of memory", "alloc_failed"];
+    let small = words.to_lowercase();
+    if NO_MEMORY.iter().any(|said| small.contains(said)) {
+        EngineError::OutOfMemory(words)
+    } else {
+        EngineError::Runtime(words)
+    }
 }
 
 /// Values that the buffers of all sizes may hold together: 64 MiB. What `piece` allows fits but for large images.

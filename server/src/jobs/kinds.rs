@@ -17,6 +17,7 @@ use super::Kind;
 use super::perform::{Checked, Desk, Leased, Perform, Product};
 use crate::app::App;
 use crate::batcher::Caller;
+use crate::batcher::study::Effort;
 use crate::call::{Call, Watch};
 use crate::error::{ApiError, Cause};
 use crate::extract::{Accept, parse};
@@ -77,12 +78,12 @@ impl Kinds {
         analyse::answer::<A>(&self.app, call, job.accept.clone(), (request, model), desk).await
     }
 
-    /// The model that would be looked at, and in how many calls.
+    /// The model that would be looked at, and what that takes.
     fn check_analysis<A: Analysis>(
         &self,
         request: &RawValue,
         accept: &Accept,
-    ) -> Result<(Arc<Model>, usize), ApiError> {
+    ) -> Result<(Arc<Model>, Effort), ApiError> {
         let request: A::Request = body(request)?;
         if A::timeout_ms(&request).is_some() {
             let message = "`timeout_ms` is for requests that somebody waits for; a job has none";
@@ -100,14 +101,15 @@ impl Perform for Kinds {
         request: &RawValue,
         accept: &Accept,
     ) -> Result<Checked, ApiError> {
-        let (model, units) = match kind {
+        let (model, effort) = match kind {
             Kind::Attention => self.check_analysis::<Attention>(request, accept),
             Kind::Jacobian => self.check_analysis::<Jacobian>(request, accept),
             Kind::PsnrGap => self.check_analysis::<PsnrGap>(request, accept),
             Kind::Images => images::check(&self.app, &body(request)?),
         }?;
-        let expected = model.batcher.expect_study(caller, units);
-        Ok(Checked { model: model.name().to_owned(), digest: model.card.digest.clone(), units, expected })
+        let expected = model.batcher.expect_study(caller, effort);
+        let (model, digest, units) = (model.name().to_owned(), model.card.digest.clone(), effort.units);
+        Ok(Checked { model, digest, units, expected })
     }
 
     fn perform<'a>(

@@ -7,7 +7,7 @@ use super::denoiser::{self, checked};
 use super::port::{Inputs, Lead, moderate};
 use super::{Datatype, Port, Tensor, Values};
 use crate::analysis::{Study, StudyError};
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Findings, Like};
 use crate::engine::insides::{Inside, Look, Wanted};
 use crate::engine::{Provider, StepBatch};
 use crate::error::{ApiError, Cause};
@@ -110,10 +110,15 @@ pub fn study(
 }
 
 impl Study for InferStudy {
+    const KIND: &'static str = "infer";
     type Findings = Vec<Tensor>;
 
     fn left(&self) -> usize {
         self.looks.len()
+    }
+
+    fn like(&self) -> Like {
+        self.looks.front().map_or(Like::denoiser(1), Like::look)
     }
 
     fn next(&mut self) -> Option<Ask> {

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{End, Queue, State};
 use crate::batcher::admission::whole_seconds;
-use crate::batcher::studies::{Pace, Studies};
-use crate::batcher::study::{StudyRequest, StudyUnit};
+use crate::batcher::studies::Pace;
+use crate::batcher::study::{Effort, Like, StudyRequest, StudyUnit};
 use crate::batcher::{Caller, SubmitError};
 
 // === impl Queue, for studies ===
@@ -13,30 +13,30 @@ use crate::batcher::{Caller, SubmitError};
 impl Queue {
     /// Admits a study, and the time until it is done, as things stand.
     pub(in crate::batcher) fn study(&self, request: StudyRequest) -> Result<(u64, Duration), SubmitError> {
-        let StudyRequest { caller, deadline, units } = request;
+        let StudyRequest { caller, deadline, effort } = request;
         let mut state = self.lock();
         if state.end != End::No {
             return Err(SubmitError::Ended);
         }
         let pace = self.pace(&state);
-        let eta = state.studies.eta(caller, units, pace);
+        let eta = state.studies.eta(caller, effort, pace);
         if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
             && eta > left
         {
-            let alone = Studies::new(1, state.studies.unit()).eta(caller, units, Pace { tick: 0.0, ..pace });
+            let alone = state.studies.alone(effort, Pace { tick: 0.0, ..pace });
             let retry_after = whole_seconds(eta.saturating_sub(left));
             return Err(SubmitError::TooLate { needs: eta, alone, retry_after });
         }
         let quota = self.rules.study_quota;
-        let admitted = state.studies.admit(caller, units, pace);
+        let admitted = state.studies.admit(caller, effort, pace);
         let id = admitted.map_err(|full| SubmitError::Studying { quota, retry_after: full.retry_after })?;
         Ok((id, eta))
     }
 
-    /// The time that a study of so many units would take from now, as things stand.
-    pub(in crate::batcher) fn expect_study(&self, caller: Caller, units: usize) -> Duration {
+    /// The time that a study would take from now, as things stand.
+    pub(in crate::batcher) fn expect_study(&self, caller: Caller, effort: Effort) -> Duration {
         let state = self.lock();
-        state.studies.eta(caller, units, self.pace(&state))
+        state.studies.eta(caller, effort, self.pace(&state))
     }
 
     /// How fast studies have their turns, as things stand.
@@ -80,9 +80,9 @@ impl Queue {
         !self.lock().units.is_empty()
     }
 
-    /// A unit took so long.
-    pub(in crate::batcher) fn studied(&self, elapsed: Duration) {
-        self.lock().studies.measured(elapsed);
+    /// A unit like this one took so long.
+    pub(in crate::batcher) fn studied(&self, like: Like, elapsed: Duration) {
+        self.lock().studies.measured(like, elapsed);
     }
 
     /// Units that wait and shall not have their turn.

@@ -4,7 +4,7 @@ use futures::FutureExt as _;
 
 use super::*;
 use crate::batcher::device::Device;
-use crate::batcher::study::{Ask, StudyRequest, StudyTicket};
+use crate::batcher::study::{Ask, Effort, Like, StudyRequest, StudyTicket};
 use crate::engine::insides::fake::InsideFaults;
 use crate::engine::insides::{Inside, Look, Wanted};
 
@@ -33,7 +33,11 @@ fn look(inside: Inside, label: i64) -> Ask {
 }
 
 fn study(model: &Model, caller: u32) -> Result<StudyTicket, SubmitError> {
-    model.batcher.study(StudyRequest { caller: Caller(caller), deadline: None, units: 1 })
+    model.batcher.study(StudyRequest { caller: Caller(caller), deadline: None, effort: looks(1) })
+}
+
+fn looks(units: usize) -> Effort {
+    Effort::of(units, Like::inside(Inside::Attention, 1))
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn a_caller_has_a_quota_and_others_have_theirs() {
     drop(study(&model, 1).unwrap());
     drop(held);
     drop(study(&model, 0).unwrap());
-    let late = StudyRequest { caller: Caller(0), deadline: Some(Instant::now()), units: 5 };
+    let late = StudyRequest { caller: Caller(0), deadline: Some(Instant::now()), effort: looks(5) };
     let SubmitError::TooLate { needs, alone, .. } = model.batcher.study(late).unwrap_err() else {
         panic!("it cannot be done in no time")
     };
@@ -231,7 +235,8 @@ fn a_study_ends_when_it_is_cancelled_late_or_left_and_the_others_go_on() {
         assert_eq!(cancelled.ask(look(Inside::Attention, 0)).await, Err(SampleError::Cancelled));
         // Admitted in time for one unit, it asks for more and more.
         let deadline = Some(Instant::now() + Duration::from_millis(800));
-        let mut late = model.batcher.study(StudyRequest { caller: Caller(0), deadline, units: 1 }).unwrap();
+        let mut late =
+            model.batcher.study(StudyRequest { caller: Caller(0), deadline, effort: looks(1) }).unwrap();
         let error = loop {
             if let Err(error) = late.ask(look(Inside::Attention, 0)).await {
                 break error;

@@ -29,7 +29,8 @@ impl Worker {
     /// One call for the study of this number. A failure ends that study, and nobody else. Where images came, of which the
     /// worker had not `heard` when it chose, it stands back while it waits for the device.
     pub(super) fn study(&mut self, seat: &Seat<'_>, heard: u64, id: u64, unit: StudyUnit) {
-        let (model, graph) = (self.config.model.clone(), unit.ask.graph());
+        let (model, like) = (self.config.model.clone(), unit.ask.like());
+        let graph = like.graph;
         let began = Instant::now();
         // Beside images of its own it has the turns that these leave it; without, it gives way to those of other models.
         let spare = self.live.is_empty().then_some(heard);
@@ -61,8 +62,11 @@ impl Worker {
         };
         // Whether it had the device or waited for it in vain: neither is a gap of the host's.
         self.last_call = Some(Instant::now());
-        let Some((outcome, elapsed)) = ended else { return self.queue.stand_back(id, unit) };
-        elapsed.into_iter().for_each(|elapsed| self.queue.studied(elapsed));
+        let Some((outcome, elapsed)) = ended else {
+            self.metrics.study_deferred.with_label_values(&[model.as_str(), graph]).inc();
+            return self.queue.stand_back(id, unit);
+        };
+        elapsed.into_iter().for_each(|elapsed| self.queue.studied(like, elapsed));
         self.metrics.study_units.with_label_values(&[model.as_str(), graph]).inc();
         let elapsed = began.elapsed().as_secs_f64();
         self.metrics.study_unit.with_label_values(&[model.as_str(), graph]).observe(elapsed);
@@ -96,6 +100,8 @@ impl Worker {
         }
         let pause = before.map_or(BETWEEN_OPENINGS, |before| (2 * before.pause).min(60 * BETWEEN_OPENINGS));
         let (model, graph) = (self.config.model.as_str(), inside.as_str());
+        // Said before as well: whoever finds the device stuck knows by what.
+        tracing::info!(model, graph, "opening");
         let insides = &mut *self.insides;
         let (outcome, elapsed) = seat.run(|| catch_unwind(AssertUnwindSafe(|| insides.open(inside))));
         let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&*panic)));

@@ -101,3 +101,18 @@ fn a_session_that_does_not_match_the_golden_never_serves() {
     engine.rebuild().unwrap();
     assert_ne!(ask(&mut engine).1, before);
 }
+
+/// As ONNX Runtime 1.30 and what it calls say it.
+#[test]
+fn what_lacks_memory_is_known_by_its_words() {
+    for words in [
+        "Non-zero status code returned while running Gemm node. Failed to allocate memory for requested buffer of size 37748736",
+        "std::bad_alloc",
+        "CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+    ] {
+        assert_eq!(of_words(words.to_owned()), EngineError::OutOfMemory(words.to_owned()));
+    }
+    let other = "Got invalid dimensions for input: x";
+    assert_eq!(of_words(other.to_owned()), EngineError::Runtime(other.to_owned()));
+}

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::sampling::{Drawn, SamplingStudy};
 use crate::analysis::Study as _;
 use crate::app::App;
+use crate::batcher::study::Effort;
 use crate::call::{Call, Watch};
 use crate::encode::zip::{self, Archive};
 use crate::encode::{Encoding, Picture, most_bytes_of_png, npy_head};
@@ -93,12 +94,12 @@ struct Bulk {
     about: String,
 }
 
-/// Refuses what cannot be drawn; the model that draws it, and in how many calls.
-pub(super) fn check(app: &App, request: &BulkRequest) -> Result<(Arc<Model>, usize), ApiError> {
+/// Refuses what cannot be drawn; the model that draws it, and what that takes.
+pub(super) fn check(app: &App, request: &BulkRequest) -> Result<(Arc<Model>, Effort), ApiError> {
     let model = app.model(request.model.as_deref())?;
     let bulk = Bulk::resolve(request, &model.card, app.config().jobs.result_limit)?;
-    let calls = bulk.study(app, &model).left();
-    Ok((model, calls))
+    let effort = bulk.study(app, &model).effort();
+    Ok((model, effort))
 }
 
 /// The images of this model, whatever the request names, while `watch` keeps them piece by piece.
@@ -112,9 +113,10 @@ pub(super) async fn answer(
     let bulk = Bulk::resolve(&request, &card, app.config().jobs.result_limit)?;
     let study = bulk.study(app, &model);
     let bench = app.workbench(call.identity.caller);
-    let studying = call.study(app, &model, study.left())?;
+    let studying = call.study(app, &model, &study)?;
     let drawn = studying.watched(study, watch).await?;
-    bench.study(move || respond(&card, &bulk, &drawn)).await?
+    // Up to a hundred thousand pictures in one go: nobody else's look waits for that.
+    bench.conclude(move || respond(&card, &bulk, &drawn)).await?
 }
 
 // === impl Bulk ===

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::analysis::{Study, StudyError};
-use crate::batcher::study::{Ask, Findings};
+use crate::batcher::study::{Ask, Findings, Like};
 use crate::encode::{Colour, Picture};
 use crate::engine::StepBatch;
 use crate::model::Card;
@@ -73,6 +73,11 @@ impl SamplingStudy {
         self.shape.iter().product()
     }
 
+    /// Rows of a call of a whole group.
+    fn rows(&self) -> usize {
+        self.group.min(self.count) * self.specs.iter().map(|spec| spec.rows()).max().unwrap_or(1)
+    }
+
     /// Calls of a group.
     fn calls(&self) -> usize {
         self.specs[0].evaluations.len()
@@ -80,11 +85,20 @@ impl SamplingStudy {
 }
 
 impl Study for SamplingStudy {
+    const KIND: &'static str = "images";
     type Findings = Drawn;
 
     fn left(&self) -> usize {
         let begun = self.live.first().map_or(0, |first| self.calls() - first.evaluations_left());
         (self.count - self.done).div_ceil(self.group) * self.calls() - begun
+    }
+
+    fn like(&self) -> Like {
+        Like::denoiser(self.rows())
+    }
+
+    fn kept(&self) -> usize {
+        self.count * self.elements()
     }
 
     fn next(&mut self) -> Option<Ask> {

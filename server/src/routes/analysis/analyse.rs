@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::analysis::Study;
 use crate::app::App;
+use crate::batcher::study::Effort;
 use crate::call::{Call, Nobody, Watch};
 use crate::config::Config;
 use crate::error::{ApiError, Cause};
@@ -79,11 +80,11 @@ pub(super) async fn analyse<A: Analysis>(
     let (resolved, request, accept) = bench.look_over(resolve).await??;
     let jobs = app.jobs().filter(|_| !call.is_timed());
     let leaves = jobs.is_some_and(|jobs| {
-        let eta = model.batcher.expect_study(call.identity.caller, resolved.study.left());
+        let eta = model.batcher.expect_study(call.identity.caller, resolved.study.effort());
         prefer.leaves(eta, jobs.settings().after)
     });
     if leaves {
-        let is_too_large = resolved.told > app.config().jobs.result_limit;
+        let is_too_large = resolved.told.max(resolved.study.kept()) > app.config().jobs.result_limit;
         let job = submit::defer(app, call.identity, (A::KIND, &accept), &request).await;
         // Who has not asked for it is answered where no job can be had.
         let waits = |error: &ApiError| {
@@ -112,12 +113,12 @@ pub(crate) async fn answer<A: Analysis>(
     study(app, call, model, resolved, watch).await
 }
 
-/// Refuses what cannot be done as a job; the model that it would be done with, and in how many calls.
+/// Refuses what cannot be done as a job; the model that it would be done with, and what that takes.
 pub(crate) fn check<A: Analysis>(
     app: &App,
     request: &A::Request,
     accept: &Accept,
-) -> Result<(Arc<Model>, usize), ApiError> {
+) -> Result<(Arc<Model>, Effort), ApiError> {
     let (model, limit) = (app.model(A::model(request))?, app.config().jobs.result_limit);
     let resolved = A::resolve(request, accept, &model, app.config())?;
     if resolved.told > limit {
@@ -127,7 +128,14 @@ pub(crate) fn check<A: Analysis>(
         );
         return Err(ApiError::new(Cause::InvalidValue, message));
     }
-    Ok((model, resolved.study.left()))
+    let kept = resolved.study.kept();
+    if kept > limit {
+        let message = format!(
+            "the work would keep {kept} bytes on its way, more than {limit}, the most there may be (`--job-result-limit`)"
+        );
+        return Err(ApiError::new(Cause::InvalidValue, message));
+    }
+    Ok((model, resolved.study.effort()))
 }
 
 async fn study<A: Analysis>(
@@ -139,7 +147,7 @@ async fn study<A: Analysis>(
 ) -> Result<Response, ApiError> {
     let Resolved { study, told, held, analysis } = resolved;
     let bench = app.workbench(call.identity.caller);
-    let studying = call.answering(told.saturating_add(held)).study(app, &model, study.left())?;
+    let studying = call.answering(told.saturating_add(held)).study(app, &model, &study)?;
     let job = studying.job();
     let findings = studying.watched(study, watch).await?;
     let mut response = bench.study(move || analysis.respond(&model, findings)).await??;

@@ -29,6 +29,9 @@ use response::{About, File};
 /// Images of a side at most.
 const MOST_IMAGES: usize = 10_000;
 
+/// Images times timesteps at most: for the confidence intervals all of them are drawn a thousand times.
+const MOST_MEASURED: usize = 2_000_000;
+
 /// Files of the answer.
 const FILES: [(Form, File); 3] =
     [(Form::Csv, File::Table), (Form::Svg, File::Drawing), (Form::Png, File::Picture)];
@@ -147,8 +150,15 @@ impl Analysis for PsnrGap {
             about.images.push(set.len);
             about.labels.push(if set.labels.is_some() { "class" } else { "none" });
         }
-        // The images are held until they are measured; the answer is small beside them.
-        let held = sets.iter().map(|set| set.values.len() * size_of::<f32>()).sum();
+        let measured = sets.iter().map(|set| set.len).sum::<usize>() * levels.len();
+        if measured > MOST_MEASURED {
+            let got = format!("{} for {} images", levels.len(), measured / levels.len());
+            let expected = format!("at most {MOST_MEASURED} images times timesteps");
+            return Err(ApiError::invalid("timesteps", got, expected));
+        }
+        // The images are held until they are measured, and what was measured twice; the answer is small beside them.
+        let pixels: usize = sets.iter().map(|set| set.values.len() * size_of::<f32>()).sum();
+        let held = pixels + 2 * measured * size_of::<f64>();
         let sides = sets.into_iter().map(|set| Side::new(set, null)).collect();
         let study = PsnrGapStudy::new(sides, card.shape(), levels, seed, rows);
         Ok(Resolved { study, told: 0, held, analysis: Self { output, about } })

@@ -11,7 +11,6 @@ use axum::response::Response;
 use utoipa::IntoParams;
 
 use super::{find, max_rows};
-use crate::analysis::Study as _;
 use crate::app::App;
 use crate::batcher::Sample;
 use crate::call::{Call, Nobody};
@@ -154,7 +153,7 @@ async fn answer(
             (Done::Samples(samples), stages, job)
         }
         Work::Study(study) => {
-            let studying = call.study(app, model, study.left())?;
+            let studying = call.study(app, model, &study)?;
             let job = studying.job();
             let tensors = studying.watched(study, &mut Nobody).await?;
             (Done::Tensors(tensors), Stages { denoise: admitted.elapsed(), ..Stages::default() }, job)

@@ -256,10 +256,24 @@ fn tensors(found: &Attention) -> Vec<Named> {
             let shape = [tokens, height, width];
             all.push(Named::floats(format!("layer.{number}.mean"), &shape, &found.of_mean(layer)));
         }
-        // The numbers of each square, so that a file alone tells how local a layer is.
-        let locality = found.locality(layer, None);
-        let within: Vec<f32> = locality.within.iter().map(|&share| share as f32).collect();
-        all.push(Named::floats(format!("layer.{number}.within"), &[within.len()], &within));
+        all.extend(locality(found, layer));
     }
     all
+}
+
+/// How local a layer is, so that a file alone tells it: all heads together, and each by itself.
+fn locality(found: &Attention, layer: &LayerMaps) -> [Named; 3] {
+    let of_all = found.locality(layer, None);
+    let of_heads: Vec<_> =
+        (0..found.selection.heads.len()).map(|head| found.locality(layer, Some(head))).collect();
+    let within = |of: &LocalityNumbers| of.within.iter().map(|&share| share as f32).collect::<Vec<_>>();
+    let numbers = |of: &LocalityNumbers| [of.distance as f32, of.entropy as f32, of.effective_window as f32];
+    let (sides, rows, number) = (of_all.within.len(), 1 + of_heads.len(), layer.layer);
+    let all: Vec<f32> = std::iter::once(&of_all).chain(&of_heads).flat_map(numbers).collect();
+    let by_head = of_heads.iter().flat_map(within).collect::<Vec<_>>();
+    [
+        Named::floats(format!("layer.{number}.locality"), &[rows, 3], &all),
+        Named::floats(format!("layer.{number}.within"), &[sides], &within(&of_all)),
+        Named::floats(format!("layer.{number}.heads.within"), &[rows - 1, sides], &by_head),
+    ]
 }
