@@ -60,7 +60,7 @@ struct Inner {
     retired: std::sync::Mutex<Vec<Weak<Model>>>,
     requests: Requests,
     /// Orders that outlive their call, where a store keeps them.
-    kept: RwLock<Option<Arc<Jobs>>>,
+    kept: watch::Sender<Option<Arc<Jobs>>>,
     /// Encodings that may run at a time: one for each core, since they take what the networks need.
     encoders: Places,
     /// Who computes for a look inside: images come first.
@@ -138,7 +138,7 @@ impl App {
             put_away: std::sync::Mutex::default(),
             retired: std::sync::Mutex::default(),
             requests: Requests::default(),
-            kept: RwLock::default(),
+            kept: watch::Sender::default(),
             bodies,
             beginnings,
             frames,
@@ -311,17 +311,27 @@ impl App {
 
     /// Keeps jobs from now on.
     pub fn keep_jobs(&self, jobs: Arc<Jobs>) {
-        *self.0.kept.write().unwrap_or_else(PoisonError::into_inner) = Some(jobs);
+        self.0.kept.send_replace(Some(jobs));
+    }
+
+    /// The jobs, once they are kept.
+    pub(crate) async fn when_jobs_are_kept(&self) -> Arc<Jobs> {
+        let mut kept = self.0.kept.subscribe();
+        match kept.wait_for(Option::is_some).await.map(|jobs| jobs.clone()) {
+            Ok(Some(jobs)) => jobs,
+            // This application holds the sender.
+            _ => std::future::pending().await,
+        }
     }
 
     /// Lets the jobs go, which hold this application as it holds them.
     pub(crate) fn let_jobs_go(&self) -> Option<Arc<Jobs>> {
-        self.0.kept.write().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.kept.send_replace(None)
     }
 
     /// The jobs, where any are kept.
     pub fn jobs(&self) -> Option<Arc<Jobs>> {
-        self.0.kept.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.kept.borrow().clone()
     }
 
     /// The requests under way.

@@ -236,8 +236,9 @@ pub struct Args {
     )]
     pub batch_delay_ms: u64,
 
-    /// Seconds after which one call of the network is taken for stuck: /livez then fails, so that whoever supervises the
-    /// process restarts it. A call takes milliseconds to seconds; the log of the start says how long.
+    /// Seconds after which one piece of work on the device is taken for stuck: /livez then fails, so that whoever supervises
+    /// the process restarts it. A call of the network takes milliseconds to seconds, as the log of the start says; opening a
+    /// graph of its insides with its golden, or building a session anew, longer.
     #[arg(
         long,
         env = "WINDOWPANE_WATCHDOG",

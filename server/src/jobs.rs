@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -85,7 +85,7 @@ pub struct Jobs {
     cancelled: broadcast::Sender<i64>,
     leaving: watch::Sender<bool>,
     /// Turns of those who watch jobs.
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 /// Watchers that ask the store at a time. It has more connections: however many watch, leases are kept and orders are taken.
@@ -195,13 +195,14 @@ impl Jobs {
             changed: watch::Sender::new(0),
             cancelled,
             leaving: watch::Sender::new(false),
-            turns: Semaphore::new(TURNS),
+            turns: Arc::new(Semaphore::new(TURNS)),
         })
     }
 
     /// The turn of somebody who watches a job: to be held while the store is asked.
-    pub async fn turn(&self) -> SemaphorePermit<'_> {
-        self.turns.acquire().await.expect("it is never closed: this is a bug")
+    pub fn turn(&self) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        async { turn.await.expect("it is never closed: this is a bug") }
     }
 
     /// The store.

@@ -131,17 +131,14 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
         format!("API at {base}/docs, models at {base}/v1/models, metrics at {metrics}/metrics; Ctrl-C stops");
     let app = App::new(config);
 
-    jobs::open(&app).await?;
-    let loading = app.clone();
-    let loaded = tokio::task::spawn_blocking(move || loading.load());
     let mut failure = None;
     let until = async {
         let mut signal = pin!(shutdown::signal());
         let outcome = tokio::select! {
             () = &mut signal => return,
-            outcome = loaded => outcome,
+            outcome = load(&app) => outcome,
         };
-        match outcome.context("loading the models").and_then(|loaded| Ok(loaded?)) {
+        match outcome {
             Ok(()) => welcome(&app, &url, &more, log_format),
             Err(error) => return failure = Some(error),
         }
@@ -155,6 +152,14 @@ async fn start(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     };
     serve(listeners, app.clone(), until).await?;
     failure.map_or(Ok(()), Err)
+}
+
+/// Opens the store of jobs, and loads the models.
+async fn load(app: &App) -> anyhow::Result<()> {
+    jobs::open(app).await?;
+    let loading = app.clone();
+    let loaded = tokio::task::spawn_blocking(move || loading.load());
+    Ok(loaded.await.context("loading the models")??)
 }
 
 /// Says where the server is and what it serves.

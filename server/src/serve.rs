@@ -89,14 +89,18 @@ pub async fn serve(
         beside.spawn(reload::on_change(files, "keys", app.metrics().clone(), read));
     }
     drop(told);
-    let jobs = app.jobs();
-    let mut at_work = jobs.as_ref().map_or_else(JoinSet::new, |jobs| jobs::runner::start(&app, jobs));
+    let (mut at_work, mut is_working) = (JoinSet::new(), false);
+    let kept = app.when_jobs_are_kept();
 
-    tokio::pin!(shutdown);
+    tokio::pin!(shutdown, kept);
     loop {
         tokio::select! {
             biased;
             () = &mut shutdown => break,
+            jobs = &mut kept, if !is_working => {
+                is_working = true;
+                at_work = jobs::runner::start(&app, &jobs);
+            }
             () = door.accept(&main) => {}
         }
     }
@@ -104,7 +108,7 @@ pub async fn serve(
     // Still accepting: whoever comes now, a load balancer's probe among them, is told rather than left waiting.
     app.drain();
     // What is unfinished of jobs is for other servers to take up, at once.
-    if let Some(jobs) = &jobs {
+    if let Some(jobs) = app.jobs() {
         jobs.leave();
     }
     let deadline = Instant::now() + app.config().shutdown_timeout;
@@ -124,6 +128,7 @@ pub async fn serve(
     let put_down = async { while at_work.join_next().await.is_some() {} };
     if timeout(FLUSH, put_down).await.is_err() {
         tracing::warn!("some jobs were not put down in time; others take them up when their leases run out");
+        at_work.abort_all();
     }
     leave.send_replace(true);
     // The doors hold receivers as connections do.
@@ -132,8 +137,11 @@ pub async fn serve(
     if timeout(FLUSH, leave.closed()).await.is_err() {
         tracing::warn!("some clients did not take their answers in time");
     }
-    if let Some(jobs) = app.let_jobs_go() {
-        jobs.store().close().await;
+    // A database that says nothing has the last word of no connection.
+    if let Some(jobs) = app.let_jobs_go()
+        && timeout(FLUSH, jobs.store().close()).await.is_err()
+    {
+        tracing::warn!("the store of jobs did not let its connections go in time");
     }
     Ok(())
 }

@@ -40,6 +40,8 @@ mod memory;
 mod job_routes;
 // Orders that outlive their call, by servers that are killed.
 mod jobs;
+// A database that says nothing, any more or at all.
+mod silence;
 // Uploads that are not what they say: bombs, sizes that lie, addresses that nobody is to visit.
 mod uploads;
 // What goes wrong around a server: killed clients, a clock that jumps, a disk that is full, SIGTERM under load.

@@ -158,7 +158,7 @@ impl Range {
     fn parse(item: &str) -> Option<Self> {
         let mut parts = item.split(';').map(str::trim);
         let (kind, subtype) = parts.next()?.split_once('/')?;
-        if kind.is_empty() || subtype.is_empty() || (kind == "*" && subtype != "*") {
+        if !is_token(kind) || !is_token(subtype) || (kind == "*" && subtype != "*") {
             return None;
         }
         let mut quality = 1000;
@@ -174,9 +174,28 @@ impl Range {
     }
 }
 
+/// Whether it is a token of RFC 9110, section 5.6.2, as names of types are.
+fn is_token(text: &str) -> bool {
+    let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_of_token)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_name_of_a_type_is_not_there() {
+        for item in ["image/pn\0g", "image /png", "image/p\u{e4}g", "/png", "image/", "image/png/x", "a b/c"]
+        {
+            assert_eq!(Accept::parse(item), Accept::default(), "{item:?}");
+        }
+        let odd = "a/\0, application/vnd.safetensors;q=0.5, x-a!#$%&'*+-.^_`|~/b";
+        assert_eq!(
+            Accept::parse(odd).to_string(),
+            "application/vnd.safetensors;q=0.5, x-a!#$%&'*+-.^_`|~/b;q=1"
+        );
+    }
 
     fn best(header: &str) -> Option<Form> {
         Accept::parse(header).best(&[&[Form::Json], &Form::FILES[..]].concat())

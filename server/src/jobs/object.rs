@@ -87,10 +87,11 @@ pub struct ResultObject {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = JobEvent)]
 pub struct EventObject {
-    /// `queued`, `running`, `progress`, `released` (its server left it for another), `succeeded`, `failed` or `cancelled`.
+    /// `queued`, `running`, `progress`, `released` (its server left it for another, or until there is room for it), `succeeded`, `failed` or `cancelled`.
     #[schema(example = "progress")]
     pub r#type: &'static str,
-    /// Its number among the events of the job, from 1: the event's `id`. Of progress only the newest is kept.
+    /// Its number among the events of the job, from 1: the event's `id`. Of progress, and of tries that found no
+    /// room, only the newest is kept.
     #[schema(example = 3)]
     pub sequence: u64,
     /// The job.

@@ -2,6 +2,7 @@
 //! while the work is done, and ends it. Work stops at once when the job is cancelled or somebody else's, and when the
 //! server leaves: then another takes it up from what is committed.
 
+mod pauses;
 mod upkeep;
 
 use std::panic::AssertUnwindSafe;
@@ -14,13 +15,14 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use super::perform::{Desk, Leased, Product, insist};
-use super::store::{Cancelled, FRUITLESS, Failure, Lease, StoreError};
+use super::store::{Cancelled, FRUITLESS, Failure, Lease, Release, StoreError};
 use super::{Jobs, Kind, webhook};
 use crate::app::{App, Phase};
 use crate::error::{ApiError, Cause};
 use crate::extract::Accept;
 use crate::middleware::access::{forbidden, unauthenticated};
 use crate::middleware::rescue::message_of;
+use pauses::Pauses;
 
 /// Time between two looks for a job that another server has taken in, or left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -40,8 +42,9 @@ enum End {
 /// Begins to work on jobs, tell of them and clear away; the tasks end soon after [`Jobs::leave`].
 pub fn start(app: &App, jobs: &Arc<Jobs>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
+    let pauses = Arc::new(Pauses::default());
     for _ in 0..jobs.settings().workers {
-        tasks.spawn(work(app.clone(), Arc::clone(jobs)));
+        tasks.spawn(work(app.clone(), Arc::clone(jobs), Arc::clone(&pauses)));
     }
     tasks.spawn(upkeep::keep_up(app.clone(), Arc::clone(jobs)));
     if jobs.settings().hooks.is_open() {
@@ -51,14 +54,14 @@ pub fn start(app: &App, jobs: &Arc<Jobs>) -> JoinSet<()> {
 }
 
 /// Takes up one job after the other, until the server leaves.
-async fn work(app: App, jobs: Arc<Jobs>) {
+async fn work(app: App, jobs: Arc<Jobs>, pauses: Arc<Pauses>) {
     let (mut leaving, mut changes) = (jobs.leaving(), jobs.changes());
     while !*leaving.borrow() {
         // From here on: what comes while we look is seen.
         changes.borrow_and_update();
-        match next(&app, &jobs).await {
+        match next(&app, &jobs, &pauses).await {
             Ok(Some(lease)) => {
-                Turn { app: &app, jobs: &jobs, lease }.run().await;
+                Turn { app: &app, jobs: &jobs, pauses: &pauses, lease }.run().await;
                 jobs.touch();
                 continue;
             }
@@ -74,14 +77,14 @@ async fn work(app: App, jobs: Arc<Jobs>) {
 }
 
 /// The next job that can be done here.
-async fn next(app: &App, jobs: &Jobs) -> Result<Option<Lease>, StoreError> {
+async fn next(app: &App, jobs: &Jobs, pauses: &Pauses) -> Result<Option<Lease>, StoreError> {
     if app.phase() != Phase::Ready {
         return Ok(None);
     }
     let model = |model: &Arc<crate::model::Model>| (model.name().to_owned(), model.card.digest.clone());
     let models: Vec<_> = app.models().iter().map(model).collect();
     let (holder, time) = (jobs.holder(), jobs.settings().lease);
-    let (lease, given_up) = jobs.store().lease(holder, &Kind::ALL, &models, time).await?;
+    let (lease, given_up) = jobs.store().lease(holder, &Kind::ALL, &models, &pauses.now(), time).await?;
     let metrics = app.metrics();
     for job in given_up {
         tracing::error!(job = job.id, kind = %job.kind, attempts = job.attempts, "a job is given up: nobody gets any further");
@@ -102,6 +105,7 @@ fn is_full(cause: Cause) -> bool {
 struct Turn<'a> {
     app: &'a App,
     jobs: &'a Arc<Jobs>,
+    pauses: &'a Pauses,
     lease: Lease,
 }
 
@@ -124,7 +128,7 @@ impl Turn<'_> {
         let outcome = match end {
             End::Lost => Ok("lost"),
             End::Done(Err(_)) if desk.is_lost() => Ok("lost"),
-            End::Leaving => self.release(Duration::ZERO, None, false).await,
+            End::Leaving => self.release(Duration::ZERO, None, Release::Leaving).await,
             End::Done(Ok(product)) => self.finish(&product).await,
             End::Done(Err(error)) => self.failed(&error, &desk).await,
         };
@@ -236,14 +240,18 @@ impl Turn<'_> {
         match error.cause {
             cause if is_full(cause) => {
                 // Others may have room meanwhile, and this server's worker is free for them.
-                let wait = error.retry_after.unwrap_or(1).clamp(1, LONGEST_WAIT);
-                self.release(Duration::from_secs(wait), Some(&error.into()), false).await
+                let mut wait = Duration::from_secs(error.retry_after.unwrap_or(1).clamp(1, LONGEST_WAIT));
+                if cause == Cause::QuotaReached {
+                    let job = &self.lease.job;
+                    self.pauses.add(&job.owner, &job.model, std::mem::take(&mut wait));
+                }
+                self.release(wait, Some(&error.into()), Release::Full).await
             }
             // By the id of its request, which is the job's.
             Cause::Cancelled => self.cancel().await,
-            Cause::ShuttingDown => self.release(Duration::ZERO, None, false).await,
+            Cause::ShuttingDown => self.release(Duration::ZERO, None, Release::Leaving).await,
             // It is another server's, or this one's once it has the model again.
-            Cause::Loading => self.release(LOOK, None, false).await,
+            Cause::Loading => self.release(LOOK, None, Release::Leaving).await,
             Cause::Engine
             | Cause::Internal
             | Cause::JobsUnavailable
@@ -257,7 +265,7 @@ impl Turn<'_> {
                     detail,
                     "the work on a job failed; it is tried again"
                 );
-                self.release(backoff, Some(&error.into()), true).await
+                self.release(backoff, Some(&error.into()), Release::Failed).await
             }
             _ => self.fail(error).await,
         }
@@ -285,7 +293,7 @@ impl Turn<'_> {
                 self.count("cancelled");
                 Ok("cancelled")
             }
-            Cancelled::Before(_) => Ok("lost"),
+            Cancelled::Before(_) | Cancelled::Gone => Ok("lost"),
         }
     }
 
@@ -293,10 +301,12 @@ impl Turn<'_> {
         &self,
         wait: Duration,
         why: Option<&Failure>,
-        is_fruitless: bool,
+        how: Release,
     ) -> Result<&'static str, StoreError> {
-        let lease = (self.lease.job.number, self.lease.token);
-        let is_ours = self.jobs.store().release(lease, wait, why, is_fruitless).await?;
+        let (store, lease) = (self.jobs.store(), (self.lease.job.number, self.lease.token));
+        // Who leaves has no time; the lease runs out.
+        let patience = if how == Release::Leaving { Duration::ZERO } else { self.jobs.settings().lease };
+        let is_ours = insist(patience, || store.release(lease, wait, why, how)).await?;
         Ok(if is_ours { "released" } else { "lost" })
     }
 

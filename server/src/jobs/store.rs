@@ -17,11 +17,11 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{Any, AnyConnection, AnyPool, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Row, Transaction};
 
 pub use deliveries::{Delivery, MOST_DELIVERIES, Outcome};
 pub use events::{Event, Happening};
-pub use leases::{FRUITLESS, Lease};
+pub use leases::{FRUITLESS, Lease, Paused, Release};
 pub use orders::{Cancelled, Order, Submitted};
 pub use row::{Failure, Job, Meta, State};
 
@@ -131,6 +131,7 @@ impl Store {
                 Ok(())
             })
         });
+        let options = options.after_release(move |connection, _| Box::pin(is_sound(connection, dialect)));
         let store = Self {
             pool: options.connect(url).await?,
             dialect,
@@ -196,6 +197,13 @@ impl Store {
         self.skew.fetch_add(millis, std::sync::atomic::Ordering::Relaxed);
     }
 
+    /// Sets the clock back.
+    #[cfg(test)]
+    pub(crate) fn set_back(&self, time: Duration) {
+        let millis = Millis::try_from(time.as_millis()).unwrap();
+        self.skew.fetch_sub(millis, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Has so much time pass between one look at the clock and the next.
     #[cfg(test)]
     pub(crate) fn slow(&self, time: Duration) {
@@ -232,6 +240,18 @@ impl Dialect {
                 &["PRAGMA busy_timeout = 10000", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON"]
             }
         }
+    }
+}
+
+/// Whether a connection is as it was before: SQLite ends a transaction by itself where the disk is full or cannot be read, and
+/// the driver believes for ever that it is in one, in which no other begins.
+async fn is_sound(connection: &mut AnyConnection, dialect: Dialect) -> Result<bool, sqlx::Error> {
+    match dialect {
+        Dialect::Postgres => Ok(true),
+        Dialect::Sqlite => match connection.begin_with("BEGIN").await {
+            Ok(transaction) => transaction.rollback().await.map(|()| true),
+            Err(_) => Ok(false),
+        },
     }
 }
 

@@ -95,11 +95,10 @@ fn fits(cause: Cause, path: &str) -> bool {
         Cause::QuotaReached => looks || orders || path.ends_with("/infer"),
         Cause::MemoryFull => generates,
         Cause::ModelChanged => path == "/v1/replay",
-        Cause::JobConflict => path == "/v1/jobs/{id}",
+        Cause::JobConflict => path.starts_with("/v1/jobs/{id}"),
         Cause::TooManyJobs => orders,
         Cause::JobsUnavailable => of_jobs,
         Cause::DeadlineUnmeetable | Cause::Cancelled => !of_jobs,
-        Cause::Loading => orders || !of_jobs,
         Cause::ShuttingDown => generates || orders,
         Cause::Engine => generates,
         Cause::LoadFailed => loads,
@@ -149,7 +148,7 @@ mod tests {
         assert_eq!(words("/v1/models/{id}", "503"), ["loading"]);
         assert_eq!(words("/v1/jobs", "429"), ["quota_reached", "too_many_jobs"]);
         assert_eq!(words("/v1/jobs/{id}", "409"), ["job_conflict"]);
-        assert_eq!(words("/v1/jobs/{id}/result", "503"), ["jobs_unavailable"]);
+        assert_eq!(words("/v1/jobs/{id}/result", "503"), ["jobs_unavailable", "loading"]);
         // What a request alone brings about is recorded.
         for status in ["400", "404", "406", "415", "422"] {
             assert!(words("/v1/images/generations", status).is_empty(), "{status}");

@@ -13,7 +13,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::app::App;
+use crate::app::{App, Phase, loading};
 use crate::error::{ApiError, Cause};
 use crate::extract::no_job;
 use crate::jobs::Jobs;
@@ -24,7 +24,11 @@ use crate::middleware::request_id::RequestId;
 
 /// The jobs of this server.
 fn kept(app: &App) -> Result<Arc<Jobs>, ApiError> {
-    app.jobs().ok_or_else(|| ApiError::new(Cause::NotFound, "this server keeps no jobs (`--jobs`)"))
+    let none = || match app.phase() {
+        Phase::Loading => loading(),
+        _ => ApiError::new(Cause::NotFound, "this server keeps no jobs (`--jobs`)"),
+    };
+    app.jobs().ok_or_else(none)
 }
 
 /// Who a caller is to the store.
@@ -36,9 +40,16 @@ fn owner(app: &App, identity: Identity) -> Result<String, ApiError> {
 /// The caller's job of this id, or for an administrator anybody's.
 async fn find(app: &App, jobs: &Jobs, identity: Identity, id: &RequestId) -> Result<Job, ApiError> {
     let owner = owner(app, identity)?;
-    let mut job = jobs.store().job(Some(&owner), id.as_str()).await?;
-    if job.is_none() && identity.role >= Role::Admin {
-        job = jobs.store().job(None, id.as_str()).await?;
+    if let Some(job) = jobs.store().job(&owner, id.as_str()).await? {
+        return Ok(job);
     }
-    job.ok_or_else(no_job)
+    if identity.role < Role::Admin {
+        return Err(no_job());
+    }
+    let mut found = jobs.store().anybodys(id.as_str()).await?;
+    if found.len() > 1 {
+        let message = "several callers have a job of this id, of which only they themselves can ask";
+        return Err(ApiError::new(Cause::JobConflict, message).param("id"));
+    }
+    found.pop().ok_or_else(no_job)
 }

@@ -160,8 +160,7 @@ async fn cancelled_work_stops_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn room_is_waited_for_and_the_next_one_has_its_turn_meanwhile() {
-    for (fault, code) in [("overloaded", "overloaded"), ("quota", "quota_reached"), ("memory", "memory_full")]
-    {
+    for (fault, code) in [("overloaded", "overloaded"), ("memory", "memory_full")] {
         let place = sqlite().await;
         let server = Server::on(&place);
         let job = server.order("a", &format!(r#""pieces": 2, "fault": ["{fault}", 1]"#)).await;
@@ -176,6 +175,24 @@ async fn room_is_waited_for_and_the_next_one_has_its_turn_meanwhile() {
         let why = events.iter().find_map(|event| event.error.as_ref()).expect("it is said why");
         assert_eq!(why.code, code);
     }
+}
+
+/// One try says for all jobs of the owner that there is no room, and others have their turns.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_at_their_quota_is_tried_once_and_others_have_their_turns() {
+    let place = sqlite().await;
+    let server = Server::on(&place);
+    let job = server.order("a", r#""pieces": 2, "fault": ["quota", 1]"#).await;
+    let left = server.until_it(&job, |job| job.state == State::Queued && job.attempts == 1).await;
+    let why = place.store.events(job.number, 0).await.unwrap().pop().unwrap();
+    assert_eq!((why.what.as_str(), why.error.unwrap().code), ("released", "quota_reached".to_owned()));
+    assert_eq!((left.pieces, left.fruitless), (1, 0));
+    let next = server.order("b", r#""pieces": 1"#).await;
+    let done = server.until(&job, State::Succeeded).await;
+    let next = server.until(&next, State::Succeeded).await;
+    // Not a try that found no room again: the older one first, once there may be some.
+    assert_eq!((done.attempts, next.attempts, server.fake.begun(), server.fake.pieces()), (2, 1, 3, 3));
+    assert!(done.finished <= next.finished && next.started - left.updated >= 900);
 }
 
 /// `DELETE /v1/requests/{id}` knows a job's work by the job's id.

@@ -1,5 +1,6 @@
-//! What happened to a job, in order: a number more each time, without gaps but for progress, of which only the newest is
-//! kept. The job's row is locked while its next event is written, so nobody reads an event before an earlier one.
+//! What happened to a job, in order: a number more each time, without gaps but for progress and for tries that found no room,
+//! of which only the newest is kept. The job's row is locked while its next event is written, so nobody reads an event before
+//! an earlier one.
 
 use sqlx::AnyConnection;
 use sqlx::Row;
@@ -16,7 +17,7 @@ pub enum Happening {
     Running,
     /// It is a little further.
     Progress,
-    /// A server left it for another to take up.
+    /// A server left it for another to take up, or until there is room for it.
     Released,
     /// It ended in this way.
     Ended(State),

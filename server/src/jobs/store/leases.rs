@@ -16,6 +16,10 @@ use crate::jobs::Kind;
 /// Leases without a new piece after which a job is given up: it takes its servers with it.
 pub const FRUITLESS: i64 = 5;
 
+/// Milliseconds for which a job can be somebody's, or wait: an hour, the longest that `--job-lease` may be. Whatever is later
+/// than that was written before the clock was set back.
+const LONGEST: Millis = 3_600_000;
+
 /// A job that is ours for a while.
 #[derive(Debug, Clone)]
 pub struct Lease {
@@ -33,6 +37,21 @@ pub struct Lease {
     pub was_lost: bool,
 }
 
+/// Why a job is left before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Its server goes, or has the model no more.
+    Leaving,
+    /// There is no room for it. Of such leases one after the other only the newest is remembered, with its events: a job may
+    /// wait for long.
+    Full,
+    /// It failed: with too many such leases it is given up.
+    Failed,
+}
+
+/// Whose jobs are not wanted now: of this owner, of this model.
+pub type Paused = (String, String);
+
 fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX / 4)
 }
@@ -41,22 +60,25 @@ fn millis(time: Duration) -> Millis {
 
 impl Store {
     /// Takes up the next job: of these kinds and of a model that is served here, by name and digest; of the owner who has
-    /// the fewest under way, and among those of whose turn was longest ago; and of that owner's the oldest. Jobs that have
-    /// been taken up too often without a new piece are given up on the way, and told in the second list.
+    /// the fewest under way, and among those of whose turn was longest ago; and of that owner's the oldest that is not
+    /// `paused`. Jobs that have been taken up too often without a new piece are given up on the way, and told in the second
+    /// list.
     pub async fn lease(
         &self,
         holder: &str,
         kinds: &[Kind],
         models: &[(String, String)],
+        paused: &[Paused],
         time: Duration,
     ) -> Result<(Option<Lease>, Vec<Job>), StoreError> {
         let mut given_up = Vec::new();
         if kinds.is_empty() || models.is_empty() {
             return Ok((None, given_up));
         }
-        let sql = next(kinds.len(), models.len(), &self.skipping("j"));
-        // No digest has a space in it.
+        let sql = next(kinds.len(), models.len(), paused.len(), &self.skipping("j"));
+        // No digest and no model's name has a space in it.
         let models: Vec<String> = models.iter().map(|(name, digest)| format!("{name} {digest}")).collect();
+        let paused: Vec<String> = paused.iter().map(|(owner, model)| format!("{owner} {model}")).collect();
         loop {
             let mut tx = self.begin().await?;
             let now = self.now(&mut tx).await?;
@@ -64,8 +86,8 @@ impl Store {
             for kind in kinds {
                 query = query.bind(kind.as_str());
             }
-            for model in &models {
-                query = query.bind(model);
+            for text in models.iter().chain(&paused) {
+                query = query.bind(text);
             }
             let Some(row) = query.fetch_optional(&mut *tx).await? else { return Ok((None, given_up)) };
             let (number, fruitless): (i64, i64) = (row.try_get("number")?, row.try_get("fruitless")?);
@@ -172,38 +194,41 @@ impl Store {
         Ok(true)
     }
 
-    /// Leaves a job for another server to take up, after a while. It does not count as fruitless where `is_fruitless` is
-    /// not. Whether the lease was still ours.
+    /// Leaves a job for another server to take up, after a while. Whether the lease was still ours; the same under the same
+    /// lease twice is one.
     pub async fn release(
         &self,
         (number, token): (i64, i64),
         wait: Duration,
         why: Option<&Failure>,
-        is_fruitless: bool,
+        how: Release,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let now = self.now(&mut tx).await?;
-        let back = i64::from(!is_fruitless);
+        let back = i64::from(how != Release::Failed);
         let sql = "UPDATE windowpane_jobs SET state = 'queued', holder = '', lease_until = 0, not_before = $3, \
                        fruitless = CASE WHEN fruitless > $4 THEN fruitless - $4 ELSE 0 END \
                    WHERE number = $1 AND token = $2 AND state = 'running'";
         let query =
             sqlx::query(sql).bind(number).bind(token).bind(now.saturating_add(millis(wait))).bind(back);
         if query.execute(&mut *tx).await?.rows_affected() == 0 {
-            return Ok(false);
+            return stands(&mut tx, number, token, State::Queued).await;
         }
         let job = happened(&mut tx, number, now, Happening::Released, why).await?;
-        ended(&mut tx, &job, now, "released").await?;
+        if how == Release::Full {
+            forget_full(&mut tx, &job).await?;
+        }
+        ended(&mut tx, &job, now, how.as_str()).await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// Ends a job that comes to nothing. Whether the lease was still ours.
+    /// Ends a job that comes to nothing. Whether the lease was still ours; the same end under the same lease twice is one.
     pub async fn fail(&self, number: i64, token: i64, why: &Failure) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let now = self.now(&mut tx).await?;
         if !held(&mut tx, number, token).await? {
-            return Ok(false);
+            return stands(&mut tx, number, token, State::Failed).await;
         }
         self.fail_in(&mut tx, number, now, why).await?;
         tx.commit().await?;
@@ -242,15 +267,44 @@ impl Store {
     }
 }
 
+// === impl Release ===
+
+impl Release {
+    /// How the lease ended.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Leaving | Self::Failed => "released",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// Forgets the leases before this one that found no room, and what was told of them.
+async fn forget_full(connection: &mut AnyConnection, job: &Job) -> Result<(), StoreError> {
+    // An attempt has the number of its lease.
+    let events = "DELETE FROM windowpane_events WHERE job = $1 AND what IN ('running', 'released') AND attempt IN \
+                  (SELECT token FROM windowpane_leases WHERE job = $1 AND outcome = 'full')";
+    let leases = "DELETE FROM windowpane_leases WHERE job = $1 AND outcome = 'full'";
+    for sql in [events, leases] {
+        sqlx::query(sql).bind(job.number).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
 /// The statement that finds the next job.
-fn next(kinds: usize, models: usize, skipping: &str) -> String {
+fn next(kinds: usize, models: usize, paused: usize, skipping: &str) -> String {
     let places = |from: usize, count: usize| {
         (from..from + count).map(|place| format!("${place}")).collect::<Vec<_>>().join(", ")
     };
+    let paused = match paused {
+        0 => String::new(),
+        _ => format!("AND j.owner || ' ' || j.model NOT IN ({}) ", places(2 + kinds + models, paused)),
+    };
     format!(
         "SELECT j.number, j.state, j.fruitless FROM windowpane_jobs AS j \
-         WHERE ((j.state = 'queued' AND j.not_before <= $1) OR (j.state = 'running' AND j.lease_until < $1)) \
-           AND j.kind IN ({}) AND j.model || ' ' || j.digest IN ({}) \
+         WHERE ((j.state = 'queued' AND (j.not_before <= $1 OR j.not_before - {LONGEST} > $1)) \
+             OR (j.state = 'running' AND (j.lease_until < $1 OR j.lease_until - {LONGEST} > $1))) \
+           AND j.kind IN ({}) AND j.model || ' ' || j.digest IN ({}) {paused}\
          ORDER BY \
            (SELECT COUNT(*) FROM windowpane_jobs AS r WHERE r.owner = j.owner AND r.state = 'running' AND r.lease_until >= $1), \
            (SELECT COALESCE(MAX(l.leased), 0) FROM windowpane_jobs AS l WHERE l.owner = j.owner), \
@@ -273,6 +327,18 @@ pub(super) async fn held(
     Ok(query.execute(connection).await?.rows_affected() == 1)
 }
 
+/// Whether the job is in that state since this lease, which is the newest.
+async fn stands(
+    connection: &mut AnyConnection,
+    number: i64,
+    token: i64,
+    state: State,
+) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM windowpane_jobs WHERE number = $1 AND token = $2 AND state = $3";
+    let query = sqlx::query(sql).bind(number).bind(token).bind(state.as_str());
+    Ok(query.fetch_one(connection).await?.try_get::<i64, _>(0)? == 1)
+}
+
 /// Writes down how the newest lease of a job ended, if it had one.
 pub(super) async fn ended(
     connection: &mut AnyConnection,
@@ -293,8 +359,11 @@ mod tests {
 
     #[test]
     fn the_statement_has_a_place_for_each_kind_and_model() {
-        let sql = next(2, 3, "");
+        let sql = next(2, 3, 0, "");
         assert!(sql.contains("j.kind IN ($2, $3) AND j.model || ' ' || j.digest IN ($4, $5, $6)"), "{sql}");
-        assert_eq!(next(1, 1, " FOR UPDATE").split("LIMIT").last(), Some(" 1 FOR UPDATE"));
+        assert!(!sql.contains("NOT IN"), "{sql}");
+        let sql = next(1, 1, 2, " FOR UPDATE");
+        assert!(sql.contains("IN ($3) AND j.owner || ' ' || j.model NOT IN ($4, $5) ORDER BY"), "{sql}");
+        assert_eq!(sql.split("LIMIT").last(), Some(" 1 FOR UPDATE"));
     }
 }

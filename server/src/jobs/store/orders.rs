@@ -56,12 +56,14 @@ pub enum Cancelled {
     Now(Job),
     /// It had ended before.
     Before(Job),
+    /// It has been forgotten meanwhile.
+    Gone,
 }
 
 /// Bytes that a job takes beside its result, roughly: its row, its events, who was told of it.
 const BESIDE: i64 = 4096;
 
-/// Jobs that are forgotten in one transaction.
+/// Jobs that are forgotten in one transaction, and parts of their results: where there is one writer, others wait for it.
 const FORGOTTEN: i64 = 64;
 
 // === impl Order ===
@@ -148,25 +150,26 @@ impl Store {
         Ok(Submitted::New(job))
     }
 
-    /// The job of this id; `owner` says whose, or else whoever's came last.
-    pub async fn job(&self, owner: Option<&str>, id: &str) -> Result<Option<Job>, StoreError> {
+    /// The owner's job of this id.
+    pub async fn job(&self, owner: &str, id: &str) -> Result<Option<Job>, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let row = match owner {
-            Some(owner) => {
-                let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2");
-                sqlx::query(&sql).bind(owner).bind(id).fetch_optional(&mut *connection).await?
-            }
-            None => {
-                let sql = format!(
-                    "SELECT {COLUMNS} FROM windowpane_jobs WHERE id = $1 ORDER BY number DESC LIMIT 1"
-                );
-                sqlx::query(&sql).bind(id).fetch_optional(&mut *connection).await?
-            }
-        };
+        let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2");
+        let row = sqlx::query(&sql).bind(owner).bind(id).fetch_optional(&mut *connection).await?;
         match row {
             None => Ok(None),
             Some(row) => self.placed(&mut connection, Job::of_row(&row)?).await.map(Some),
         }
+    }
+
+    /// Anybody's jobs of this id: none, one, or two of more.
+    pub async fn anybodys(&self, id: &str) -> Result<Vec<Job>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE id = $1 ORDER BY number LIMIT 2");
+        let mut jobs = Vec::new();
+        for row in sqlx::query(&sql).bind(id).fetch_all(&mut *connection).await? {
+            jobs.push(self.placed(&mut connection, Job::of_row(&row)?).await?);
+        }
+        Ok(jobs)
     }
 
     /// The job of this number, without its place in the queue.
@@ -223,8 +226,8 @@ impl Store {
         let query = sqlx::query(sql).bind(number).bind(now).bind(now.saturating_add(self.retention));
         if query.execute(&mut *tx).await?.rows_affected() == 0 {
             let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE number = $1");
-            let row = sqlx::query(&sql).bind(number).fetch_one(&mut *tx).await?;
-            return Ok(Cancelled::Before(Job::of_row(&row)?));
+            let row = sqlx::query(&sql).bind(number).fetch_optional(&mut *tx).await?;
+            return Ok(row.as_ref().map(Job::of_row).transpose()?.map_or(Cancelled::Gone, Cancelled::Before));
         }
         let job = happened(&mut tx, number, now, Happening::Ended(State::Cancelled), None).await?;
         super::leases::ended(&mut tx, &job, now, "cancelled").await?;
@@ -234,10 +237,11 @@ impl Store {
         Ok(Cancelled::Now(job))
     }
 
-    /// Forgets jobs whose time has passed, and says how many.
+    /// Forgets jobs whose time has passed, and says how many. A large result goes in steps, its end first.
     pub async fn expire(&self) -> Result<u64, StoreError> {
         let mut forgotten = 0;
         loop {
+            let (mut parts, mut jobs) = (0, 0);
             let mut tx = self.begin().await?;
             let now = self.now(&mut tx).await?;
             let sql = format!(
@@ -247,13 +251,22 @@ impl Store {
             );
             let rows = sqlx::query(&sql).bind(now).bind(FORGOTTEN).fetch_all(&mut *tx).await?;
             for row in &rows {
-                // What belongs to it goes with it.
+                let number: i64 = row.try_get(0)?;
+                let sql = "DELETE FROM windowpane_parts WHERE job = $1 AND number IN \
+                           (SELECT number FROM windowpane_parts WHERE job = $1 ORDER BY number DESC LIMIT $2)";
+                let query = sqlx::query(sql).bind(number).bind(FORGOTTEN - parts);
+                parts += query.execute(&mut *tx).await?.rows_affected() as i64;
+                if parts == FORGOTTEN {
+                    break;
+                }
+                // What else belongs to it goes with it.
                 let sql = "DELETE FROM windowpane_jobs WHERE number = $1";
-                sqlx::query(sql).bind(row.try_get::<i64, _>(0)?).execute(&mut *tx).await?;
+                sqlx::query(sql).bind(number).execute(&mut *tx).await?;
+                jobs += 1;
             }
             tx.commit().await?;
-            forgotten += rows.len() as u64;
-            if (rows.len() as i64) < FORGOTTEN {
+            forgotten += jobs;
+            if parts < FORGOTTEN && (rows.len() as i64) < FORGOTTEN {
                 return Ok(forgotten);
             }
         }

@@ -80,7 +80,7 @@ async fn submit(store: &Store, owner: &str, id: &str) -> Job {
 
 async fn lease(store: &Store, holder: &str) -> Option<Lease> {
     let models = [("shoes".to_owned(), "d1".to_owned()), ("plain".to_owned(), "d2".to_owned())];
-    let (lease, given_up) = store.lease(holder, &Kind::ALL, &models, LEASE).await.unwrap();
+    let (lease, given_up) = store.lease(holder, &Kind::ALL, &models, &[], LEASE).await.unwrap();
     assert!(given_up.is_empty(), "{given_up:?}");
     lease
 }
@@ -117,9 +117,10 @@ async fn an_order_is_one_job_however_often_it_is_sent() {
         let theirs = submit(store, "you", "a").await;
         assert_ne!(theirs.number, first.number);
         assert_eq!(theirs.ahead, Some(1));
-        assert_eq!(store.job(Some("me"), "a").await.unwrap().unwrap().number, first.number);
-        assert_eq!(store.job(Some("nobody"), "a").await.unwrap(), None);
-        assert_eq!(store.job(None, "a").await.unwrap().unwrap().number, theirs.number);
+        assert_eq!(store.job("me", "a").await.unwrap().unwrap().number, first.number);
+        assert_eq!(store.job("nobody", "a").await.unwrap(), None);
+        let numbers: Vec<_> = store.anybodys("a").await.unwrap().iter().map(|job| job.number).collect();
+        assert_eq!(numbers, [first.number, theirs.number]);
     }
 }
 
@@ -133,7 +134,7 @@ async fn an_owner_has_so_many_jobs_and_no_more() {
         assert_eq!(store.submit("me", &order("c"), 2).await.unwrap(), Submitted::Full);
         assert!(matches!(store.submit("me", &order("a"), 2).await.unwrap(), Submitted::Known(_)));
         assert!(matches!(store.submit("you", &order("c"), 2).await.unwrap(), Submitted::New(_)));
-        let job = store.job(Some("me"), "a").await.unwrap().unwrap();
+        let job = store.job("me", "a").await.unwrap().unwrap();
         assert!(matches!(store.cancel(job.number).await.unwrap(), Cancelled::Now(_)));
         assert!(matches!(store.submit("me", &order("c"), 2).await.unwrap(), Submitted::New(_)));
     }
@@ -215,11 +216,11 @@ async fn only_what_is_served_is_taken_up() {
         let job = submit(store, "me", "a").await;
         let none = async |kinds: &[Kind], name: &str, digest: &str| {
             let models = [(name.to_owned(), digest.to_owned())];
-            store.lease("s", kinds, &models, LEASE).await.unwrap().0.is_none()
+            store.lease("s", kinds, &models, &[], LEASE).await.unwrap().0.is_none()
         };
         assert!(none(&[Kind::Attention, Kind::Images], "shoes", "d1").await);
         assert!(none(&Kind::ALL, "shoes", "d2").await && none(&Kind::ALL, "plain", "d1").await);
-        assert!(store.lease("s", &Kind::ALL, &[], LEASE).await.unwrap().0.is_none());
+        assert!(store.lease("s", &Kind::ALL, &[], &[], LEASE).await.unwrap().0.is_none());
         assert_eq!(state(store, job.number).await, State::Queued);
         assert!(!none(&[Kind::Jacobian], "shoes", "d1").await);
     }
@@ -272,6 +273,29 @@ async fn a_lease_begins_when_its_pieces_have_been_read() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_back_keeps_no_job_from_anybody() {
+    for place in stores().await {
+        let store = &place.store;
+        // At the start of a machine whose clock is two hours ahead.
+        store.pass(Duration::from_secs(7200));
+        submit(store, "me", "held").await;
+        submit(store, "me", "waiting").await;
+        let held = lease(store, "dead").await.unwrap();
+        let waiting = lease(store, "dead").await.unwrap();
+        let (of, wait) = ((waiting.job.number, waiting.token), Duration::from_secs(60));
+        assert!(store.release(of, wait, None, Release::Failed).await.unwrap());
+        assert!(lease(store, "s").await.is_none(), "one is held, and one is not due");
+        store.set_back(Duration::from_secs(7200));
+        let mut taken =
+            [lease(store, "s").await.unwrap(), lease(store, "s").await.unwrap()].map(|lease| lease.job.id);
+        taken.sort();
+        assert_eq!(taken, ["held", "waiting"]);
+        assert!(!store.renew(held.job.number, held.token, LEASE).await.unwrap(), "it is somebody else's");
+        assert!(lease(store, "s").await.is_none(), "both are held");
+    }
+}
+
+#[tokio::test]
 async fn whoever_held_an_older_lease_commits_nothing() {
     for place in stores().await {
         let store = &place.store;
@@ -294,7 +318,7 @@ async fn whoever_held_an_older_lease_commits_nothing() {
         assert!(!store.put(stale, 1, b"no", (3, 3)).await.unwrap());
         assert!(!store.renew(number, first.token, LEASE).await.unwrap());
         assert!(!store.progress(number, first.token, 9, 9).await.unwrap());
-        assert!(!store.release(stale, Duration::ZERO, None, false).await.unwrap());
+        assert!(!store.release(stale, Duration::ZERO, None, Release::Leaving).await.unwrap());
         let failure = Failure { code: "no".to_owned(), message: "no".to_owned(), param: None };
         assert!(!store.fail(number, first.token, &failure).await.unwrap());
         assert_eq!(store.finish(number, first.token, &product(b"no")).await.unwrap(), None);
@@ -326,7 +350,7 @@ async fn pieces_are_committed_in_order_and_once() {
         assert!(store.put(lease_of, 0, b"first", (0, 0)).await.unwrap(), "it did not hear the answer");
         assert!(!store.put(lease_of, 2, b"later", (0, 0)).await.unwrap());
         assert!(store.put(lease_of, 1, b"", (0, 0)).await.unwrap());
-        assert!(store.release(lease_of, Duration::ZERO, None, false).await.unwrap());
+        assert!(store.release(lease_of, Duration::ZERO, None, Release::Leaving).await.unwrap());
         assert_eq!(lease(store, "s").await.unwrap().pieces, [&b"first"[..], b""]);
     }
 }
@@ -337,13 +361,15 @@ async fn a_job_that_is_left_is_taken_up_at_once_or_after_a_while() {
         let store = &place.store;
         let job = submit(store, "me", "a").await;
         let first = lease(store, "s1").await.unwrap();
-        assert!(store.release((job.number, first.token), Duration::ZERO, None, false).await.unwrap());
+        assert!(
+            store.release((job.number, first.token), Duration::ZERO, None, Release::Leaving).await.unwrap()
+        );
         let second = lease(store, "s2").await.unwrap();
         assert!(!second.was_lost);
         assert_eq!((second.job.attempts, second.job.fruitless), (2, 1));
         let wait = Duration::from_secs(30);
         let why = Failure { code: "engine_error".to_owned(), message: "it failed".to_owned(), param: None };
-        assert!(store.release((job.number, second.token), wait, Some(&why), true).await.unwrap());
+        assert!(store.release((job.number, second.token), wait, Some(&why), Release::Failed).await.unwrap());
         assert!(lease(store, "s3").await.is_none());
         store.pass(wait + Duration::from_secs(1));
         assert_eq!(lease(store, "s3").await.unwrap().job.fruitless, 2);
@@ -352,6 +378,102 @@ async fn a_job_that_is_left_is_taken_up_at_once_or_after_a_while() {
             ["queued", "running", "released", "running", "released", "running"]
         );
         assert_eq!(store.events(job.number, 4).await.unwrap()[0].error.as_ref(), Some(&why));
+    }
+}
+
+/// Has the file have no more pages than it has now and these, as on a disk that is full, or as many as it may.
+pub(crate) async fn limit_pages(store: &Store, more: Option<i64>) {
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(store.pool.acquire().await.unwrap());
+    }
+    for connection in &mut connections {
+        let pages: i64 =
+            sqlx::query("PRAGMA page_count").fetch_one(&mut **connection).await.unwrap().try_get(0).unwrap();
+        let most = more.map_or(1 << 30, |more| pages + more);
+        sqlx::query(&format!("PRAGMA max_page_count = {most}")).execute(&mut **connection).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_nothing_new_is_kept_and_nothing_old_is_lost() {
+    let place = sqlite().await;
+    let store = &place.store;
+    let job = submit(store, "me", "a").await;
+    let held = lease(store, "s").await.unwrap();
+    let lease_of = (job.number, held.token);
+    assert!(store.put(lease_of, 0, b"first", (1, 4)).await.unwrap());
+    limit_pages(store, Some(0)).await;
+    let large = vec![7; 1 << 20];
+    let error = store.put(lease_of, 1, &large, (2, 4)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Database(_)) && error.to_string().contains("full"), "{error}");
+    let error = store.finish(job.number, held.token, &product(&large)).await.unwrap_err();
+    assert!(error.to_string().contains("full"), "{error}");
+    let order = Order { request: format!("\"{}\"", "x".repeat(1 << 20)), ..order("b") };
+    assert!(store.submit("me", &order, 100).await.unwrap_err().to_string().contains("full"));
+    // Of none of them is there a half, and the lease is kept meanwhile.
+    let now = store.by_number(job.number).await.unwrap().unwrap();
+    assert_eq!((now.state, now.pieces, now.done), (State::Running, 1, 1));
+    assert!(store.job("me", "b").await.unwrap().is_none());
+    assert!(store.renew(job.number, held.token, LEASE).await.unwrap());
+    limit_pages(store, None).await;
+    assert!(store.put(lease_of, 1, &large, (2, 4)).await.unwrap());
+    let done = store.finish(job.number, held.token, &product(&large)).await.unwrap().unwrap();
+    assert_eq!(store.read(done.number, 1_000_000..1 << 20).await.unwrap().unwrap(), large[1_000_000..]);
+    assert!(matches!(store.submit("me", &order, 100).await.unwrap(), Submitted::New(_)));
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_room_remembers_the_newest_try_alone() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let why = |code: &str| Failure { code: code.to_owned(), message: String::new(), param: None };
+        let leave = async |how, code| {
+            let held = lease(store, "s").await.unwrap();
+            let is_ours =
+                store.release((job.number, held.token), Duration::ZERO, Some(&why(code)), how).await;
+            assert!(is_ours.unwrap());
+            held.job
+        };
+        leave(Release::Failed, "engine_error").await;
+        for _ in 0..50 {
+            let held = leave(Release::Full, "quota_reached").await;
+            assert_eq!(held.fruitless, 2, "waiting is no failure");
+        }
+        assert_eq!(
+            happenings(store, job.number).await,
+            ["queued", "running", "released", "running", "released"]
+        );
+        let outcomes: Vec<_> =
+            store.leases(job.number).await.unwrap().into_iter().map(|lease| lease.3).collect();
+        assert_eq!(outcomes, ["released", "full"]);
+        // Whoever watches has seen some of them, and goes on behind.
+        let events = store.events(job.number, 0).await.unwrap();
+        assert_eq!((events[4].sequence, events[4].attempt), (103, 51));
+        assert_eq!(events[4].error, Some(why("quota_reached")));
+        assert_eq!(store.events(job.number, 50).await.unwrap(), events[3..]);
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_is_paused_waits_for_one_model_and_nobody_else_does() {
+    for place in stores().await {
+        let store = &place.store;
+        submit(store, "me", "a").await;
+        let mine = Order { model: "plain".to_owned(), digest: "d2".to_owned(), ..order("b") };
+        store.submit("me", &mine, 100).await.unwrap();
+        submit(store, "you", "c").await;
+        let models = [("shoes".to_owned(), "d1".to_owned()), ("plain".to_owned(), "d2".to_owned())];
+        let paused = [("me".to_owned(), "shoes".to_owned())];
+        let mut taken = Vec::new();
+        for paused in [&paused[..], &paused, &paused, &[]] {
+            let (lease, _) = store.lease("s", &Kind::ALL, &models, paused, LEASE).await.unwrap();
+            taken.push(lease.map(|lease| lease.job.id));
+        }
+        taken[..2].sort();
+        let ids = ["b", "c", "", "a"].map(|id| Some(id.to_owned()).filter(|id| !id.is_empty()));
+        assert_eq!(taken, ids);
     }
 }
 
@@ -371,7 +493,7 @@ async fn a_job_that_takes_its_servers_with_it_is_given_up() {
             store.pass(LEASE + Duration::from_secs(1));
         }
         let models = [("shoes".to_owned(), "d1".to_owned())];
-        let (lease, given_up) = store.lease("s", &Kind::ALL, &models, LEASE).await.unwrap();
+        let (lease, given_up) = store.lease("s", &Kind::ALL, &models, &[], LEASE).await.unwrap();
         assert_eq!(lease.unwrap().job.number, good.number);
         assert_eq!(given_up.iter().map(|job| job.number).collect::<Vec<_>>(), [job.number]);
         let job = store.by_number(job.number).await.unwrap().unwrap();

@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::{find, kept};
 use crate::app::App;
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::JobId;
+use crate::extract::{JobId, no_job};
 use crate::jobs::object::JobObject;
 use crate::jobs::store::Cancelled;
 use crate::keys::Identity;
@@ -25,6 +25,7 @@ use crate::keys::Identity;
         (status = 200, description = "The job, which is under way no longer.", body = JobObject),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 404, description = "The caller has no job of this id, or no longer.", body = ErrorBody),
+        (status = 409, description = "An administrator asked, and several callers have a job of this id.", body = ErrorBody),
         (status = 500, description = "The server failed.", body = ErrorBody),
         (status = 503, description = "The store does not answer.", body = ErrorBody),
     )
@@ -38,6 +39,7 @@ pub async fn cancel(
     let job = find(&app, &jobs, identity, &id).await?;
     let job = match jobs.store().cancel(job.number).await? {
         Cancelled::Before(job) => job,
+        Cancelled::Gone => return Err(no_job()),
         Cancelled::Now(job) => {
             app.metrics().jobs_total.with_label_values(&[job.kind.as_str(), "cancelled"]).inc();
             tracing::info!(job = job.id, kind = %job.kind, "a job is cancelled");

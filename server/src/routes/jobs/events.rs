@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::watch;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{find, kept};
 use crate::app::App;
@@ -38,6 +40,8 @@ struct Stream {
     /// The number of the last event that was sent.
     after: i64,
     read: VecDeque<Event>,
+    /// The turn that it waits for: it keeps its place while something else is sent.
+    turn: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
     changes: watch::Receiver<u64>,
     leaving: watch::Receiver<bool>,
     /// When something was last sent.
@@ -49,7 +53,8 @@ struct Stream {
 ///
 /// Server-sent events, from the first on or from behind the one whose id `last-event-id` names, as browsers send it by
 /// themselves. The last one is `succeeded`, `failed` or `cancelled`; a stream that ends without one was cut off, by a server
-/// that leaves for instance, and is asked for again. Of progress only the newest is kept, so ids grow, with gaps.
+/// that leaves for instance, and is asked for again. Of progress, and of tries that found no room, only the newest is kept, so
+/// ids grow, with gaps.
 #[utoipa::path(
     get,
     path = "/v1/jobs/{id}/events",
@@ -61,8 +66,10 @@ struct Stream {
     ),
     responses(
         (status = 200, description = "The events.", content((EventObject = "text/event-stream"))),
+        (status = 204, description = "The client has the last one, and need not ask again."),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 404, description = "The caller has no job of this id, or no longer.", body = ErrorBody),
+        (status = 409, description = "An administrator asked, and several callers have a job of this id.", body = ErrorBody),
         (status = 422, description = "`last-event-id` is no id of an event.", body = ErrorBody),
         (status = 500, description = "The server failed.", body = ErrorBody),
         (status = 503, description = "The store does not answer.", body = ErrorBody),
@@ -87,11 +94,15 @@ pub async fn events(
             number.ok_or_else(|| ApiError::invalid(LAST_EVENT_ID, crate::spec::shown(text), expected))?
         }
     };
+    if job.state.is_final() && job.events <= after {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let stream = Stream {
         id: job.id,
         number: job.number,
         after,
         read: VecDeque::new(),
+        turn: None,
         changes: jobs.changes(),
         leaving: jobs.leaving(),
         sent: Instant::now(),
@@ -124,9 +135,20 @@ impl Stream {
             if self.is_over || *self.leaving.borrow() {
                 return None;
             }
+            let silence = KEEP_ALIVE.saturating_sub(self.sent.elapsed());
+            if silence.is_zero() {
+                return Some(Bytes::from_static(b": nothing new\n\n"));
+            }
+            let turn = self.turn.get_or_insert_with(|| self.jobs.turn().boxed());
+            let turn = tokio::select! {
+                _ = self.leaving.wait_for(|leaving| *leaving) => continue,
+                () = tokio::time::sleep(silence) => continue,
+                turn = turn => turn,
+            };
+            self.turn = None;
             // From here on: what happens while we look is seen.
             self.changes.borrow_and_update();
-            match self.look().await {
+            match self.look(turn).await {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(error) => {
@@ -134,21 +156,16 @@ impl Stream {
                     return None;
                 }
             }
-            let silence = KEEP_ALIVE.saturating_sub(self.sent.elapsed());
-            if silence.is_zero() {
-                return Some(Bytes::from_static(b": nothing new\n\n"));
-            }
             tokio::select! {
                 _ = self.leaving.wait_for(|leaving| *leaving) => {}
                 _ = self.changes.changed() => {}
-                () = tokio::time::sleep(LOOK.min(silence)) => {}
+                () = tokio::time::sleep(LOOK) => {}
             }
         }
     }
 
-    /// Reads on. Whether there is something to do at once.
-    async fn look(&mut self) -> Result<bool, StoreError> {
-        let _turn = self.jobs.turn().await;
+    /// Reads on, in its turn. Whether there is something to do at once.
+    async fn look(&mut self, _turn: OwnedSemaphorePermit) -> Result<bool, StoreError> {
         let events = self.jobs.store().events(self.number, self.after).await?;
         if !events.is_empty() {
             self.read.extend(events);

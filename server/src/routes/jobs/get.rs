@@ -23,6 +23,7 @@ use crate::keys::Identity;
         (status = 200, description = "The job.", body = JobObject),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 404, description = "The caller has no job of this id, or no longer.", body = ErrorBody),
+        (status = 409, description = "An administrator asked, and several callers have a job of this id.", body = ErrorBody),
         (status = 500, description = "The server failed.", body = ErrorBody),
         (status = 503, description = "The store does not answer.", body = ErrorBody),
     )

@@ -87,7 +87,7 @@ pub async fn list(State(app): State<App>, identity: Identity, uri: Uri) -> Resul
         None => None,
         Some(text) => {
             let job = match RequestId::parse(text) {
-                Some(id) => jobs.store().job(Some(&owner), id.as_str()).await?,
+                Some(id) => jobs.store().job(&owner, id.as_str()).await?,
                 // Not everything can be asked of a database.
                 None => None,
             };

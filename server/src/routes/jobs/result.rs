@@ -42,7 +42,7 @@ use crate::middleware::track::Fate;
         )),
         (status = 401, description = "No key that is known here.", body = ErrorBody),
         (status = 404, description = "The caller has no job of this id, or no longer.", body = ErrorBody),
-        (status = 409, description = "There is no result: not yet (`job_unfinished`), or there will be none (`job_failed`, `cancelled`).", body = ErrorBody),
+        (status = 409, description = "There is no result: not yet (`job_unfinished`), or there will be none (`job_failed`, `cancelled`). Or an administrator asked, and several callers have a job of this id (`job_conflict`).", body = ErrorBody),
         (status = 416, description = "The result has no such bytes; `content-range` says how many it has.", body = ErrorBody),
         (status = 500, description = "The server failed.", body = ErrorBody),
         (status = 503, description = "The store does not answer.", body = ErrorBody),

@@ -217,12 +217,19 @@ fn kind(word: Option<&str>) -> Result<Kind, ApiError> {
     Kind::parse(word).ok_or_else(|| ApiError::invalid("kind", shown(word), known()))
 }
 
+/// Bytes of `accept` at most: it is kept for as long as the job is.
+const MOST_ACCEPT: usize = 1024;
+
 /// The form that a look's result is to have.
 fn accept(kind: Kind, asked: Option<&str>) -> Result<Accept, ApiError> {
     let Some(asked) = asked else { return Ok(Accept::default()) };
     if kind == Kind::Images {
         let message = "`accept` is for looks; `request.output_format` says the form of images";
         return Err(ApiError::new(Cause::InvalidValue, message).param("accept"));
+    }
+    if asked.len() > MOST_ACCEPT {
+        let got = format!("a text of {} bytes", asked.len());
+        return Err(ApiError::invalid("accept", got, format!("at most {MOST_ACCEPT} bytes")));
     }
     let accept = Accept::parse(asked);
     if accept == Accept::default() {

@@ -14,7 +14,7 @@ use super::*;
 use crate::config::Config;
 use crate::engine::fake::Faults;
 use crate::jobs::perform::fake::Fake;
-use crate::jobs::store::tests::{Opened, sqlite};
+use crate::jobs::store::tests::{Opened, limit_pages, sqlite};
 use crate::jobs::{Settings, runner};
 use crate::testing::{self, Answer, app, send};
 
@@ -62,6 +62,58 @@ async fn a_job_that_failed_says_why() {
         (StatusCode::CONFLICT, &json!("job_failed"), &json!("id"))
     );
     assert!(error["message"].as_str().unwrap().contains("`seed` is 0"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_of_no_length_is_refused() {
+    let server = Server::with(Settings::default()).await;
+    let order = async |accept: String| {
+        let order = json!({"kind": "jacobian", "accept": accept, "request": {"model": "shoes", "pieces": 1}});
+        let request = Request::put("/v1/jobs/a").header(header::CONTENT_TYPE, "application/json");
+        send(&server.app, request.body(Body::from(order.to_string())).unwrap()).await
+    };
+    for accept in [format!("image/png{}", ", a/b".repeat(300)), "a/\0".to_owned(), "nonsense".to_owned()] {
+        let answer = order(accept).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:?}");
+        assert_eq!(answer.json()["error"]["param"], "accept");
+    }
+    // What is no media type is not there, and not kept either.
+    assert_eq!(order("image/png, a/\0".to_owned()).await.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_orders_are_told_to_come_back() {
+    let server = Server::with(Settings::default()).await;
+    let jobs = server.app.jobs().unwrap();
+    let order = |id: &str| {
+        let order = json!({"kind": "jacobian", "request": {"model": "m".repeat(1 << 16), "pieces": 1}});
+        let request = Request::put(format!("/v1/jobs/{id}")).header(header::CONTENT_TYPE, "application/json");
+        request.body(Body::from(order.to_string())).unwrap()
+    };
+    limit_pages(jobs.store(), Some(0)).await;
+    let answer = send(&server.app, order("a")).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
+    assert_eq!(answer.json()["error"]["code"], "jobs_unavailable");
+    assert!(answer.headers.contains_key(header::RETRY_AFTER), "{answer:?}");
+    assert_eq!(server.get("/v1/jobs/a").await.status, StatusCode::NOT_FOUND);
+    limit_pages(jobs.store(), None).await;
+    assert_eq!(send(&server.app, order("a")).await.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_without_a_turn_is_let_go_when_the_server_leaves() {
+    let server = Server::with(Settings::default()).await;
+    let jobs = server.app.jobs().unwrap();
+    let turns = [jobs.turn().await, jobs.turn().await];
+    server.order("a", json!({"kind": "jacobian", "request": {"model": "shoes", "pieces": 3}})).await;
+    let app = server.app.clone();
+    let watcher = tokio::spawn(async move { testing::get(&app, "/v1/jobs/a/events").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!watcher.is_finished());
+    jobs.leave();
+    let told = tokio::time::timeout(Duration::from_secs(5), watcher).await.expect("it is let go").unwrap();
+    assert_eq!((told.status, told.bytes.len()), (StatusCode::OK, 0), "{told:?}");
+    drop(turns);
 }
 
 /// However many watch: the store has connections left for leases, orders and results.

@@ -78,6 +78,31 @@ async fn jobs_that_have_ended_are_forgotten_after_a_while_with_all_that_is_their
 }
 
 #[tokio::test]
+async fn a_large_result_is_forgotten_in_steps_and_all_of_it() {
+    for place in stores().await {
+        let store = &place.store;
+        // Seventy parts, and few beside: more than one transaction forgets.
+        for (id, bytes) in [("a", 10), ("large", 70 << 18), ("b", 300_000), ("c", 10)] {
+            let job = submit(store, "me", id).await;
+            let held = lease(store, "s").await.unwrap();
+            store.finish(job.number, held.token, &product(&vec![1; bytes])).await.unwrap().unwrap();
+        }
+        let kept = submit(store, "me", "kept").await;
+        store.pass(Duration::from_secs(3610));
+        assert_eq!(store.expire().await.unwrap(), 4);
+        let parts: i64 = sqlx::query("SELECT COUNT(*) FROM windowpane_parts")
+            .fetch_one(&store.pool)
+            .await
+            .unwrap()
+            .try_get(0)
+            .unwrap();
+        assert_eq!((parts, store.expire().await.unwrap()), (0, 0));
+        assert_eq!(state(store, kept.number).await, State::Queued);
+        assert_eq!(store.cancel(kept.number - 1).await.unwrap(), Cancelled::Gone);
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_has_ended_lets_its_request_go_and_is_known_all_the_same() {
     for place in stores().await {
         let store = &place.store;
