@@ -77,6 +77,13 @@ windowpane:x:65532:65532::/nonexistent:/nologin' > "$out/etc/passwd"
     echo 'root:x:0:
 windowpane:x:65532:' > "$out/etc/group"
 
+    # Whom to trust: webhooks over https and databases over TLS ask.
+    if [ "$target" = server ]; then
+        install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$out/etc/ssl/certs/ca-certificates.crt"
+        install -D -m 644 /usr/share/doc/ca-certificates/copyright "$out/usr/share/doc/ca-certificates/copyright"
+        dpkg -s ca-certificates > "$out/var/lib/dpkg/status.d/ca-certificates"
+    fi
+
     # The system's libraries that ours are linked against, with the licence and the record of each one's package, by
     # which scanners know what to look for.
     # A linker script is named like a library: ldd refuses it, and there is nothing to find.

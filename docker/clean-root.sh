@@ -91,6 +91,7 @@ if [ "$target" = trainer ]; then
     say "the trainer runs in its image"
     exit 0
 fi
+[ "$target" != server ] || grep -q 'BEGIN CERTIFICATE' "$image/etc/ssl/certs/ca-certificates.crt" || die "the image trusts nobody"
 [ "$target" = server ] || { say "$target is built; it starts on NVIDIA's image only"; exit 0; }
 
 say "the server, read-only, as 65532, in $image"
