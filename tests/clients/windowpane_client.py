@@ -152,7 +152,7 @@ def main(url, folder):
 
     assert {images[0].png for images in asyncio.run(both())} == {image.png}
 
-    # The examples, as far as they need nothing but the client.
+    # The examples: the server's own pictures, and those that they draw themselves.
     examples = Path(__file__).parents[2] / "clients" / "python" / "examples"
     sys.path.insert(0, str(examples))
     for name, least, says in [
@@ -160,13 +160,26 @@ def main(url, folder):
         ("figure3", 100, "eigenvectors [0, 112] of tiny"),
         ("figure4", 1000, "tiny's attention"),
     ]:
-        with tempfile.TemporaryDirectory() as scratch:
-            out = Path(scratch) / f"{name}.png"
-            sys.argv = [name, "--url", url, "--model", "tiny", "--prompt", "ring", "--server", "--out", str(out)]
-            with contextlib.redirect_stdout(io.StringIO()) as told:
-                runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
-            width = Pillow.open(out).width
-            assert width > least and says in told.getvalue(), (name, width, told.getvalue())
+        for drawn_by in [["--server"], []]:
+            with tempfile.TemporaryDirectory() as scratch:
+                out = Path(scratch) / f"{name}.png"
+                sys.argv = [name, "--url", url, "--model", "tiny", "--prompt", "ring", "--out", str(out), *drawn_by]
+                with contextlib.redirect_stdout(io.StringIO()) as told:
+                    runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
+                drawn = Pillow.open(out)
+                said = says if drawn_by else str(out)
+                assert drawn.width > least and said in told.getvalue(), (name, drawn.width, told.getvalue())
+                assert len(set(drawn.convert("L").tobytes())) > 50, (name, drawn_by, "it is empty")
+    with tempfile.TemporaryDirectory() as scratch:
+        sets = [str(Path(scratch) / f"{name}.npy") for name in ("train", "test")]
+        for path in sets:
+            np.save(path, np.random.default_rng(len(path)).integers(0, 256, (4, 32, 32), np.uint8))
+        sys.argv = ["memorising", "--url", url, "--model", "tiny", "--looks", "1", "--train", sets[0], "--test", sets[1]]
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            runpy.run_path(str(examples / "memorising.py"), run_name="__main__")
+        lines = told.getvalue().splitlines()
+        assert [line[:2] for line in lines if line[0] != " "] == ["1.", "2.", "3.", "4."], told.getvalue()
+        assert "  layer 0, 3×3 " in told.getvalue(), told.getvalue()
 
     print(json.dumps({
         "png": base64.b64encode(image.png).decode(),
