@@ -386,7 +386,7 @@ fn a_picture_shows_every_layer_and_says_of_what() {
         look(TestServer::shared(), body)
     };
     let said = long(20).refused(422, "invalid_value", Some("tokens"));
-    assert!(said.contains("name fewer in `tokens`, or narrow `layers` (1 now)"), "{said}");
+    assert!(said.contains("name fewer in `tokens` (20 now), or narrow `layers` (1)"), "{said}");
     long(2).ok();
 }
 

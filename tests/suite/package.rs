@@ -223,21 +223,26 @@ fn files_that_are_named_anywhere_but_among_the_initializers_are_refused() {
     let inner = nodes(Attribute { tensor: Some(external()), ..attribute("value") });
     let graphs = [
         ("the sparse initializers", Graph { sparse_initializers: vec![sparse()], ..Graph::default() }),
-        ("`t` of a node `If`", nodes(Attribute { tensor: Some(external()), ..attribute("t") })),
-        ("`ts` of a node `If`", nodes(Attribute { tensors: vec![external()], ..attribute("ts") })),
-        ("`s` of a node `If`", nodes(Attribute { sparse: Some(sparse()), ..attribute("s") })),
-        ("`g` of a node `If`", nodes(Attribute { graph: Some(Box::new(graph())), ..attribute("g") })),
-        ("`gs` of a node `If`", nodes(Attribute { graphs: vec![graph()], ..attribute("gs") })),
+        ("`t` of the node `made.y` (`If`)", nodes(Attribute { tensor: Some(external()), ..attribute("t") })),
         (
-            "`value` of a node `If`",
+            "`ts` of the node `made.y` (`If`)",
+            nodes(Attribute { tensors: vec![external()], ..attribute("ts") }),
+        ),
+        ("`s` of the node `made.y` (`If`)", nodes(Attribute { sparse: Some(sparse()), ..attribute("s") })),
+        (
+            "`g` of the node `made.y` (`If`)",
+            nodes(Attribute { graph: Some(Box::new(graph())), ..attribute("g") }),
+        ),
+        ("`gs` of the node `made.y` (`If`)", nodes(Attribute { graphs: vec![graph()], ..attribute("gs") })),
+        (
+            "`value` of the node `made.y` (`If`)",
             nodes(Attribute { graph: Some(Box::new(inner.clone())), ..attribute("g") }),
         ),
     ];
-    let named = inner.nodes.into_iter().map(|node| Node { name: "gate".to_owned(), ..node }).collect();
-    let function = Function { name: "f".to_owned(), nodes: named };
+    let nameless = inner.nodes.into_iter().map(|node| Node { name: String::new(), ..node }).collect();
+    let function = Function { name: "f".to_owned(), nodes: nameless };
     let models = graphs.map(|(place, graph)| (place, Model { graph: Some(graph), ..Model::default() }));
-    let function =
-        ("`value` of the node `gate` (`If`)", Model { functions: vec![function], ..Model::default() });
+    let function = ("`value` of a node `If`", Model { functions: vec![function], ..Model::default() });
     for (place, more) in models.into_iter().chain([function]) {
         let package = Package::tiny();
         package.extend_graph("denoiser.f32.onnx", &more);

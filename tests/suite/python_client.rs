@@ -40,6 +40,12 @@ fn the_python_client_does_all_that_it_can() {
 }
 
 #[test]
+fn the_python_client_says_its_types_and_keeps_to_them() {
+    let said = python("mypy_client.py", [root().join("clients/python").to_str().unwrap()]);
+    assert!(said.contains("no issues found in "), "{said}");
+}
+
+#[test]
 fn the_python_clients_own_tests_pass() {
     let said = python("pytest_client.py", [root().join("clients/python").to_str().unwrap()]);
     assert!(said.contains(" passed") && !said.contains("skipped"), "{said}");

@@ -58,8 +58,13 @@ pub enum Weight {
     File,
     /// As JSON.
     Json,
-    /// As so many bytes of pixels.
-    Picture(usize),
+    /// As pixels.
+    Picture {
+        /// Bytes of them.
+        bytes: usize,
+        /// Tokens whose rows they show.
+        tokens: usize,
+    },
 }
 
 // === impl Maps ===
@@ -161,7 +166,7 @@ impl Selection {
         let told = match weight {
             Weight::File => cells.saturating_mul(size_of::<f32>()),
             Weight::Json => cells.saturating_mul(JSON_NUMBER),
-            Weight::Picture(bytes) => bytes,
+            Weight::Picture { bytes, .. } => bytes,
         };
         [rows.saturating_mul(size_of::<f32>()), told]
     }
@@ -182,10 +187,13 @@ impl Selection {
         let (layers, heads, tokens) = (self.layers.len(), self.heads.len(), self.tokens.len());
         let (param, narrow) = match weight {
             // It shows heads together.
-            Weight::Picture(_) if told > limit => {
-                ("tokens", format!("name fewer in `tokens`, or narrow `layers` ({layers} now)"))
+            Weight::Picture { tokens, .. } if told > limit && tokens > 1 => {
+                ("tokens", format!("name fewer in `tokens` ({tokens} now), or narrow `layers` ({layers})"))
             }
-            Weight::Picture(_) => ("layers", format!("narrow `layers` ({layers} now) or `heads` ({heads})")),
+            Weight::Picture { .. } if told > limit => ("layers", format!("narrow `layers` ({layers} now)")),
+            Weight::Picture { .. } => {
+                ("layers", format!("narrow `layers` ({layers} now) or `heads` ({heads})"))
+            }
             Weight::File | Weight::Json => {
                 let file = if weight == Weight::Json { ", or ask for a file by `output_format`" } else { "" };
                 let narrow = format!(

@@ -152,10 +152,11 @@ impl Analysis for Attention {
                 if request.tokens.is_none() {
                     tokens = vec![selection.grid.token(selection.grid.height / 2, selection.grid.width / 2)];
                 }
-                let figure = Figure::new(selection.grid, selection.layers.len(), tokens.len());
+                let shown = tokens.len();
+                let figure = Figure::new(selection.grid, selection.layers.len(), shown);
                 selection.tokens = (0..selection.grid.tokens()).collect();
                 (selection.maps, selection.layout) = (Maps::Mean, Layout::Grid);
-                Weight::Picture(figure.bytes())
+                Weight::Picture { bytes: figure.bytes(), tokens: shown }
             }
         };
         let subject = Subject::resolve(&request.subject(), card)?;
