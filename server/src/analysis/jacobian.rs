@@ -26,7 +26,7 @@ const PIECE: usize = 4;
 
 /// Nanoseconds in which a whole matrix of side n is taken apart, by n³: its singular values and vectors and the eigenvalues
 /// of its symmetric part, on one core as servers have them in 2026.
-const APART: f64 = 10.0;
+const APART: f64 = 2.0;
 
 /// The output of the graphs.
 const PRODUCTS: &str = "products";
