@@ -57,6 +57,7 @@ const FILES: &[(&str, &str)] = files![
     "job_cancel_unknown",
     "job_done",
     "job_events",
+    "job_events_over",
     "job_events_unknown",
     "job_events_wrong_id",
     "job_put",
