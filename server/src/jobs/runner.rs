@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 
 use super::perform::{Desk, Leased, Product, insist};
-use super::store::{Cancelled, FRUITLESS, Failure, Lease, Release, StoreError};
+use super::store::{Cancelled, FRUITLESS, Failure, Lease, Release, StoreError, Wanted};
 use super::{Jobs, Kind, webhook};
 use crate::app::{App, Phase};
 use crate::error::{ApiError, Cause};
@@ -84,7 +84,9 @@ async fn next(app: &App, jobs: &Jobs, pauses: &Pauses) -> Result<Option<Lease>, 
     let model = |model: &Arc<crate::model::Model>| (model.name().to_owned(), model.card.digest.clone());
     let models: Vec<_> = app.models().iter().map(model).collect();
     let (holder, time) = (jobs.holder(), jobs.settings().lease);
-    let (lease, given_up) = jobs.store().lease(holder, &Kind::ALL, &models, &pauses.now(), time).await?;
+    let paused = pauses.now();
+    let wanted = Wanted { kinds: &Kind::ALL, models: &models, paused: &paused };
+    let (lease, given_up) = jobs.store().lease(holder, wanted, time).await?;
     let metrics = app.metrics();
     for job in given_up {
         tracing::error!(job = job.id, kind = %job.kind, attempts = job.attempts, "a job is given up: nobody gets any further");

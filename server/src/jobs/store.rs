@@ -21,7 +21,7 @@ use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Row, Transaction};
 
 pub use deliveries::{Delivery, MOST_DELIVERIES, Outcome};
 pub use events::{Event, Happening};
-pub use leases::{FRUITLESS, Lease, Paused, Release};
+pub use leases::{FRUITLESS, Lease, Paused, Release, Wanted};
 pub use orders::{Cancelled, Order, Submitted};
 pub use row::{Failure, Job, Meta, State};
 

@@ -52,6 +52,17 @@ pub enum Release {
 /// Whose jobs are not wanted now: of this owner, of this model.
 pub type Paused = (String, String);
 
+/// What a server takes up.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Jobs of these kinds,
+    pub kinds: &'a [Kind],
+    /// of these models, by name and digest,
+    pub models: &'a [(String, String)],
+    /// but for these.
+    pub paused: &'a [Paused],
+}
+
 fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX / 4)
 }
@@ -59,16 +70,13 @@ fn millis(time: Duration) -> Millis {
 // === impl Store ===
 
 impl Store {
-    /// Takes up the next job: of these kinds and of a model that is served here, by name and digest; of the owner who has
-    /// the fewest under way, and among those of whose turn was longest ago; and of that owner's the oldest that is not
-    /// `paused`. Jobs that have been taken up too often without a new piece are given up on the way, and told in the second
+    /// Takes up the next job that is wanted: of the owner who has the fewest under way, and among those of whose turn was
+    /// longest ago; and of that owner's the oldest. Jobs that have been taken up too often without a new piece are given up on the way, and told in the second
     /// list.
     pub async fn lease(
         &self,
         holder: &str,
-        kinds: &[Kind],
-        models: &[(String, String)],
-        paused: &[Paused],
+        Wanted { kinds, models, paused }: Wanted<'_>,
         time: Duration,
     ) -> Result<(Option<Lease>, Vec<Job>), StoreError> {
         let mut given_up = Vec::new();

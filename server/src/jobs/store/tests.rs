@@ -78,9 +78,14 @@ async fn submit(store: &Store, owner: &str, id: &str) -> Job {
     }
 }
 
+/// Whatever there is of these models.
+fn wanting(models: &[(String, String)]) -> Wanted<'_> {
+    Wanted { kinds: &Kind::ALL, models, paused: &[] }
+}
+
 async fn lease(store: &Store, holder: &str) -> Option<Lease> {
     let models = [("shoes".to_owned(), "d1".to_owned()), ("plain".to_owned(), "d2".to_owned())];
-    let (lease, given_up) = store.lease(holder, &Kind::ALL, &models, &[], LEASE).await.unwrap();
+    let (lease, given_up) = store.lease(holder, wanting(&models), LEASE).await.unwrap();
     assert!(given_up.is_empty(), "{given_up:?}");
     lease
 }
@@ -216,11 +221,11 @@ async fn only_what_is_served_is_taken_up() {
         let job = submit(store, "me", "a").await;
         let none = async |kinds: &[Kind], name: &str, digest: &str| {
             let models = [(name.to_owned(), digest.to_owned())];
-            store.lease("s", kinds, &models, &[], LEASE).await.unwrap().0.is_none()
+            store.lease("s", Wanted { kinds, ..wanting(&models) }, LEASE).await.unwrap().0.is_none()
         };
         assert!(none(&[Kind::Attention, Kind::Images], "shoes", "d1").await);
         assert!(none(&Kind::ALL, "shoes", "d2").await && none(&Kind::ALL, "plain", "d1").await);
-        assert!(store.lease("s", &Kind::ALL, &[], &[], LEASE).await.unwrap().0.is_none());
+        assert!(store.lease("s", wanting(&[]), LEASE).await.unwrap().0.is_none());
         assert_eq!(state(store, job.number).await, State::Queued);
         assert!(!none(&[Kind::Jacobian], "shoes", "d1").await);
     }
@@ -468,7 +473,7 @@ async fn an_owner_that_is_paused_waits_for_one_model_and_nobody_else_does() {
         let paused = [("me".to_owned(), "shoes".to_owned())];
         let mut taken = Vec::new();
         for paused in [&paused[..], &paused, &paused, &[]] {
-            let (lease, _) = store.lease("s", &Kind::ALL, &models, paused, LEASE).await.unwrap();
+            let (lease, _) = store.lease("s", Wanted { paused, ..wanting(&models) }, LEASE).await.unwrap();
             taken.push(lease.map(|lease| lease.job.id));
         }
         taken[..2].sort();
@@ -493,7 +498,7 @@ async fn a_job_that_takes_its_servers_with_it_is_given_up() {
             store.pass(LEASE + Duration::from_secs(1));
         }
         let models = [("shoes".to_owned(), "d1".to_owned())];
-        let (lease, given_up) = store.lease("s", &Kind::ALL, &models, &[], LEASE).await.unwrap();
+        let (lease, given_up) = store.lease("s", wanting(&models), LEASE).await.unwrap();
         assert_eq!(lease.unwrap().job.number, good.number);
         assert_eq!(given_up.iter().map(|job| job.number).collect::<Vec<_>>(), [job.number]);
         let job = store.by_number(job.number).await.unwrap().unwrap();

@@ -180,7 +180,7 @@ impl History {
 
     async fn lease(&mut self, store: &Store) {
         let models = [("shoes".to_owned(), "d1".to_owned())];
-        let (lease, given_up) = store.lease("s", &Kind::ALL, &models, &[], LEASE).await.unwrap();
+        let (lease, given_up) = store.lease("s", wanting(&models), LEASE).await.unwrap();
         for given_up in given_up {
             let job = self.jobs.iter_mut().find(|job| job.number == given_up.number).unwrap();
             assert!(job.fruitless >= FRUITLESS, "{job:?}");
