@@ -136,12 +136,12 @@ impl Studies {
             *room -= units;
             turns.push((units, entry.like));
         }
-        self.lasting(turns, pace) + effort.end
+        self.lasting(turns, pace).saturating_add(effort.end)
     }
 
     /// The same, if there were nothing else.
     pub fn alone(&self, effort: Effort, pace: Pace) -> Duration {
-        self.lasting([(effort.units, effort.like)], pace) + effort.end
+        self.lasting([(effort.units, effort.like)], pace).saturating_add(effort.end)
     }
 
     /// The study ended, in whatever way.

@@ -38,7 +38,9 @@ impl Cap {
             }
             _ => FIRST,
         };
-        Self { rows: (rows / 2).max(LEAST), until: now + pause, pause }
+        // One that was as small already, or has a bucket of its own, makes none larger.
+        let most = before.filter(|before| now < before.until).map_or(usize::MAX, |before| before.rows);
+        Self { rows: (rows / 2).max(LEAST).min(most), until: now + pause, pause }
     }
 
     /// Rows of a tick that would have `room`.
@@ -72,6 +74,8 @@ mod tests {
         // Half was too much as well.
         let again = Cap::after(16, Some(first), at(1));
         assert_eq!((again.rows, again.pause), (8, FIRST));
+        // One with a bucket of its own fails beside small ones.
+        assert_eq!(Cap::after(32, Some(again), at(2)).rows, 8);
         // Full ones fail as soon as they are tried.
         let later = Cap::after(32, Some(again), at(62));
         assert_eq!((later.rows, later.pause), (16, 2 * FIRST));

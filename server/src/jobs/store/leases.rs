@@ -16,9 +16,9 @@ use crate::jobs::Kind;
 /// Leases without a new piece after which a job is given up: it takes its servers with it.
 pub const FRUITLESS: i64 = 5;
 
-/// Milliseconds for which a job can be somebody's, or wait: an hour, the longest that `--job-lease` may be. Whatever is later
-/// than that was written before the clock was set back.
-const LONGEST: Millis = 3_600_000;
+/// Milliseconds for which a job can be somebody's, or wait, and some: an hour is the longest that `--job-lease` may be. Whatever
+/// is later than that was written before the clock was set back.
+const LONGEST: Millis = 2 * 3_600_000;
 
 /// A job that is ours for a while.
 #[derive(Debug, Clone)]

@@ -281,8 +281,8 @@ async fn a_lease_begins_when_its_pieces_have_been_read() {
 async fn a_clock_that_is_set_back_keeps_no_job_from_anybody() {
     for place in stores().await {
         let store = &place.store;
-        // At the start of a machine whose clock is two hours ahead.
-        store.pass(Duration::from_secs(7200));
+        // At the start of a machine whose clock is three hours ahead.
+        store.pass(Duration::from_secs(10_800));
         submit(store, "me", "held").await;
         submit(store, "me", "waiting").await;
         let held = lease(store, "dead").await.unwrap();
@@ -290,7 +290,7 @@ async fn a_clock_that_is_set_back_keeps_no_job_from_anybody() {
         let (of, wait) = ((waiting.job.number, waiting.token), Duration::from_secs(60));
         assert!(store.release(of, wait, None, Release::Failed).await.unwrap());
         assert!(lease(store, "s").await.is_none(), "one is held, and one is not due");
-        store.set_back(Duration::from_secs(7200));
+        store.set_back(Duration::from_secs(10_800));
         let mut taken =
             [lease(store, "s").await.unwrap(), lease(store, "s").await.unwrap()].map(|lease| lease.job.id);
         taken.sort();

@@ -40,7 +40,7 @@ struct Stream {
     /// The number of the last event that was sent.
     after: i64,
     read: VecDeque<Event>,
-    /// The turn that it waits for: it keeps its place while something else is sent.
+    /// The turn that it waits for.
     turn: Option<BoxFuture<'static, OwnedSemaphorePermit>>,
     changes: watch::Receiver<u64>,
     leaving: watch::Receiver<bool>,
@@ -137,6 +137,8 @@ impl Stream {
             }
             let silence = KEEP_ALIVE.saturating_sub(self.sent.elapsed());
             if silence.is_zero() {
+                // A client that does not take this is not asked again, and would hold the turn that comes meanwhile.
+                self.turn = None;
                 return Some(Bytes::from_static(b": nothing new\n\n"));
             }
             let turn = self.turn.get_or_insert_with(|| self.jobs.turn().boxed());
