@@ -89,11 +89,8 @@ fn a_server_whose_database_says_nothing_any_more_leaves_in_time() {
     let exit = server.end();
     assert_eq!(exit.code, Some(0), "{}", exit.errors);
     assert!(told.elapsed() < LEAVING, "it took {:?}: {}", told.elapsed(), exit.errors);
-    assert!(
-        exit.errors.contains("the store of jobs did not let its connections go in time"),
-        "{}",
-        exit.errors
-    );
+    // It said nothing: what was under way could not be put down.
+    assert!(exit.errors.contains("some jobs were not put down in time"), "{}", exit.errors);
 }
 
 #[test]
