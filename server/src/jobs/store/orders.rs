@@ -63,6 +63,10 @@ pub enum Cancelled {
 /// Bytes that a job takes beside its result, roughly: its row, its events, who was told of it.
 const BESIDE: i64 = 4096;
 
+/// What holds of a job that is remembered. One whose time has passed is gone for whoever asks, however much of it is still
+/// there.
+const REMEMBERED: &str = "(expires = 0 OR expires > $1)";
+
 /// Jobs that are forgotten in one transaction, and parts of their results: where there is one writer, others wait for it.
 const FORGOTTEN: i64 = 64;
 
@@ -97,10 +101,13 @@ impl Store {
         owner: &str,
         order: &Order,
     ) -> Result<Option<Submitted>, StoreError> {
+        let now = self.now(connection).await?;
         let sql = format!(
-            "SELECT asked, request, accept, {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2"
+            "SELECT asked, request, accept, {COLUMNS} FROM windowpane_jobs \
+             WHERE {REMEMBERED} AND owner = $2 AND id = $3"
         );
-        let row = sqlx::query(&sql).bind(owner).bind(&order.id).fetch_optional(&mut *connection).await?;
+        let query = sqlx::query(&sql).bind(now).bind(owner).bind(&order.id);
+        let row = query.fetch_optional(&mut *connection).await?;
         let Some(row) = row else { return Ok(None) };
         let job = Job::of_row(&row)?;
         let (mut asked, accept): (String, String) = (row.try_get("asked")?, row.try_get("accept")?);
@@ -125,6 +132,11 @@ impl Store {
         if let Some(known) = self.known_in(&mut tx, owner, order).await? {
             return Ok(known);
         }
+        let now = self.now(&mut tx).await?;
+        // The id is free again; what is left of a job that had it goes at once.
+        let sql =
+            "DELETE FROM windowpane_jobs WHERE owner = $1 AND id = $2 AND expires > 0 AND expires <= $3";
+        sqlx::query(sql).bind(owner).bind(&order.id).bind(now).execute(&mut *tx).await?;
         let sql = "SELECT COUNT(*), COUNT(CASE WHEN state IN ('queued', 'running') THEN 1 END), \
                           CAST(COALESCE(SUM(size), 0) AS BIGINT) \
                    FROM windowpane_jobs WHERE owner = $1";
@@ -136,7 +148,6 @@ impl Store {
         if results.saturating_add(jobs.saturating_mul(BESIDE)) >= self.room {
             return Ok(Submitted::NoRoom);
         }
-        let now = self.now(&mut tx).await?;
         let sql = "INSERT INTO windowpane_jobs \
                    (owner, id, kind, model, digest, request, asked, webhook, accept, total, expected, state, created, updated) \
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'queued', $12, $12) RETURNING number";
@@ -153,8 +164,10 @@ impl Store {
     /// The owner's job of this id.
     pub async fn job(&self, owner: &str, id: &str) -> Result<Option<Job>, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE owner = $1 AND id = $2");
-        let row = sqlx::query(&sql).bind(owner).bind(id).fetch_optional(&mut *connection).await?;
+        let now = self.now(&mut connection).await?;
+        let sql =
+            format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE {REMEMBERED} AND owner = $2 AND id = $3");
+        let row = sqlx::query(&sql).bind(now).bind(owner).bind(id).fetch_optional(&mut *connection).await?;
         match row {
             None => Ok(None),
             Some(row) => self.placed(&mut connection, Job::of_row(&row)?).await.map(Some),
@@ -164,9 +177,12 @@ impl Store {
     /// Anybody's jobs of this id: none, one, or two of more.
     pub async fn anybodys(&self, id: &str) -> Result<Vec<Job>, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let sql = format!("SELECT {COLUMNS} FROM windowpane_jobs WHERE id = $1 ORDER BY number LIMIT 2");
+        let now = self.now(&mut connection).await?;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM windowpane_jobs WHERE {REMEMBERED} AND id = $2 ORDER BY number LIMIT 2"
+        );
         let mut jobs = Vec::new();
-        for row in sqlx::query(&sql).bind(id).fetch_all(&mut *connection).await? {
+        for row in sqlx::query(&sql).bind(now).bind(id).fetch_all(&mut *connection).await? {
             jobs.push(self.placed(&mut connection, Job::of_row(&row)?).await?);
         }
         Ok(jobs)
@@ -188,11 +204,12 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Job>, StoreError> {
         let mut connection = self.pool.acquire().await?;
+        let now = self.now(&mut connection).await?;
         let sql = format!(
-            "SELECT {COLUMNS} FROM windowpane_jobs \
-             WHERE owner = $1 AND number < $2 AND ($3 = '' OR state = $3) ORDER BY number DESC LIMIT $4"
+            "SELECT {COLUMNS} FROM windowpane_jobs WHERE {REMEMBERED} AND owner = $2 AND number < $3 \
+             AND ($4 = '' OR state = $4) ORDER BY number DESC LIMIT $5"
         );
-        let query = sqlx::query(&sql).bind(owner).bind(before.unwrap_or(i64::MAX));
+        let query = sqlx::query(&sql).bind(now).bind(owner).bind(before.unwrap_or(i64::MAX));
         let query = query.bind(state.map_or("", State::as_str)).bind(limit as i64);
         let rows = query.fetch_all(&mut *connection).await?;
         let mut jobs = Vec::with_capacity(rows.len());

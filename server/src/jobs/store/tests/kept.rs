@@ -78,6 +78,30 @@ async fn jobs_that_have_ended_are_forgotten_after_a_while_with_all_that_is_their
 }
 
 #[tokio::test]
+async fn what_is_about_to_be_forgotten_is_gone_for_whoever_asks() {
+    for place in stores().await {
+        let store = &place.store;
+        let job = submit(store, "me", "a").await;
+        let held = lease(store, "s").await.unwrap();
+        store.finish(job.number, held.token, &product(b"x")).await.unwrap().unwrap();
+        assert_eq!(store.job("me", "a").await.unwrap().unwrap().number, job.number);
+        store.pass(Duration::from_secs(3610));
+        // Nobody has made the rounds: all of it is still there.
+        assert_eq!(store.job("me", "a").await.unwrap(), None);
+        assert_eq!(store.anybodys("a").await.unwrap(), []);
+        assert_eq!(store.jobs("me", None, None, 9).await.unwrap(), []);
+        assert_eq!(store.known("me", &order("a")).await.unwrap(), None);
+        // The id is free, and nothing of the job that had it comes back.
+        let again = submit(store, "me", "a").await;
+        assert!(again.number > job.number);
+        assert_eq!(store.by_number(job.number).await.unwrap(), None);
+        assert_eq!(store.read(job.number, 0..1).await.unwrap(), None);
+        assert_eq!(store.expire().await.unwrap(), 0);
+        assert_eq!(store.job("me", "a").await.unwrap().unwrap().state, State::Queued);
+    }
+}
+
+#[tokio::test]
 async fn a_large_result_is_forgotten_in_steps_and_all_of_it() {
     for place in stores().await {
         let store = &place.store;
