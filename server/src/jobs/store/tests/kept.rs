@@ -263,3 +263,31 @@ async fn a_store_is_opened_by_many_at_once_and_keeps_what_it_has() {
     let nowhere = Place::Sqlite("/proc/nowhere/jobs.sqlite".into());
     assert!(matches!(Store::open(&nowhere, Duration::from_secs(1)).await, Err(StoreError::Folder(_))));
 }
+
+#[tokio::test]
+async fn on_a_full_disk_nothing_new_is_kept_and_nothing_old_is_lost() {
+    let place = sqlite().await;
+    let store = &place.store;
+    let job = submit(store, "me", "a").await;
+    let held = lease(store, "s").await.unwrap();
+    let lease_of = (job.number, held.token);
+    assert!(store.put(lease_of, 0, b"first", (1, 4)).await.unwrap());
+    limit_pages(store, Some(0)).await;
+    let large = vec![7; 1 << 20];
+    let error = store.put(lease_of, 1, &large, (2, 4)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Database(_)) && error.to_string().contains("full"), "{error}");
+    let error = store.finish(job.number, held.token, &product(&large)).await.unwrap_err();
+    assert!(error.to_string().contains("full"), "{error}");
+    let order = Order { request: format!("\"{}\"", "x".repeat(1 << 20)), ..order("b") };
+    assert!(store.submit("me", &order, 100).await.unwrap_err().to_string().contains("full"));
+    // Of none of them is there a half, and the lease is kept meanwhile.
+    let now = store.by_number(job.number).await.unwrap().unwrap();
+    assert_eq!((now.state, now.pieces, now.done), (State::Running, 1, 1));
+    assert!(store.job("me", "b").await.unwrap().is_none());
+    assert!(store.renew(job.number, held.token, LEASE).await.unwrap());
+    limit_pages(store, None).await;
+    assert!(store.put(lease_of, 1, &large, (2, 4)).await.unwrap());
+    let done = store.finish(job.number, held.token, &product(&large)).await.unwrap().unwrap();
+    assert_eq!(store.read(done.number, 1_000_000..1 << 20).await.unwrap().unwrap(), large[1_000_000..]);
+    assert!(matches!(store.submit("me", &order, 100).await.unwrap(), Submitted::New(_)));
+}
