@@ -41,9 +41,13 @@ impl Server {
         testing::get(&self.app, path).await
     }
 
-    async fn order(&self, id: &str, order: Value) {
+    async fn put(&self, id: &str, order: Value) -> Answer {
         let request = Request::put(format!("/v1/jobs/{id}")).header(header::CONTENT_TYPE, "application/json");
-        let answer = send(&self.app, request.body(Body::from(order.to_string())).unwrap()).await;
+        send(&self.app, request.body(Body::from(order.to_string())).unwrap()).await
+    }
+
+    async fn order(&self, id: &str, order: Value) {
+        let answer = self.put(id, order).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
     }
 }
@@ -68,9 +72,8 @@ async fn a_job_that_failed_says_why() {
 async fn a_form_of_no_length_is_refused() {
     let server = Server::with(Settings::default()).await;
     let order = async |accept: String| {
-        let order = json!({"kind": "jacobian", "accept": accept, "request": {"model": "shoes", "pieces": 1}});
-        let request = Request::put("/v1/jobs/a").header(header::CONTENT_TYPE, "application/json");
-        send(&server.app, request.body(Body::from(order.to_string())).unwrap()).await
+        let request = json!({"model": "shoes", "pieces": 1});
+        server.put("a", json!({"kind": "jacobian", "accept": accept, "request": request})).await
     };
     for accept in [format!("image/png{}", ", a/b".repeat(300)), "a/\0".to_owned(), "nonsense".to_owned()] {
         let answer = order(accept).await;
@@ -85,19 +88,15 @@ async fn a_form_of_no_length_is_refused() {
 async fn on_a_full_disk_orders_are_told_to_come_back() {
     let server = Server::with(Settings::default()).await;
     let jobs = server.app.jobs().unwrap();
-    let order = |id: &str| {
-        let order = json!({"kind": "jacobian", "request": {"model": "m".repeat(1 << 16), "pieces": 1}});
-        let request = Request::put(format!("/v1/jobs/{id}")).header(header::CONTENT_TYPE, "application/json");
-        request.body(Body::from(order.to_string())).unwrap()
-    };
+    let order = json!({"kind": "jacobian", "request": {"model": "m".repeat(1 << 16), "pieces": 1}});
     limit_pages(jobs.store(), Some(0)).await;
-    let answer = send(&server.app, order("a")).await;
+    let answer = server.put("a", order.clone()).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{answer:?}");
     assert_eq!(answer.json()["error"]["code"], "jobs_unavailable");
     assert!(answer.headers.contains_key(header::RETRY_AFTER), "{answer:?}");
     assert_eq!(server.get("/v1/jobs/a").await.status, StatusCode::NOT_FOUND);
     limit_pages(jobs.store(), None).await;
-    assert_eq!(send(&server.app, order("a")).await.status, StatusCode::ACCEPTED);
+    assert_eq!(server.put("a", order).await.status, StatusCode::ACCEPTED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
