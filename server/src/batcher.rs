@@ -88,6 +88,8 @@ pub struct WorkerConfig {
     pub out_channels: usize,
     /// Rows that a tick may have.
     pub max_rows: usize,
+    /// Rows of one call of the network; larger ticks run in pieces.
+    pub piece: usize,
     /// Images that may wait or run.
     pub queue_limit: usize,
     /// Work that may wait or run, as the time it takes.

@@ -117,7 +117,8 @@ metrics! {
     /// Rows of a full tick: more would not be faster, as was measured at load.
     tick_room: IntGaugeVec = "windowpane_tick_room_rows" ["model"];
     /// Ticks of fewer rows than a full one, by cause: demand (there was no more work), pinned (a reproducible request
-    /// held the tick to its bucket), turn (it was not the others' turn, or they need two rows where one is left).
+    /// held the tick to its bucket), memory (the device lacks it for more rows, for now), turn (it was not the others' turn,
+    /// or they need two rows where one is left).
     small_ticks: IntCounterVec = "windowpane_small_ticks_total" ["model", "cause"];
     /// Rows that only filled a tick up to a bucket.
     padding: IntCounterVec = "windowpane_padding_rows_total" ["model"];
@@ -128,7 +129,7 @@ metrics! {
     gap: HistogramVec = "windowpane_tick_host_gap_seconds" ["model"] in GAPS;
     /// Evaluations of the network on one image; solver steps, of which some solvers need two evaluations.
     steps: IntCounterVec = "windowpane_steps_total" ["model"];
-    /// Calls of the network or images that failed, by cause: error, panic, not_finite.
+    /// Calls of the network or images that failed, by cause: error, memory (the device had none left), panic, not_finite.
     failures: IntCounterVec = "windowpane_failures_total" ["model", "cause"];
     /// Sessions built anew after a tick that failed, by outcome: done, failed.
     rebuilds: IntCounterVec = "windowpane_session_rebuilds_total" ["model", "outcome"];
@@ -142,7 +143,7 @@ metrics! {
     study: HistogramVec = "windowpane_study_duration_seconds" ["model", "kind"] in STUDIES;
     /// Units of studies, each one call of a graph: attention, jvp, vjp, denoiser.
     study_units: IntCounterVec = "windowpane_study_units_total" ["model", "graph"];
-    /// Times that a unit was ready and the device went to images of another model instead.
+    /// Times that a unit waited for the device, and went back behind images of its own model that came in the meantime.
     study_deferred: IntCounterVec = "windowpane_study_units_deferred_total" ["model", "graph"];
     /// Duration of a unit on the worker, the opening of its graph included.
     study_unit: HistogramVec = "windowpane_study_unit_duration_seconds" ["model", "graph"] in SECONDS;
@@ -236,15 +237,17 @@ impl Metrics {
         for cause in ["disconnect", "cancelled", "deadline", "shutdown"] {
             self.cancellations.with_label_values(&[model, cause]);
         }
-        for cause in ["demand", "pinned", "turn"] {
+        for cause in ["demand", "pinned", "memory", "turn"] {
             self.small_ticks.with_label_values(&[model, cause]);
         }
-        for cause in ["error", "panic", "not_finite"] {
+        for cause in ["error", "memory", "panic", "not_finite"] {
             self.failures.with_label_values(&[model, cause]);
         }
         for outcome in ["done", "failed"] {
             self.rebuilds.with_label_values(&[model, outcome]);
         }
+        // Studies that call the network itself.
+        self.announce_units(model, "denoiser");
         for kind in ["attention", "jacobian", "psnr-gap", "images", "infer"] {
             self.study.with_label_values(&[model, kind]);
         }
@@ -253,12 +256,17 @@ impl Metrics {
         }
     }
 
+    fn announce_units(&self, model: &str, graph: &str) {
+        for counter in [&self.study_units, &self.study_deferred] {
+            counter.with_label_values(&[model, graph]);
+        }
+        self.study_unit.with_label_values(&[model, graph]);
+    }
+
     /// The same of the graphs that a model has of its insides.
     pub fn announce_insides<'a>(&self, model: &str, graphs: impl IntoIterator<Item = &'a str>) {
         for graph in graphs {
-            self.study_units.with_label_values(&[model, graph]);
-            self.study_deferred.with_label_values(&[model, graph]);
-            self.study_unit.with_label_values(&[model, graph]);
+            self.announce_units(model, graph);
             self.insides_open.with_label_values(&[model, graph]);
             for outcome in ["done", "failed"] {
                 self.insides_opened.with_label_values(&[model, graph, outcome]);

@@ -106,6 +106,8 @@ pub enum Choice {
         ids: Vec<u64>,
         /// Rows to fill up to.
         padded: Option<usize>,
+        /// Rows that it might have had.
+        room: usize,
     },
     /// One call for the study of this number.
     Study(u64, StudyUnit),
@@ -188,7 +190,7 @@ impl Queue {
         if state.end != End::No {
             return Err(SubmitError::Ended);
         }
-        let size = self.rules.tick_size(state.is_pinned() || reproducible);
+        let size = self.tick_size(&state, reproducible);
         let eta = self.eta(&state, &demand, size);
         if let Some(left) = deadline.map(|deadline| deadline.saturating_duration_since(admitted))
             && eta > left
@@ -239,7 +241,7 @@ impl Queue {
     /// The time that these units would take from now, as things stand.
     pub fn expect(&self, caller: Caller, units: &[Unit]) -> Duration {
         let state = self.lock();
-        self.eta(&state, &Demand::of(caller, units), self.rules.tick_size(state.is_pinned()))
+        self.eta(&state, &Demand::of(caller, units), self.tick_size(&state, false))
     }
 
     /// How things stand.
@@ -251,7 +253,7 @@ impl Queue {
             rows: state.ledger.outstanding(),
             backlog: state
                 .costs
-                .work(state.ledger.outstanding(), self.rules.tick_size(state.is_pinned()).room)
+                .work(state.ledger.outstanding(), self.tick_size(&state, false).room)
                 .mul_f64(self.factor(&state)),
             studies: state.studies.len(),
         }
@@ -265,11 +267,6 @@ impl Queue {
     /// Rows of a full tick.
     pub fn room(&self) -> usize {
         self.rules.room
-    }
-
-    /// The same, while the device lacks memory for it.
-    fn room_within(&self, state: &State) -> usize {
-        state.cap.map_or(self.rules.room, |cap| cap.bound(self.rules.room, Instant::now()))
     }
 
     /// Moves what has arrived into `live`. Waits while there is nothing else to do, or for `pause` at most. `false`:
@@ -348,7 +345,7 @@ impl Queue {
             }
         }
         let padded = pinned.or_else(|| self.rules.padded.iter().copied().find(|&bucket| bucket >= rows));
-        Choice::Tick { ids, padded }
+        Choice::Tick { ids, padded, room }
     }
 
     /// The jobs `ids` took part in a tick of `rows` rows, padding included, that took `elapsed`.
@@ -423,24 +420,25 @@ impl Queue {
 
     /// Seconds of a full tick.
     fn tick(&self, state: &State) -> f64 {
-        state.costs.tick(self.rules.room).as_secs_f64()
+        state.costs.tick(self.room_within(state)).as_secs_f64()
+    }
+
+    /// Rows of a full tick, as many as the device has memory for.
+    fn room_within(&self, state: &State) -> usize {
+        state.cap.map_or(self.rules.room, |cap| cap.bound(self.rules.room, Instant::now()))
+    }
+
+    /// How large ticks are, once a request has joined that insists on its bucket, or does not.
+    fn tick_size(&self, state: &State, reproducible: bool) -> TickSize {
+        match self.rules.pinned.filter(|_| state.is_pinned() || reproducible) {
+            Some(rows) => TickSize { room: rows, least: rows },
+            None => TickSize { room: self.room_within(state), least: 1 },
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock panics half-way through a change that matters.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Rules ===
-
-impl Rules {
-    /// How large ticks are while somebody insists on his bucket, or else.
-    fn tick_size(&self, pinned: bool) -> TickSize {
-        match self.pinned.filter(|_| pinned) {
-            Some(rows) => TickSize { room: rows, least: rows },
-            None => TickSize { room: self.room, least: 1 },
-        }
     }
 }
 

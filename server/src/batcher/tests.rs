@@ -109,15 +109,19 @@ fn images_share_ticks_whatever_their_sampler() {
 
 #[test]
 fn a_small_tick_has_a_cause() {
-    let fill = worker::Fill { room: 16, rows: 16, all: false, pinned: None };
+    let fill = worker::Fill { room: 16, within: 16, rows: 16, all: false, pinned: None };
     for (fill, cause) in [
         (fill, None),
         (worker::Fill { rows: 3, all: true, ..fill }, Some("demand")),
         // A guided pair in front of the last row.
         (worker::Fill { rows: 15, ..fill }, Some("turn")),
-        (worker::Fill { rows: 7, pinned: Some(8), ..fill }, Some("pinned")),
-        (worker::Fill { rows: 4, pinned: Some(8), ..fill }, Some("turn")),
+        (worker::Fill { rows: 7, within: 8, pinned: Some(8), ..fill }, Some("pinned")),
+        (worker::Fill { rows: 4, within: 8, pinned: Some(8), ..fill }, Some("turn")),
         (worker::Fill { rows: 15, pinned: Some(16), ..fill }, Some("turn")),
+        (worker::Fill { rows: 4, within: 4, ..fill }, Some("memory")),
+        (worker::Fill { rows: 3, within: 4, ..fill }, Some("memory")),
+        (worker::Fill { rows: 3, within: 8, ..fill }, Some("turn")),
+        (worker::Fill { rows: 3, within: 4, all: true, ..fill }, Some("demand")),
     ] {
         assert_eq!(fill.why_small(), cause, "{fill:?}");
     }
@@ -207,7 +211,7 @@ fn a_tick_for_which_the_device_lacks_the_memory_fails_and_the_next_are_smaller()
             matches!(&error, SampleError::Engine(text) if text.contains(&format!("{rows} rows"))),
             "{error}"
         );
-        assert_eq!(metrics.failures.with_label_values(&["shoes", "error"]).get(), failures);
+        assert_eq!(metrics.failures.with_label_values(&["shoes", "memory"]).get(), failures);
     }
     while model.batcher.images() > 0 {
         std::thread::sleep(Duration::from_millis(1));
@@ -218,8 +222,10 @@ fn a_tick_for_which_the_device_lacks_the_memory_fails_and_the_next_are_smaller()
     let (healthy, _) = self::model(8, Faults::default());
     let expected = sample(&healthy, &spec, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
     assert!(drawn.iter().zip(&expected).all(|(drawn, expected)| drawn.values == expected.values));
-    assert_eq!(metrics.failures.with_label_values(&["shoes", "error"]).get(), 2);
+    assert_eq!(metrics.failures.with_label_values(&["shoes", "memory"]).get(), 2);
     assert_eq!(metrics.ticks.with_label_values(&["shoes"]).get() - before, 4 * 10);
+    // Where three of four twos wait it is for memory; the last have no others beside them.
+    assert!(metrics.small_ticks.with_label_values(&["shoes", "memory"]).get() >= 20);
     assert!(model.batcher.is_alive());
     assert_eq!(model.batcher.images(), 0);
 }

@@ -99,7 +99,7 @@ impl Worker {
             match self.queue.choose(&mut Arrivals(&mut self.live)) {
                 Choice::Wait(time) => pause = Some(time),
                 Choice::Tick { ids, .. } if ids.is_empty() => {}
-                Choice::Tick { ids, padded } => self.tick(seat, &ids, padded),
+                Choice::Tick { ids, padded, room } => self.tick(seat, &ids, padded, room),
                 Choice::Study(id, unit) => self.study(seat, heard, id, unit),
             }
         }
@@ -132,8 +132,9 @@ impl Worker {
         }
     }
 
-    /// One call of the network for the jobs `ids`, ascending. A failure ends those, and nobody else.
-    fn tick(&mut self, seat: &Seat<'_>, ids: &[u64], padded: Option<usize>) {
+    /// One call of the network for the jobs `ids`, ascending, which might have had `within` rows. A failure ends those, and
+    /// nobody else.
+    fn tick(&mut self, seat: &Seat<'_>, ids: &[u64], padded: Option<usize>, within: usize) {
         let began = Instant::now();
         let mut part = taking_part(&mut self.live, ids);
         part.iter_mut().for_each(|live| _ = live.started.get_or_insert(began));
@@ -168,7 +169,7 @@ impl Worker {
         };
         let (room, all) = (self.queue.room(), ids.len() == self.live.len());
         let pinned = self.config.pinned.filter(|_| padded == self.config.pinned);
-        if let Some(cause) = (Fill { room, rows, all, pinned }).why_small() {
+        if let Some(cause) = (Fill { room, within, rows, all, pinned }).why_small() {
             self.metrics.small_ticks.with_label_values(&[self.config.model.as_str(), cause]).inc();
         }
         for (id, end) in ids.iter().zip(ends) {
@@ -186,16 +187,16 @@ impl Worker {
     /// Tells of a tick that failed.
     fn tell(&self, rows: usize, error: &EngineError) {
         let model = self.config.model.as_str();
-        let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-        self.metrics.failures.with_label_values(&[model, cause]).inc();
+        self.metrics.failures.with_label_values(&[model, cause_of(error)]).inc();
         tracing::error!(model, rows, %error, "a tick failed; its images fail, others go on");
     }
 
     /// Where the device has no memory for the tick, the next ones are smaller.
     fn shrink(&self, error: &EngineError) {
         if matches!(error, EngineError::OutOfMemory(_)) {
-            let (model, (rows, time)) = (self.config.model.as_str(), self.queue.shrink(self.batch.rows()));
-            let seconds = time.as_secs();
+            // A larger tick runs in pieces: only one that is smaller than those makes calls smaller.
+            let (rows, time) = self.queue.shrink(self.batch.rows().min(self.config.piece));
+            let (model, seconds) = (self.config.model.as_str(), time.as_secs());
             tracing::warn!(
                 model,
                 rows,
@@ -291,6 +292,8 @@ impl Worker {
 pub(super) struct Fill {
     /// Rows of a full tick.
     pub(super) room: usize,
+    /// Rows that this one might have had: as many as the device has memory for, or those of a bucket.
+    pub(super) within: usize,
     /// Rows in it.
     pub(super) rows: usize,
     /// Whether all live images took part.
@@ -312,9 +315,20 @@ impl Fill {
             Some("demand")
         } else if self.pinned.is_some_and(filled) {
             Some("pinned")
+        } else if self.pinned.is_none() && filled(self.within) {
+            Some("memory")
         } else {
             Some("turn")
         }
+    }
+}
+
+/// The word for a call that failed, among the metrics.
+pub(super) fn cause_of(error: &EngineError) -> &'static str {
+    match error {
+        EngineError::Panicked(_) => "panic",
+        EngineError::OutOfMemory(_) => "memory",
+        _ => "error",
     }
 }
 

@@ -288,6 +288,7 @@ pub(super) fn worker_config(card: &Card, served: &Served, config: &Config) -> Wo
         shape: card.shape(),
         out_channels: card.manifest.config.out_channels(),
         max_rows: config.max_rows,
+        piece: served.piece,
         queue_limit: config.queue_limit,
         max_backlog: config.max_backlog,
         costs: served.costs.clone(),

@@ -1,5 +1,6 @@
 //! Ticks are smaller for a while after one for which the device had no memory: another process may have taken some since the
-//! model was loaded, and half of the rows may well fit. What asks for a bucket of its own keeps it, for its bits.
+//! model was loaded, and half of the rows may well fit. What asks for a bucket of its own keeps it, for its bits. All times that
+//! are told meanwhile are of the smaller ticks.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ impl Cap {
 // === impl Queue, for ticks without memory ===
 
 impl Queue {
-    /// There was no memory for a tick of so many rows. The rows that ticks have from now on, and for how long.
+    /// There was no memory for a call of so many rows. The rows that ticks have from now on, and for how long.
     pub(in crate::batcher) fn shrink(&self, rows: usize) -> (usize, Duration) {
         let mut state = self.lock();
         let cap = Cap::after(rows, state.cap, Instant::now());

@@ -13,6 +13,7 @@ fn queue_of(model: &Model, max_rows: usize) -> Queue {
         shape: model.card.shape(),
         out_channels: 1,
         max_rows,
+        piece: max_rows,
         queue_limit: 100,
         max_backlog: Duration::from_secs(10),
         costs: model.served.costs.clone(),
@@ -34,9 +35,35 @@ fn what_is_chosen_is_what_the_worker_has() {
     let queue = queue_of(&model, 8);
     let _events = queue.submit(request(&model, &spec, &[1, 2]), &Arc::default()).unwrap();
     let mut live = BTreeMap::new();
-    let Choice::Tick { ids, padded: None } = queue.choose(&mut live) else { panic!("it waits") };
+    let Choice::Tick { ids, padded: None, room: 8 } = queue.choose(&mut live) else { panic!("it waits") };
     assert_eq!(ids, live.keys().copied().collect::<Vec<_>>());
     assert_eq!(ids.len(), 2);
+}
+
+/// Ticks of two rows where there were eight, of the same duration: all of it takes four times as long.
+#[test]
+fn what_is_told_counts_with_the_ticks_for_which_there_is_memory() {
+    let (model, _) = model(8, Faults { delay: Duration::from_millis(2), ..Faults::default() });
+    let spec = spec(&model, Sampler::Ddim, 10, 1.0, 0);
+    let queue = queue_of(&model, 8);
+    let asked = || request(&model, &spec, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    let _events = queue.submit(asked(), &Arc::default()).unwrap();
+    let told = || {
+        let Request { caller, units, .. } = asked();
+        [queue.expect(caller, &units), queue.standing().backlog].map(|time| time.as_secs_f64())
+    };
+    let full = told();
+    assert_eq!(queue.shrink(4).0, 2);
+    let small = told();
+    for (full, small) in full.into_iter().zip(small) {
+        assert!(small > 2.5 * full, "{small} s in small ticks, {full} s in full ones");
+    }
+    // In full ticks there would be time enough.
+    let deadline = Some(Instant::now() + Duration::from_secs_f64(f64::midpoint(full[0], small[0])));
+    let late = queue.submit(Request { deadline, ..asked() }, &Arc::default());
+    assert!(matches!(late, Err(SubmitError::TooLate { .. })), "{late:?}");
+    let Choice::Tick { ids, room, .. } = queue.choose(&mut BTreeMap::new()) else { panic!("it waits") };
+    assert_eq!((ids.len(), room), (2, 2));
 }
 
 /// By shortest remaining work first, which is best in the mean, the long one would never be done.

@@ -117,6 +117,7 @@ fn a_models_images_do_not_wait_behind_its_looks_for_another_models_images() {
     });
     let ticks = || metrics.ticks.with_label_values(&["hats"]).get();
     let looks = || metrics.study_units.with_label_values(&["shoes", "attention"]).get();
+    let put_back = || metrics.study_deferred.with_label_values(&["shoes", "attention"]).get();
     block_on(async {
         let seeds: Vec<u64> = (0..40).collect();
         let endless = submit(&drawn, &spec(&drawn, Sampler::Ddim, 100, 1.0, 0), &seeds).unwrap();
@@ -130,8 +131,9 @@ fn a_models_images_do_not_wait_behind_its_looks_for_another_models_images() {
             while looks() < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            // The third waits by now, for a while.
+            // The third waits by now, for a while; behind the other model's images, for which none is put back.
             tokio::time::sleep(Duration::from_millis(20)).await;
+            assert_eq!(put_back(), 0);
             // A busy machine only adds to it: the best of three counts.
             let (mut beside, mut own) = (u64::MAX, u64::MAX);
             for _ in 0..3 {
@@ -143,6 +145,7 @@ fn a_models_images_do_not_wait_behind_its_looks_for_another_models_images() {
             assert!(own <= 3, "beside its own images a model's looks have one tick in ten: {own} beside 20");
             assert!(beside <= 35, "{beside} ticks of the other model beside 20");
             // And the look that stood back is not forgotten.
+            assert!(put_back() >= 1);
             let before = looks();
             while looks() < before + 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;

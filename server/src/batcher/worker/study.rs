@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::{Worker, denoise, panicked};
+use super::{Worker, cause_of, denoise, panicked};
 use crate::batcher::SampleError;
 use crate::batcher::device::Seat;
 use crate::batcher::study::{Ask, Findings, StudyUnit};
@@ -75,8 +75,7 @@ impl Worker {
             match &unit.ask {
                 Ask::Denoise(_) => {
                     // It is the network that images are drawn by.
-                    let cause = if matches!(error, EngineError::Panicked(_)) { "panic" } else { "error" };
-                    self.metrics.failures.with_label_values(&[model.as_str(), cause]).inc();
+                    self.metrics.failures.with_label_values(&[model.as_str(), cause_of(error)]).inc();
                     self.begin_anew(seat);
                 }
                 // What made it fail may have left it broken: whoever comes next opens it anew.
