@@ -116,14 +116,21 @@ async fn exchange(
     let answer = sender.send_request(request);
     tokio::pin!(answer);
     // The connection does the work until the head is there; what comes after it is not read.
-    tokio::select! {
+    let (answer, ended) = tokio::select! {
         biased;
-        answer = &mut answer => Ok(answer.map_err(io::Error::other)?.status()),
-        ended = &mut connection => {
-            ended.map_err(io::Error::other)?;
-            Ok(answer.await.map_err(io::Error::other)?.status())
-        }
+        answer = &mut answer => (answer, Ok(())),
+        // It may have the head by then, and have ended in whatever way: many hosts hang up without a goodbye.
+        ended = &mut connection => (answer.await, ended),
+    };
+    match (answer, ended) {
+        (Ok(answer), _) => Ok(answer.status()),
+        (Err(error), Ok(())) | (_, Err(error)) => Err(io::Error::other(in_full(&error))),
     }
+}
+
+/// An error with what is behind it.
+fn in_full(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", in_full(source)))
 }
 
 #[cfg(test)]

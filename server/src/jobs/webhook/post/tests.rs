@@ -1,13 +1,21 @@
 //! Deliveries to a server of the tests, plain and over TLS.
 
+use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::*;
 
 /// Answers one connection, and tells what it was asked.
-async fn answering(listener: TcpListener, answer: &'static str) -> String {
-    let (mut stream, _) = listener.accept().await.unwrap();
+async fn answering(listener: TcpListener, words: &'static str) -> String {
+    let (stream, _) = listener.accept().await.unwrap();
+    answer(stream, words).await
+}
+
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, words: &'static str) -> String {
     let mut asked = Vec::new();
     while !asked.ends_with(b"{}") {
         let mut buffer = [0; 1024];
@@ -15,7 +23,8 @@ async fn answering(listener: TcpListener, answer: &'static str) -> String {
         assert!(read > 0, "it ended early");
         asked.extend_from_slice(&buffer[..read]);
     }
-    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream.write_all(words.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
     String::from_utf8(asked).unwrap()
 }
 
@@ -68,13 +77,45 @@ async fn a_name_that_leads_to_this_machine_is_not_asked() {
     assert_eq!(outcome, Outcome::Failed("its name resolves to no public address".to_owned()));
 }
 
-#[tokio::test]
-async fn a_certificate_of_nobody_is_not_trusted() {
+/// Posts to a host that shows this certificate, trusting that one.
+async fn deliver_by_tls(shown: &CertifiedKey<KeyPair>, trusted: &CertifiedKey<KeyPair>) -> Outcome {
+    let key = PrivatePkcs8KeyDer::from(shown.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = config.with_single_cert(vec![shown.cert.der().clone()], key.into()).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}/", listener.local_addr().unwrap());
-    let target = Target::parse(&url).unwrap();
+    let target = Target::parse(&format!("https://{}/", listener.local_addr().unwrap())).unwrap();
     tokio::spawn(async move {
-        // Not even TLS.
+        let (stream, _) = listener.accept().await.unwrap();
+        // A client that does not trust us says so here.
+        if let Ok(stream) = acceptor.accept(stream).await {
+            answer(stream, "HTTP/1.1 204 No Content\r\n\r\n").await;
+        }
+    });
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.cert.der().clone()).unwrap();
+    Poster::trusting(roots).post(&target.host, &target, &Delivery::example("{}"), (0, "v1,")).await
+}
+
+#[tokio::test]
+async fn over_tls_only_who_shows_a_trusted_certificate_of_that_name_is_told() {
+    let [own, others, elsewhere] = ["127.0.0.1", "127.0.0.1", "hooks.example.com"]
+        .map(|name| generate_simple_self_signed([name.to_owned()]).unwrap());
+    assert_eq!(deliver_by_tls(&own, &own).await, Outcome::Delivered);
+    for (shown, trusted, why) in
+        [(&own, &others, "invalid peer certificate"), (&elsewhere, &elsewhere, "not valid for name")]
+    {
+        let outcome = deliver_by_tls(shown, trusted).await;
+        assert!(matches!(&outcome, Outcome::Failed(said) if said.contains(why)), "{why}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_speak_tls_is_not_told_over_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::parse(&format!("https://{}/", listener.local_addr().unwrap())).unwrap();
+    tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     });
