@@ -22,11 +22,12 @@ use std::time::Duration;
 use axum::Router;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::app::App;
+use crate::jobs::runner::{self, AtWork};
+use crate::reload;
 use crate::router::{metrics_router, router};
-use crate::{jobs, reload};
 use connection::{Leave, Served};
 use limits::Limits;
 use listener::Stream;
@@ -89,7 +90,7 @@ pub async fn serve(
         beside.spawn(reload::on_change(files, "keys", app.metrics().clone(), read));
     }
     drop(told);
-    let (mut at_work, mut is_working) = (JoinSet::new(), false);
+    let (mut at_work, mut is_working) = (AtWork::default(), false);
     let kept = app.when_jobs_are_kept();
 
     tokio::pin!(shutdown, kept);
@@ -99,7 +100,7 @@ pub async fn serve(
             () = &mut shutdown => break,
             jobs = &mut kept, if !is_working => {
                 is_working = true;
-                at_work = jobs::runner::start(&app, &jobs);
+                at_work = runner::start(&app, &jobs);
             }
             () = door.accept(&main) => {}
         }
@@ -125,11 +126,16 @@ pub async fn serve(
         }
     }
     app.stop();
-    let put_down = async { while at_work.join_next().await.is_some() {} };
-    if timeout(FLUSH, put_down).await.is_err() {
+    let flushed = Instant::now() + FLUSH;
+    if timeout_at(flushed, all(&mut at_work.workers)).await.is_err() {
         tracing::warn!("some jobs were not put down in time; others take them up when their leases run out");
-        at_work.abort_all();
     }
+    if timeout_at(flushed, all(&mut at_work.beside)).await.is_err() {
+        tracing::info!(
+            "a webhook was being told or jobs were being forgotten: that is done again by the next server"
+        );
+    }
+    drop(at_work);
     leave.send_replace(true);
     // The doors hold receivers as connections do.
     drop((door, main));
@@ -144,6 +150,11 @@ pub async fn serve(
         tracing::warn!("the store of jobs did not let its connections go in time");
     }
     Ok(())
+}
+
+/// Until all of them have ended.
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 // === impl Door ===

@@ -24,7 +24,8 @@ pub struct JobObject {
     pub digest: String,
     /// Where it stands.
     pub state: State,
-    /// Jobs that were ordered before it and wait as well; null unless it waits. Who has fewer jobs under way comes first.
+    /// Jobs that will be taken up before it, if no others come; null unless it waits. Callers take turns, each with the oldest of
+    /// theirs, and who has fewer under way comes first.
     #[schema(required, example = 0)]
     pub position: Option<u64>,
     /// How far it is.

@@ -39,18 +39,26 @@ enum End {
     Leaving,
 }
 
-/// Begins to work on jobs, tell of them and clear away; the tasks end soon after [`Jobs::leave`].
-pub fn start(app: &App, jobs: &Arc<Jobs>) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    let pauses = Arc::new(Pauses::default());
+/// Who is at work on jobs. All of them end soon after [`Jobs::leave`], and at once where this is dropped.
+#[derive(Debug, Default)]
+pub struct AtWork {
+    /// Those who have jobs.
+    pub workers: JoinSet<()>,
+    /// Those who tell of them, and clear away.
+    pub beside: JoinSet<()>,
+}
+
+/// Begins to work on jobs, tell of them and clear away.
+pub fn start(app: &App, jobs: &Arc<Jobs>) -> AtWork {
+    let (mut at_work, pauses) = (AtWork::default(), Arc::new(Pauses::default()));
     for _ in 0..jobs.settings().workers {
-        tasks.spawn(work(app.clone(), Arc::clone(jobs), Arc::clone(&pauses)));
+        at_work.workers.spawn(work(app.clone(), Arc::clone(jobs), Arc::clone(&pauses)));
     }
-    tasks.spawn(upkeep::keep_up(app.clone(), Arc::clone(jobs)));
+    at_work.beside.spawn(upkeep::keep_up(app.clone(), Arc::clone(jobs)));
     if jobs.settings().hooks.is_open() {
-        tasks.spawn(webhook::deliver(app.clone(), Arc::clone(jobs)));
+        at_work.beside.spawn(webhook::deliver(app.clone(), Arc::clone(jobs)));
     }
-    tasks
+    at_work
 }
 
 /// Takes up one job after the other, until the server leaves.
@@ -76,13 +84,17 @@ async fn work(app: App, jobs: Arc<Jobs>, pauses: Arc<Pauses>) {
     }
 }
 
+/// The models that are served here, by name and digest.
+fn served(app: &App) -> Vec<(String, String)> {
+    app.models().iter().map(|model| (model.name().to_owned(), model.card.digest.clone())).collect()
+}
+
 /// The next job that can be done here.
 async fn next(app: &App, jobs: &Jobs, pauses: &Pauses) -> Result<Option<Lease>, StoreError> {
     if app.phase() != Phase::Ready {
         return Ok(None);
     }
-    let model = |model: &Arc<crate::model::Model>| (model.name().to_owned(), model.card.digest.clone());
-    let models: Vec<_> = app.models().iter().map(model).collect();
+    let models = served(app);
     let (holder, time) = (jobs.holder(), jobs.settings().lease);
     let paused = pauses.now();
     let wanted = Wanted { kinds: &Kind::ALL, models: &models, paused: &paused };

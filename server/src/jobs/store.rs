@@ -5,14 +5,16 @@
 mod deliveries;
 mod events;
 mod leases;
+mod line;
 mod orders;
 mod results;
 mod row;
 mod schema;
 #[cfg(test)]
 pub(crate) mod tests;
+mod versions;
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -106,6 +108,7 @@ impl Store {
             Place::Postgres(url) => Self::connect(url, Dialect::Postgres, retention).await,
             Place::Sqlite(path) => {
                 folder_of(path).map_err(StoreError::Folder)?;
+                make_own(path);
                 let url = url_of(path);
                 for _ in 1..TRIES {
                     match Self::connect(&url, Dialect::Sqlite, retention).await {
@@ -268,6 +271,16 @@ fn folder_of(path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(folder)
+}
+
+/// Makes the file, if there is none, for nobody else to read; what SQLite puts beside it is as readable as it is. What cannot
+/// be made does not open either, and that says why.
+fn make_own(path: &Path) {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let _ = options.open(path);
 }
 
 /// The URL of a file, whatever letters it has.

@@ -13,7 +13,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::app::{App, Phase, loading};
+use crate::app::{App, Phase, loading, shutting_down};
 use crate::error::{ApiError, Cause};
 use crate::extract::no_job;
 use crate::jobs::Jobs;
@@ -26,6 +26,8 @@ use crate::middleware::request_id::RequestId;
 fn kept(app: &App) -> Result<Arc<Jobs>, ApiError> {
     let none = || match app.phase() {
         Phase::Loading => loading(),
+        // Perhaps before they were kept: whoever asks for one is not told that there are none.
+        Phase::Draining => shutting_down(),
         _ => ApiError::new(Cause::NotFound, "this server keeps no jobs (`--jobs`)"),
     };
     app.jobs().ok_or_else(none)

@@ -14,7 +14,7 @@ struct Server {
     app: App,
     jobs: Arc<Jobs>,
     fake: Fake,
-    tasks: JoinSet<()>,
+    at_work: AtWork,
 }
 
 // === impl Server ===
@@ -26,8 +26,8 @@ impl Server {
         let app = app(Config::default(), &Faults::default());
         let jobs = Jobs::new(place.store.clone(), Box::new(fake.clone()), settings);
         app.keep_jobs(Arc::clone(&jobs));
-        let tasks = start(&app, &jobs);
-        Self { app, jobs, fake, tasks }
+        let at_work = start(&app, &jobs);
+        Self { app, jobs, fake, at_work }
     }
 
     /// Orders a job of these fields.
@@ -72,9 +72,8 @@ impl Server {
     }
 
     /// Goes away as a process does that is killed.
-    fn die(mut self) -> Fake {
-        self.tasks.abort_all();
-        self.fake.clone()
+    fn die(self) -> Fake {
+        self.fake
     }
 }
 
@@ -132,7 +131,7 @@ async fn a_server_that_leaves_leaves_its_work_to_others_at_once() {
     let job = first.order("a", r#""pieces": 30, "pause": 100"#).await;
     first.until_it(&job, |job| job.pieces >= 2).await;
     first.jobs.leave();
-    while first.tasks.join_next().await.is_some() {}
+    while first.at_work.workers.join_next().await.is_some() {}
     let left = place.store.by_number(job.number).await.unwrap().unwrap();
     assert_eq!((left.state, left.fruitless), (State::Queued, 0));
     let second = Server::on(&place);

@@ -59,8 +59,11 @@ impl Store {
         let now = self.now(&mut tx).await?;
         let others: String = (2..2 + busy.len()).map(|place| format!(" AND host <> ${place}")).collect();
         let sql = format!(
-            "SELECT id FROM windowpane_deliveries AS d WHERE state = 'waiting' AND next_at <= $1{others} \
+            "SELECT id FROM windowpane_deliveries AS d WHERE state = 'waiting' \
+               AND (next_at <= $1 OR next_at - {} > $1){others} \
              ORDER BY next_at LIMIT 1{}",
+            // What is later than that was written before the clock was set back.
+            2 * LONGEST,
             self.skipping("d")
         );
         let query = busy.iter().fold(sqlx::query(&sql).bind(now), |query, host| query.bind(host));

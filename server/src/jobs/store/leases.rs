@@ -243,7 +243,7 @@ impl Store {
         Ok(true)
     }
 
-    async fn fail_in(
+    pub(super) async fn fail_in(
         &self,
         connection: &mut AnyConnection,
         number: i64,

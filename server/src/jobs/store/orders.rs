@@ -8,7 +8,7 @@ use sqlx::Row;
 
 use super::events::{Happening, happened};
 use super::row::COLUMNS;
-use super::{Job, Millis, State, Store, StoreError, deliveries, hex};
+use super::{Job, Millis, State, Store, StoreError, deliveries, hex, versions};
 use crate::jobs::Kind;
 
 /// What is ordered.
@@ -120,7 +120,7 @@ impl Store {
         if !is_same {
             return Ok(Some(Submitted::Taken));
         }
-        Ok(Some(Submitted::Known(self.placed(connection, job).await?)))
+        Ok(Some(Submitted::Known(self.placed_one(connection, job).await?)))
     }
 
     /// Takes an order of an owner who may have `limit` jobs that wait or run, and room in the store. The same order twice is
@@ -156,7 +156,9 @@ impl Store {
         let query = query.bind(&order.webhook).bind(&order.accept).bind(order.units).bind(order.expected);
         let number: i64 = query.bind(now).fetch_one(&mut *tx).await?.try_get(0)?;
         let job = happened(&mut tx, number, now, Happening::Queued, None).await?;
-        let job = self.placed(&mut tx, job).await?;
+        // It was checked against the model, which is served here.
+        versions::serve(&mut tx, (&order.model, &order.digest), now).await?;
+        let job = self.placed_one(&mut tx, job).await?;
         tx.commit().await?;
         Ok(Submitted::New(job))
     }
@@ -170,7 +172,7 @@ impl Store {
         let row = sqlx::query(&sql).bind(now).bind(owner).bind(id).fetch_optional(&mut *connection).await?;
         match row {
             None => Ok(None),
-            Some(row) => self.placed(&mut connection, Job::of_row(&row)?).await.map(Some),
+            Some(row) => self.placed_one(&mut connection, Job::of_row(&row)?).await.map(Some),
         }
     }
 
@@ -181,11 +183,9 @@ impl Store {
         let sql = format!(
             "SELECT {COLUMNS} FROM windowpane_jobs WHERE {REMEMBERED} AND id = $2 ORDER BY number LIMIT 2"
         );
-        let mut jobs = Vec::new();
-        for row in sqlx::query(&sql).bind(now).bind(id).fetch_all(&mut *connection).await? {
-            jobs.push(self.placed(&mut connection, Job::of_row(&row)?).await?);
-        }
-        Ok(jobs)
+        let rows = sqlx::query(&sql).bind(now).bind(id).fetch_all(&mut *connection).await?;
+        let jobs = rows.iter().map(Job::of_row).collect::<Result<_, _>>()?;
+        self.placed(&mut connection, jobs).await
     }
 
     /// The job of this number, without its place in the queue.
@@ -212,11 +212,8 @@ impl Store {
         let query = sqlx::query(&sql).bind(now).bind(owner).bind(before.unwrap_or(i64::MAX));
         let query = query.bind(state.map_or("", State::as_str)).bind(limit as i64);
         let rows = query.fetch_all(&mut *connection).await?;
-        let mut jobs = Vec::with_capacity(rows.len());
-        for row in &rows {
-            jobs.push(self.placed(&mut connection, Job::of_row(row)?).await?);
-        }
-        Ok(jobs)
+        let jobs = rows.iter().map(Job::of_row).collect::<Result<_, _>>()?;
+        self.placed(&mut connection, jobs).await
     }
 
     /// Jobs by state, for the metrics.
@@ -287,15 +284,5 @@ impl Store {
                 return Ok(forgotten);
             }
         }
-    }
-
-    /// The job with its place in the queue, where it waits.
-    async fn placed(&self, connection: &mut AnyConnection, job: Job) -> Result<Job, StoreError> {
-        if job.state != State::Queued {
-            return Ok(job);
-        }
-        let sql = "SELECT COUNT(*) FROM windowpane_jobs WHERE state = 'queued' AND number < $1";
-        let ahead = sqlx::query(sql).bind(job.number).fetch_one(connection).await?.try_get(0)?;
-        Ok(Job { ahead: Some(ahead), ..job })
     }
 }

@@ -108,7 +108,7 @@ pub struct Job {
     pub error: Option<Failure>,
     /// What its result is.
     pub result: Option<Meta>,
-    /// Jobs that came before it and wait as well, where it waits.
+    /// Jobs that are taken up before it, where it waits.
     pub ahead: Option<i64>,
 }
 

@@ -120,6 +120,18 @@ const VERSIONS: &[&[&str]] = &[
         "UPDATE windowpane_jobs SET pieces = 0, done = 0, leased_done = 0 \
          WHERE kind = 'jacobian' AND state IN ('queued', 'running')",
     ],
+    &[
+        // When a server last said that it serves a version of a model. Of what waits already: when anything last happened.
+        "CREATE TABLE windowpane_versions (
+        model TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        seen BIGINT NOT NULL,
+        PRIMARY KEY (model, digest)
+    )",
+        "INSERT INTO windowpane_versions (model, digest, seen) \
+         SELECT model, digest, (SELECT MAX(updated) FROM windowpane_jobs) FROM windowpane_jobs \
+         WHERE state IN ('queued', 'running') GROUP BY model, digest",
+    ],
 ];
 
 /// Brings the tables up to date.

@@ -8,20 +8,20 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::Config;
 use crate::engine::fake::Faults;
+use crate::jobs::Settings;
 use crate::jobs::perform::fake::Fake;
+use crate::jobs::runner::{self, AtWork};
 use crate::jobs::store::tests::{Opened, limit_pages, sqlite};
-use crate::jobs::{Settings, runner};
 use crate::testing::{self, Answer, app, send};
 
 /// A server that keeps jobs.
 struct Server {
     app: App,
-    _tasks: JoinSet<()>,
+    _at_work: AtWork,
     _place: Opened,
 }
 
@@ -33,8 +33,8 @@ impl Server {
         let app = app(Config::default(), &Faults::default());
         let jobs = Jobs::new(place.store.clone(), Box::new(Fake::default()), settings);
         app.keep_jobs(Arc::clone(&jobs));
-        let tasks = runner::start(&app, &jobs);
-        Self { app, _tasks: tasks, _place: place }
+        let at_work = runner::start(&app, &jobs);
+        Self { app, _at_work: at_work, _place: place }
     }
 
     async fn get(&self, path: &str) -> Answer {

@@ -164,6 +164,7 @@ async fn what_an_older_server_took_in_is_known_and_begun_anew() {
         for sql in [
             "ALTER TABLE windowpane_jobs DROP COLUMN expected",
             "UPDATE windowpane_jobs SET asked = ''",
+            "DROP TABLE windowpane_versions",
             "UPDATE windowpane_schema SET version = 3",
         ] {
             sqlx::query(sql).execute(&store.pool).await.unwrap();
@@ -174,6 +175,10 @@ async fn what_an_older_server_took_in_is_known_and_begun_anew() {
         assert_eq!((known.number, known.pieces, known.done, known.eta()), (job.number, 0, 0, None));
         let other = Order { request: r#"{"seed":2,"model":"shoes"}"#.to_owned(), ..order("a") };
         assert_eq!(store.submit("me", &other, 9).await.unwrap(), Submitted::Taken);
+        let sql =
+            "SELECT COUNT(*) FROM windowpane_versions WHERE model = 'shoes' AND digest = 'd1' AND seen > 0";
+        let versions: i64 = sqlx::query(sql).fetch_one(&store.pool).await.unwrap().try_get(0).unwrap();
+        assert_eq!(versions, 1, "its version has been there");
         // Whoever was at it commits nothing more of the old kind.
         assert!(!store.put((job.number, held.token), 1, b"rows", (3, 4)).await.unwrap());
     }
@@ -260,6 +265,12 @@ async fn a_store_is_opened_by_many_at_once_and_keeps_what_it_has() {
     let place = Place::Sqlite(folder.path().join("new.sqlite"));
     let opened = (0..6).map(|_| Store::open(&place, Duration::from_secs(1)));
     futures::future::join_all(opened).await.into_iter().for_each(|store| _ = store.unwrap());
+    // What is in them is nobody else's to read.
+    #[cfg(unix)]
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&file.unwrap().metadata().unwrap().permissions());
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+    }
     let nowhere = Place::Sqlite("/proc/nowhere/jobs.sqlite".into());
     assert!(matches!(Store::open(&nowhere, Duration::from_secs(1)).await, Err(StoreError::Folder(_))));
 }

@@ -118,6 +118,16 @@ async fn a_clock_that_is_set_back_keeps_no_job_from_anybody() {
         assert_eq!(taken, ["held", "waiting"]);
         assert!(!store.renew(held.job.number, held.token, LEASE).await.unwrap(), "it is somebody else's");
         assert!(lease(store, "s").await.is_none(), "both are held");
+        // Nor what is to be told of one: by a clock that is a day ahead, and held.
+        store.pass(Duration::from_secs(86_400));
+        let order = Order { webhook: "https://hooks.example.com/".to_owned(), ..order("told") };
+        let Submitted::New(job) = store.submit("you", &order, 9).await.unwrap() else { panic!() };
+        assert!(matches!(store.cancel(job.number).await.unwrap(), Cancelled::Now(_)));
+        let first = store.next_delivery(&[]).await.unwrap().unwrap();
+        assert_eq!(store.next_delivery(&[]).await.unwrap(), None, "somebody is at it");
+        store.set_back(Duration::from_secs(86_400));
+        assert_eq!(store.next_delivery(&[]).await.unwrap().unwrap().id, first.id);
+        assert_eq!(store.next_delivery(&[]).await.unwrap(), None, "somebody is at it");
     }
 }
 

@@ -85,6 +85,73 @@ async fn jobs_are_listed_from_the_newest_page_by_page() {
     }
 }
 
+/// Whatever has come when, and whoever had a turn already: the places that are told are the order in which jobs are taken up.
+#[tokio::test]
+async fn a_job_is_told_the_place_that_it_has() {
+    let ended = async |store: &Store| {
+        let held = lease(store, "s").await?;
+        store.pass(Duration::from_millis(5));
+        store.finish(held.job.number, held.token, &product(b"x")).await.unwrap().unwrap();
+        Some((held.job.owner, held.job.id))
+    };
+    for place in stores().await {
+        let store = &place.store;
+        for (owner, id) in [("a", "1"), ("a", "2"), ("b", "1"), ("a", "3"), ("a", "4")] {
+            submit(store, owner, id).await;
+        }
+        assert_eq!(ended(store).await.unwrap().0, "a");
+        for (owner, id) in [("c", "1"), ("c", "2"), ("b", "2"), ("a", "5"), ("c", "3")] {
+            submit(store, owner, id).await;
+        }
+        let mut told = Vec::new();
+        for owner in ["a", "b", "c"] {
+            let waiting = store.jobs(owner, Some(State::Queued), None, 9).await.unwrap();
+            told.extend(waiting.into_iter().map(|job| (job.ahead.unwrap(), (job.owner, job.id))));
+        }
+        told.sort();
+        assert_eq!(told.iter().map(|(ahead, _)| *ahead).collect::<Vec<_>>(), (0..9).collect::<Vec<_>>());
+        for (_, expected) in told {
+            assert_eq!(ended(store).await, Some(expected));
+        }
+        // While one of his is under way, somebody else comes first.
+        for id in ["6", "7", "8"] {
+            submit(store, "a", id).await;
+        }
+        lease(store, "s").await.unwrap();
+        assert_eq!(submit(store, "d", "1").await.ahead, Some(0));
+        assert_eq!(store.job("a", "7").await.unwrap().unwrap().ahead, Some(1));
+    }
+}
+
+#[tokio::test]
+async fn a_job_whose_version_nobody_serves_is_in_nobodys_way_and_ends_some_day() {
+    for place in stores().await {
+        let store = &place.store;
+        let [old, new] = ["d1", "d2"].map(|digest| ("shoes".to_owned(), digest.to_owned()));
+        let left = submit(store, "me", "old").await;
+        let begun = submit(store, "me", "begun").await;
+        assert_eq!(lease(store, "dead").await.unwrap().job.number, left.number);
+        store.pass(Duration::from_secs(181));
+        let order = Order { digest: new.1.clone(), ..order("new") };
+        let Submitted::New(job) = store.submit("me", &order, 9).await.unwrap() else { panic!() };
+        assert_eq!(job.ahead, Some(0), "nobody serves what came before it");
+        store.serve(std::slice::from_ref(&old)).await.unwrap();
+        assert_eq!(store.job("me", "new").await.unwrap().unwrap().ahead, Some(1));
+        store.pass(Duration::from_secs(3590));
+        store.serve(std::slice::from_ref(&new)).await.unwrap();
+        assert_eq!(store.give_up_unserved().await.unwrap(), []);
+        store.pass(Duration::from_secs(20));
+        let given_up: Vec<_> = store.give_up_unserved().await.unwrap().iter().map(|job| job.number).collect();
+        assert_eq!(given_up, [left.number, begun.number]);
+        for number in given_up {
+            let job = store.by_number(number).await.unwrap().unwrap();
+            assert_eq!((job.state, job.error.unwrap().code.as_str()), (State::Failed, "model_changed"));
+        }
+        assert_eq!(state(store, job.number).await, State::Queued);
+        assert!(lease(store, "s").await.is_none());
+    }
+}
+
 #[tokio::test]
 async fn a_cancelled_job_is_nobodys_and_stays_so() {
     for place in stores().await {
