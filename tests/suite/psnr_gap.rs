@@ -53,9 +53,13 @@ impl Side {
 
     /// PNGs in folders that are named as the classes; the order of the images is that of these names.
     fn archive(&self, classes: &[&str]) -> Vec<u8> {
+        self.zipped(|i| format!("{}/{i:03}.png", classes[self.labels[i] as usize]))
+    }
+
+    fn zipped(&self, name: impl Fn(usize) -> String) -> Vec<u8> {
         let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-        for (i, (pixels, &label)) in self.pixels.chunks_exact(PIXELS).zip(&self.labels).enumerate() {
-            let name = format!("{}/{i:03}.png", classes[label as usize]);
+        for (i, pixels) in self.pixels.chunks_exact(PIXELS).enumerate() {
+            let name = name(i);
             archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
             let image = image::GrayImage::from_raw(32, 32, pixels.to_vec()).unwrap();
             let mut png = std::io::Cursor::new(Vec::new());
@@ -109,16 +113,19 @@ fn the_numbers_are_the_trainers_own() {
     assert_eq!(told["timesteps"], json!(gap.timesteps));
     close(&told["gap"], gap.gap);
     close(&told["unclipped"], gap.unclipped);
+    let both = |told: &Value, expected: [f64; 2]| (0..2).for_each(|i| close(&told[i], expected[i]));
+    both(&told["interval"], gap.interval);
+    both(&told["unclipped_interval"], gap.unclipped_interval);
     for (told, side) in [(&told["train"], &gap.train), (&told["test"], &gap.test)] {
         assert_eq!(told["images"], json!(side.images));
         close(&told["mean"], side.mean);
+        both(&told["interval"], side.interval);
         assert_eq!(numbers(&told["curve"]).len(), side.curve.len());
         for (told, expected) in told["curve"].as_array().unwrap().iter().zip(&side.curve) {
             close(told, *expected);
         }
         for (told, expected) in told["intervals"].as_array().unwrap().iter().zip(&side.intervals) {
-            close(&told[0], expected[0]);
-            close(&told[1], expected[1]);
+            both(told, *expected);
         }
     }
     assert_eq!((&body["psnr"], &body["b64_json"]), (&Value::Null, &Value::Null));
@@ -167,6 +174,24 @@ fn archives_and_forms_are_the_same_images() {
     });
     let floats = measure(server, asked(floats)).ok().json();
     assert_eq!(floats["psnr"]["curve"], body["gap"]["train"]["curve"]);
+}
+
+/// A folder of 8.png, 9.png, 10.png, … is read as 10, 11, …, 8, 9 by name, and written as its program pleases.
+#[test]
+fn labels_of_an_archive_belong_to_its_names_or_to_nobody() {
+    let server = TestServer::shared();
+    let (_, [train, _], _) = reference();
+    let measure = |archive: &[u8]| {
+        let fields = json!({"train": STANDARD.encode(archive), "test": null, "test_labels": null});
+        measure(server, asked(fields))
+    };
+    let numbered = measure(&train.zipped(|i| format!("{}.png", i + 8)));
+    let said = numbered.refused(422, "invalid_value", Some("train_labels"));
+    assert!(said.contains("`15.png` comes before `8.png`, and in the archive it comes after"), "{said}");
+    let padded = measure(&train.zipped(|i| format!("{:02}.png", i + 8))).ok().json();
+    let array = self::measure(server, asked(json!({"test": null, "test_labels": null}))).ok().json();
+    assert_eq!(padded["psnr"], array["psnr"]);
+    assert_eq!(padded["about"]["labels"], json!(["class"]));
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub struct ImageSet {
     pub sent: usize,
     /// Whether they were taken in even steps, and not from the beginning.
     spread: bool,
+    /// Two names of an archive that follow each other, and are the other way round in it; none where all are in it as they
+    /// are named.
+    pub swapped: Option<[String; 2]>,
 }
 
 /// What is wanted of a set.
@@ -88,7 +91,7 @@ impl ImageSet {
         let len = sent.min(wanted.images);
         let values = pixels[..len * elements].iter().map(|&pixel| value(pixel)).collect();
         let labels = labels.map(|labels| labels[..len.min(labels.len())].to_vec());
-        Self { values, labels, len, sent, spread: false }
+        Self { values, labels, len, sent, spread: false, swapped: None }
     }
 
     /// The place of each image among those that were sent.
@@ -140,7 +143,7 @@ impl ImageSet {
                 images.flat_map(|pixels| planar(pixels, channels)).collect()
             }
         };
-        Ok(Self { values, labels: None, len, sent, spread: false })
+        Ok(Self { values, labels: None, len, sent, spread: false, swapped: None })
     }
 
     /// From an archive of PNGs.
@@ -190,7 +193,9 @@ impl ImageSet {
             )),
             _ => {
                 let labels = labels.into_iter().collect();
-                Ok(Self { values, labels, len, sent: names.len(), spread: true })
+                let swapped = names.windows(2).find(|pair| pair[0].1 > pair[1].1);
+                let swapped = swapped.map(|pair| [0, 1].map(|i| shortened(&pair[i].0)));
+                Ok(Self { values, labels, len, sent: names.len(), spread: true, swapped })
             }
         }
     }

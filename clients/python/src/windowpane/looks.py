@@ -110,7 +110,7 @@ class Jacobian:
     """What was looked at, and what was differentiated."""
     dimension: int
     singular_values: Array = field(repr=False)
-    """The largest first: all of them, or the largest `k`."""
+    """The largest first: all of them, or `k`, of which the first `converged` are the largest."""
     right: Array = field(repr=False)
     """`[k, channels, height, width]`: directions of the image."""
     left: Array = field(repr=False)
@@ -120,7 +120,8 @@ class Jacobian:
     band: Array = field(repr=False)
     """`[k]`: that ring, in cycles along the image."""
     residuals: Array | None = field(repr=False)
-    """Of `top-k`: how far each singular value may be off."""
+    """Of `top-k`: within what distance of each there is a singular value of the matrix, which beyond the first `converged` need
+    not be the one of that rank."""
     converged: int | None
     """Of `top-k`: the first so many are as exact as was asked."""
     iterations: int | None

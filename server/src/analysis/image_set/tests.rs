@@ -63,6 +63,9 @@ fn pixels_floats_and_pictures_are_the_same_set() {
     let files = [("b.png", picture(&pixels[24..])), ("a.png", picture(&pixels[..24]))];
     let zipped = read(&archive(&files), 300).unwrap();
     assert_eq!((zipped.values, zipped.labels), (set.values.clone(), None), "in order of name");
+    assert_eq!(zipped.swapped, Some(["a.png", "b.png"].map(str::to_owned)));
+    let sorted = read(&archive(&[files[1].clone(), files[0].clone()]), 300).unwrap();
+    assert_eq!((sorted.values, sorted.swapped), (set.values.clone(), None));
     let first = read(&npy("|u1", "(2, 4, 6)", &pixels), 1).unwrap();
     assert_eq!((first.len, first.sent, first.values.as_slice()), (1, 2, &set.values[..24]));
 }

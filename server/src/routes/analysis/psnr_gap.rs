@@ -222,7 +222,14 @@ fn classes(field: &str, labels: &[ClassRef], set: &ImageSet, card: &Card) -> Res
             "`{field}`: the folders of the archive name the classes already; leave one of them out"
         )));
     }
-    // Labels belong to the images as they were sent, in their order.
+    // Labels belong to the images as they were sent, in their order; those of an archive are taken by name, so that nobody has
+    // to know in which order a program writes a folder.
+    if let Some([first, second]) = &set.swapped {
+        return Err(wrong(format!(
+            "`{field}` go with the files of the archive in order of name, where `{first}` comes before `{second}`, and in the \
+             archive it comes after: number them with as many digits each, or let folders name the classes"
+        )));
+    }
     if labels.len() != set.sent {
         return Err(wrong(format!(
             "`{field}` has {} labels, expected one for each of {} images",

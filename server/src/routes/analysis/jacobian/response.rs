@@ -44,11 +44,12 @@ pub struct JacobianResponse {
     /// Values of an image: rows and columns of the matrix.
     #[schema(example = 784)]
     pub dimension: usize,
-    /// Singular values, the largest first: all of them, or the largest `k`.
+    /// Singular values, the largest first: all of them, or `k`, of which the first `converged` are the largest.
     pub singular_values: Vec<f64>,
     /// How harmonic the first `k` right singular vectors are.
     pub harmonicity: Vec<HarmonicityObject>,
-    /// Of `top-k`: how far each singular value may be off; null of `full`.
+    /// Of `top-k`: within what distance of each there is a singular value of the matrix, which beyond the first `converged` need
+    /// not be the one of that rank; null of `full`.
     #[schema(required)]
     pub residuals: Option<Vec<f64>>,
     /// Of `top-k`: the first so many are as exact as was asked.

@@ -35,7 +35,8 @@ pub struct PsnrGapRequest {
     /// Images that were not, in the same forms.
     #[schema(content_encoding = "base64")]
     pub test: Option<String>,
-    /// The class of each image of `train`, by index or name. Without, and without folders, the network is told no class.
+    /// The class of each image of `train`, by index or name; of an archive in order of name, in which its files must be in it too.
+    /// Without, and without folders, the network is told no class.
     #[schema(value_type = Option<Vec<ClassRef>>)]
     pub train_labels: Option<Vec<ClassRef>>,
     /// The class of each image of `test`.
