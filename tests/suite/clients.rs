@@ -86,9 +86,18 @@ fn a_client_that_dawdles_is_hung_up_on() {
     let answer = server.raw(head.as_bytes());
     assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("body_timeout"), "{answer}");
     assert!(start.elapsed() < Duration::from_secs(20), "it was waited for");
-    // And a body that is cut short.
-    let stream = open(&server, &head);
+    // And a body that is cut short, for which there would be half a minute.
+    let (stream, start) = (open(&heads, &head), Instant::now());
+    // The scrape itself is one.
+    let under_way = || {
+        let scrape = heads.get("/metrics").ok();
+        let text = scrape.text();
+        text.lines().find_map(|line| line.strip_prefix("windowpane_requests_in_flight ")).unwrap().to_owned()
+    };
+    heads.until("it has begun", || under_way() == "2");
     stream.shutdown(std::net::Shutdown::Both).unwrap();
+    heads.until("nobody waits for the rest of it", || under_way() == "1");
+    assert!(start.elapsed() < Duration::from_secs(20), "it was waited for");
     // Both serve on; on a busy machine not everybody is quick enough for them.
     for server in [&heads, &server] {
         let (url, body) = (server.url() + IMAGES, json!({"prompt": "ring", "steps": 1}));

@@ -21,6 +21,7 @@ pub(crate) fn run() -> Result<()> {
         environment = Some(setup::ensure(&test::NEEDS)?);
         passed()
     });
+    report.check("PostgreSQL", || Ok(postgres(environment.as_ref())));
     // What takes a second comes first: a missing blank is not worth ten minutes' wait.
     report.check("formatting", || {
         process::run(&mut process::cargo(["fmt", "--all", "--check"]))?;
@@ -62,6 +63,16 @@ fn with(
     };
     check(environment)?;
     passed()
+}
+
+/// Whether the tests of what servers share will run on one: without, they are passed over.
+fn postgres(environment: Option<&Environment>) -> Outcome {
+    match environment.and_then(|environment| environment.get("WINDOWPANE_TEST_POSTGRES")) {
+        Some(folder) => Outcome::Passed(format!("its programs are in {}", folder.display())),
+        None => Outcome::NotRun(
+            "NO TEST RUNS ON POSTGRESQL: there is none here (`apt-get install postgresql`)".to_owned(),
+        ),
+    }
 }
 
 /// `deny.toml` holds the arrows too, and the licences and sources of all that we build on.

@@ -14,6 +14,18 @@ fn functions_of_elements() {
     check("a layer norm of a list", &[6], |case, x| case.add("y", Op::LayerNorm { epsilon: 0.1 }, &[x]));
 }
 
+/// Through f16 the products themselves are rounded, in autograd as in ours.
+#[test]
+fn other_types_on_the_way() {
+    for lead in LEADING {
+        check_within(2e-3, "there and back", &[lead, 2, 5], |case, x| {
+            let half = case.add("half", Op::Cast(Dtype::F16), &[x]);
+            let back = case.add("back", Op::Cast(Dtype::F32), &[half]);
+            case.add("y", Op::Sin, &[back])
+        });
+    }
+}
+
 #[test]
 fn sums_and_products_broadcast() {
     for lead in LEADING {
