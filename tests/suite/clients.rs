@@ -89,14 +89,14 @@ fn a_client_that_dawdles_is_hung_up_on() {
     // And a body that is cut short, for which there would be half a minute.
     let (stream, start) = (open(&heads, &head), Instant::now());
     // The scrape itself is one.
-    let under_way = || {
-        let scrape = heads.get("/metrics").ok();
-        let text = scrape.text();
-        text.lines().find_map(|line| line.strip_prefix("windowpane_requests_in_flight ")).unwrap().to_owned()
+    let under_way = |count: usize| {
+        let line = format!("\nwindowpane_requests_in_flight {count}\n");
+        let scrape = heads.elsewhere("GET", &format!("{}/metrics", heads.url()), None);
+        scrape.is_ok_and(|scrape| scrape.text().contains(&line))
     };
-    heads.until("it has begun", || under_way() == "2");
+    heads.until("it has begun", || under_way(2));
     stream.shutdown(std::net::Shutdown::Both).unwrap();
-    heads.until("nobody waits for the rest of it", || under_way() == "1");
+    heads.until("nobody waits for the rest of it", || under_way(1));
     assert!(start.elapsed() < Duration::from_secs(20), "it was waited for");
     // Both serve on; on a busy machine not everybody is quick enough for them.
     for server in [&heads, &server] {

@@ -194,8 +194,9 @@ impl Worker {
     /// Where the device has no memory for the tick, the next ones are smaller.
     fn shrink(&self, error: &EngineError) {
         if matches!(error, EngineError::OutOfMemory(_)) {
-            // A larger tick runs in pieces: only one that is smaller than those makes calls smaller.
-            let (rows, time) = self.queue.shrink(self.batch.rows().min(self.config.piece));
+            // A larger tick runs in even pieces: only one that is smaller than those makes calls smaller.
+            let pieces = self.batch.rows().div_ceil(self.config.piece.max(1)).max(1);
+            let (rows, time) = self.queue.shrink(self.batch.rows().div_ceil(pieces));
             let (model, seconds) = (self.config.model.as_str(), time.as_secs());
             tracing::warn!(
                 model,

@@ -110,7 +110,7 @@ pub enum CheckError {
 }
 
 /// Runs a few rows alone and then in batches, everywhere in them and in different company, and compares; and times every
-/// size, which also warms the runtime for the first request. Every call takes its turn with the models that already
+/// size. Every call takes its turn with the models that already
 /// serve from this device: they wait for no more than one, and what is timed is the call and not the waiting.
 pub fn measure(
     engine: &mut dyn Denoiser,

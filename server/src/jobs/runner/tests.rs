@@ -124,6 +124,21 @@ async fn what_a_dead_server_left_is_taken_up_behind_its_last_piece() {
     assert_eq!(leases.iter().map(|lease| lease.3.as_str()).collect::<Vec<_>>(), ["lost", "finished"]);
 }
 
+/// After a weekend on which every server was down, the first that is back knows nothing of the others' versions.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_has_watched_for_a_while_gives_up_what_nobody_serves() {
+    let place = sqlite().await;
+    let order = Order { digest: "of old".to_owned(), ..order("old") };
+    let Submitted::New(job) = place.store.submit("me", &order, 9).await.unwrap() else { panic!() };
+    place.store.pass(Duration::from_secs(200_000));
+    let server = Server::on(&place);
+    let state = async || place.store.by_number(job.number).await.unwrap().unwrap().state;
+    upkeep::round(&server.app, &server.jobs, false).await.unwrap();
+    assert_eq!(state().await, State::Queued);
+    upkeep::round(&server.app, &server.jobs, true).await.unwrap();
+    assert_eq!(state().await, State::Failed);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_leaves_leaves_its_work_to_others_at_once() {
     let place = sqlite().await;

@@ -2,21 +2,27 @@
 //! serves, and count what there is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::served;
-use crate::app::App;
+use crate::app::{App, Phase};
 use crate::jobs::Jobs;
 use crate::jobs::store::StoreError;
 
 /// Time between two rounds.
 const ROUND: Duration = Duration::from_secs(5);
 
+/// Time for which this server has served without a break before it says that nobody has a version: after an outage of all of them
+/// the others come back as well, and this one may be the first.
+const WATCH: Duration = Duration::from_secs(3600);
+
 /// Makes its rounds until the server leaves.
 pub(super) async fn keep_up(app: App, jobs: Arc<Jobs>) {
-    let mut leaving = jobs.leaving();
+    let (mut leaving, mut ready) = (jobs.leaving(), None);
     loop {
-        if let Err(error) = round(&app, &jobs).await {
+        ready = (app.phase() == Phase::Ready).then(|| ready.unwrap_or_else(Instant::now));
+        let has_watched = ready.is_some_and(|since| since.elapsed() >= WATCH);
+        if let Err(error) = round(&app, &jobs, has_watched).await {
             tracing::warn!(%error, "the store of jobs does not answer; trying on");
         }
         tokio::select! {
@@ -26,14 +32,16 @@ pub(super) async fn keep_up(app: App, jobs: Arc<Jobs>) {
     }
 }
 
-async fn round(app: &App, jobs: &Jobs) -> Result<(), StoreError> {
+/// One round; `has_watched`: this server would know if anybody came back.
+pub(super) async fn round(app: &App, jobs: &Jobs, has_watched: bool) -> Result<(), StoreError> {
     // First of all: it makes room where there is none.
     let forgotten = jobs.store().expire().await?;
     if forgotten > 0 {
         tracing::info!(jobs = forgotten, "jobs are forgotten: they have been kept for long enough");
     }
     jobs.store().serve(&served(app)).await?;
-    for job in jobs.store().give_up_unserved().await? {
+    let given_up = if has_watched { jobs.store().give_up_unserved().await? } else { Vec::new() };
+    for job in given_up {
         tracing::warn!(
             job = job.id,
             model = job.model,

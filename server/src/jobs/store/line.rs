@@ -106,12 +106,11 @@ async fn ahead(
 impl Standing {
     /// Turns that they have before somebody else's job with so many of his own before it.
     fn turns_before(&self, other: &Self, before: i64) -> i64 {
-        let first = i64::from(self.compare(other) == Ordering::Less);
-        (before + first + other.running - self.running).clamp(0, self.waiting)
-    }
-
-    /// Who goes first, of two who have as many under way.
-    fn compare(&self, other: &Self) -> Ordering {
-        (self.leased, self.oldest).cmp(&(other.leased, other.oldest))
+        let is_first = match self.running.cmp(&other.running) {
+            Ordering::Equal => (self.leased, self.oldest) < (other.leased, other.oldest),
+            // Whoever has fewer under way goes first until both have as many, and then had the latest turn.
+            fewer => fewer == Ordering::Greater,
+        };
+        (before + i64::from(is_first) + other.running - self.running).clamp(0, self.waiting)
     }
 }

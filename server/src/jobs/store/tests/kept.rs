@@ -264,13 +264,15 @@ async fn a_store_is_opened_by_many_at_once_and_keeps_what_it_has() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Sqlite(folder.path().join("new.sqlite"));
     let opened = (0..6).map(|_| Store::open(&place, Duration::from_secs(1)));
-    futures::future::join_all(opened).await.into_iter().for_each(|store| _ = store.unwrap());
+    let stores: Vec<Store> =
+        futures::future::join_all(opened).await.into_iter().map(Result::unwrap).collect();
     // What is in them is nobody else's to read.
     #[cfg(unix)]
     for file in std::fs::read_dir(folder.path()).unwrap() {
         let mode = std::os::unix::fs::PermissionsExt::mode(&file.unwrap().metadata().unwrap().permissions());
         assert_eq!(mode & 0o077, 0, "{mode:o}");
     }
+    drop(stores);
     let nowhere = Place::Sqlite("/proc/nowhere/jobs.sqlite".into());
     assert!(matches!(Store::open(&nowhere, Duration::from_secs(1)).await, Err(StoreError::Folder(_))));
 }

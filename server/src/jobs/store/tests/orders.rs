@@ -117,9 +117,18 @@ async fn a_job_is_told_the_place_that_it_has() {
         for id in ["6", "7", "8"] {
             submit(store, "a", id).await;
         }
-        lease(store, "s").await.unwrap();
-        assert_eq!(submit(store, "d", "1").await.ahead, Some(0));
-        assert_eq!(store.job("a", "7").await.unwrap().unwrap().ahead, Some(1));
+        let held = lease(store, "s").await.unwrap();
+        for id in ["1", "2", "3"] {
+            submit(store, "d", id).await;
+        }
+        let expected = [("d", "1"), ("a", "7"), ("d", "2"), ("a", "8"), ("d", "3")];
+        for ((owner, id), ahead) in expected.into_iter().zip(0..) {
+            assert_eq!(store.job(owner, id).await.unwrap().unwrap().ahead, Some(ahead), "{owner} {id}");
+        }
+        store.finish(held.job.number, held.token, &product(b"x")).await.unwrap().unwrap();
+        for (owner, id) in expected {
+            assert_eq!(ended(store).await, Some((owner.to_owned(), id.to_owned())));
+        }
     }
 }
 
