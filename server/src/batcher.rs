@@ -265,16 +265,31 @@ impl Batcher {
 
     /// Admits a request, whole or not at all.
     pub fn submit(&self, request: Request) -> Result<Ticket, SubmitError> {
-        let units = request.units.len();
-        let cancelled = Arc::new(AtomicBool::new(false));
+        self.submit_under(request, Canceller::default())
+    }
+
+    /// The same of one that can be cancelled before anybody knows that it is admitted.
+    pub fn submit_under(&self, request: Request, canceller: Canceller) -> Result<Ticket, SubmitError> {
+        let (units, Canceller(cancelled)) = (request.units.len(), canceller);
         let (events, eta) = self.queue.submit(request, &cancelled).map_err(|error| self.ended(error))?;
         Ok(Ticket { events, cancelled, units, left: units, eta })
     }
 
     /// Admits a study, which then asks for its units one by one.
     pub fn study(&self, request: StudyRequest) -> Result<StudyTicket, SubmitError> {
+        self.study_under(request, Canceller::default())
+    }
+
+    /// The same of one that can be cancelled before anybody knows that it is admitted.
+    pub fn study_under(
+        &self,
+        request: StudyRequest,
+        canceller: Canceller,
+    ) -> Result<StudyTicket, SubmitError> {
         let (id, eta) = self.queue.study(request).map_err(|error| self.ended(error))?;
-        Ok(StudyTicket::new(Arc::clone(&self.queue), Arc::clone(&self.died), id, request.deadline, eta))
+        let ticket =
+            StudyTicket::new(Arc::clone(&self.queue), Arc::clone(&self.died), id, request.deadline, eta);
+        Ok(ticket.under(canceller))
     }
 
     /// Why nothing is admitted: a worker that has ended may have died.

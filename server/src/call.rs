@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::app::requests::Registered;
 use crate::app::{App, Job, Room, shutting_down};
 use crate::batcher::admission::whole_seconds;
-use crate::batcher::{Event, Request, Sample, SampleError, SubmitError, Ticket};
+use crate::batcher::{Canceller, Event, Request, Sample, SampleError, SubmitError, Ticket};
 use crate::error::{ApiError, Cause};
 use crate::keys::Identity;
 use crate::middleware::request_id::RequestId;
@@ -171,8 +171,11 @@ impl Call {
             reproducible: self.reproducible,
             units,
         };
-        let ticket = model.batcher.submit(request).map_err(|error| refused(&error, self.timeout))?;
-        let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
+        // Known by its id first: whoever sees that it is under way can cancel it.
+        let canceller = Canceller::default();
+        let registered = app.requests().register(self.id, self.identity.caller, canceller.clone());
+        let admitted = model.batcher.submit_under(request, canceller);
+        let ticket = admitted.map_err(|error| refused(&error, self.timeout))?;
         Ok(Running { ticket, model: Arc::clone(model), registered, job })
     }
 }

@@ -139,6 +139,12 @@ impl StudyTicket {
         self.eta
     }
 
+    /// Cancelled by whoever has this.
+    pub(super) fn under(mut self, Canceller(cancelled): Canceller) -> Self {
+        self.cancelled = cancelled;
+        self
+    }
+
     /// A handle that cancels it.
     pub fn canceller(&self) -> Canceller {
         Canceller(Arc::clone(&self.cancelled))

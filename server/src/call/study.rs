@@ -12,8 +12,8 @@ use crate::analysis::{Study, StudyError};
 use crate::app::requests::Registered;
 use crate::app::workbench::Workbench;
 use crate::app::{App, Job};
-use crate::batcher::SampleError;
 use crate::batcher::study::{StudyRequest, StudyTicket};
+use crate::batcher::{Canceller, SampleError};
 use crate::error::{ApiError, Cause};
 use crate::model::Model;
 
@@ -58,8 +58,10 @@ impl Call {
         let job = self.begin(app, model)?;
         let deadline = self.timeout.map(|timeout| self.arrived + timeout);
         let request = StudyRequest { caller: self.identity.caller, deadline, effort: study.effort() };
-        let ticket = model.batcher.study(request).map_err(|error| refused(&error, self.timeout))?;
-        let registered = app.requests().register(self.id, self.identity.caller, ticket.canceller());
+        let canceller = Canceller::default();
+        let registered = app.requests().register(self.id, self.identity.caller, canceller.clone());
+        let admitted = model.batcher.study_under(request, canceller);
+        let ticket = admitted.map_err(|error| refused(&error, self.timeout))?;
         Ok(Studying {
             ticket,
             bench: app.workbench(self.identity.caller),
