@@ -12,12 +12,15 @@ use crate::error::{ApiError, Cause};
 use crate::model::Card;
 use crate::spec::{MAX_SIDE, MOST_NOISE, unwrapped};
 
+/// How far a value may lie beyond its range.
+const ROUNDING: f32 = 1e-5;
+
 /// An uploaded picture or array as the model's values.
 pub(super) fn image_of(file: &str, resize: bool, card: &Card) -> Result<Vec<f32>, ApiError> {
     let bytes = unwrapped("image", file)?;
     if picture::size(&bytes).is_none() {
         if bytes.starts_with(b"\x93NUMPY") {
-            return array_in("image", &bytes, card);
+            return array_in("image", &bytes, card.manifest.value_range, card);
         }
         let message =
             "`image` is neither a PNG nor a .npy; expected one of them, in base64 where the body is JSON";
@@ -64,10 +67,11 @@ fn resized(from: Picture, [width, height]: [usize; 2]) -> Picture {
 
 /// An uploaded array in base64.
 pub(super) fn array_of(field: &str, file: &str, card: &Card) -> Result<Vec<f32>, ApiError> {
-    array_in(field, &unwrapped(field, file)?, card)
+    array_in(field, &unwrapped(field, file)?, [-MOST_NOISE, MOST_NOISE], card)
 }
 
-fn array_in(field: &str, bytes: &[u8], card: &Card) -> Result<Vec<f32>, ApiError> {
+/// An array whose values are from `low` to `high`.
+fn array_in(field: &str, bytes: &[u8], [low, high]: [f32; 2], card: &Card) -> Result<Vec<f32>, ApiError> {
     let [channels, height, width] = card.shape();
     let elements = channels * height * width;
     let invalid = |what: &dyn std::fmt::Display| {
@@ -78,8 +82,12 @@ fn array_in(field: &str, bytes: &[u8], card: &Card) -> Result<Vec<f32>, ApiError
     if shape != [channels, height, width] && shape != [1, channels, height, width] {
         return Err(invalid(&format_args!("its shape is {shape:?}")));
     }
-    match values.iter().position(|value| value.abs() > MOST_NOISE) {
-        Some(place) => Err(invalid(&format_args!("value {place} is beyond {MOST_NOISE} in magnitude"))),
+    // What rounding makes of the ends is no mistake.
+    match values.iter().position(|&value| !(low - ROUNDING..=high + ROUNDING).contains(&value)) {
+        Some(place) => {
+            let value = values[place];
+            Err(invalid(&format_args!("value {place} is {value}, which is not within {low} to {high}")))
+        }
         None => Ok(values),
     }
 }

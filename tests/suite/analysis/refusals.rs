@@ -60,7 +60,13 @@ fn a_wrong_look_is_told_what_is_accepted() {
             "x_t",
             "value 0 is not a finite number",
         ),
-        (at(json!({"x_t": array(&[1, 32, 32], 1001.0)})), "invalid_value", "x_t", "beyond 1000"),
+        (at(json!({"x_t": array(&[1, 32, 32], 1001.0)})), "invalid_value", "x_t", "not within -1000 to 1000"),
+        (
+            at(json!({"image": array(&[1, 32, 32], -1.5)})),
+            "invalid_value",
+            "image",
+            "value 0 is -1.5, which is not within -1 to 1",
+        ),
         (
             at(json!({"x_t": STANDARD.encode(lying)})),
             "invalid_value",
