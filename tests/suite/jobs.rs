@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sqlx::AnyConnection;
 use sqlx::Row as _;
@@ -87,6 +89,11 @@ impl Servers {
 
     fn job(&self, id: &str) -> Value {
         self.ask(0, "GET", &format!("/v1/jobs/{id}"), None).ok().json()
+    }
+
+    /// How much of a job is done.
+    fn done(&self, id: &str) -> u64 {
+        self.job(id)["progress"]["done"].as_u64().unwrap()
     }
 
     /// Waits for the end of a job, and fetches what came of it.
@@ -177,6 +184,54 @@ fn killed_twenty_times(jobs: &str, count: usize) {
         "{KILLS} kills, {lost} leases lost, {} jobs, each with one result; {calls} calls for {pieces} pieces",
         record.len()
     );
+}
+
+/// A few seconds of a PSNR gap: of each timestep sixteen images, which are a piece.
+fn gap(timesteps: usize) -> Value {
+    const IMAGES: usize = 16;
+    let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({IMAGES}, 32, 32), }}");
+    let header = format!("{header:<117}\n");
+    let pixels = (0..IMAGES * 32 * 32).map(|i| (i * 7 % 251) as u8).collect();
+    let head = [b"\x93NUMPY\x01\x00".to_vec(), (header.len() as u16).to_le_bytes().to_vec()].concat();
+    let train = STANDARD.encode([head, header.into_bytes(), pixels].concat());
+    let request = json!({"model": "tiny", "train": train, "timesteps": timesteps, "output_format": "csv"});
+    json!({"kind": "psnr-gap", "request": request})
+}
+
+/// Three times in the middle; each time whoever takes it up begins behind the timesteps that were committed.
+#[test]
+fn a_psnr_gap_survives_kills_on_a_file() {
+    const TIMESTEPS: usize = 150;
+    const KILLS: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = format!("sqlite:{}", folder.path().join("jobs.sqlite").display());
+    let mut servers = Servers::on(&jobs, 1);
+    let put = |servers: &Servers, id: &str| {
+        let answer = servers.ask(0, "PUT", &format!("/v1/jobs/{id}"), Some(&gap(TIMESTEPS)));
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    };
+    put(&servers, "gap");
+    let mut last = 0;
+    for kill in 0..KILLS {
+        // Some timesteps further than where the last one ended, so that it is under way.
+        let start = Instant::now();
+        while servers.done("gap") < last + 12 {
+            assert!(start.elapsed() < PATIENCE, "nobody goes on after {kill} kills: {}", servers.job("gap"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        last = servers.done("gap");
+        servers.kill(0);
+    }
+    let result = servers.result("gap");
+    put(&servers, "calm");
+    assert!(result == servers.result("calm"), "the gap is another than one that nobody disturbed");
+    let record = TestServer::shared().block_on(record(&jobs));
+    let (leases, pieces) = record.values().next().unwrap();
+    assert_eq!(pieces.len(), TIMESTEPS);
+    let (outcomes, firsts): (Vec<_>, Vec<_>) =
+        leases.iter().map(|(_, first, outcome)| (outcome.as_str(), *first)).unzip();
+    assert_eq!(outcomes, ["lost", "lost", "lost", "finished"]);
+    assert!(firsts.windows(2).all(|pair| pair[0] < pair[1]), "nothing was kept: {firsts:?}");
 }
 
 #[test]
