@@ -46,6 +46,7 @@ pub mod plan;
 pub mod positions;
 pub mod reference;
 pub mod reopen;
+mod scan;
 mod scatter;
 pub mod shape;
 pub mod single;

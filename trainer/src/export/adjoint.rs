@@ -1,10 +1,11 @@
 //! Reverse mode: which changes of its input a graph's output asks for. From `output` back to `x` the cotangents
 //! `[k l, …]` of every value on the way are appended, one rule an operation (Griewank & Walther 2008, chapter 3), and the
-//! last are Jᵀ·U.
+//! last are Jᵀ·U. Attention in tiles has a rule for the whole of it.
 
 use std::collections::HashMap;
 
 use super::ExportError;
+use super::attention::{Attended, KeyTiles};
 use super::derivative::{Builder, spread};
 use super::graph::{Graph, GraphError, Source, ValueId};
 use super::ops::{Op, Stride};
@@ -13,25 +14,34 @@ use super::shape::{Dim, Shape};
 
 type Built<T> = Result<T, GraphError>;
 
-/// Appends Jᵀ·U: `vectors` are k cotangents of `output` `[l, …]`, `[k l, …]`, and the result those of `x`. Errors: an
-/// operation that depends on `x` in a way that has no derivative here, named.
+/// Appends Jᵀ·U: `vectors` are k cotangents of `output` `[l, …]`, `[k l, …]`, and the result those of `x`. What of the
+/// `attended` between them is in tiles is taken as a whole. Errors: an operation that depends on `x` in a way that has no
+/// derivative here, named.
 pub fn pull_back(
     graph: &mut Graph,
     x: ValueId,
     vectors: ValueId,
     output: ValueId,
+    attended: &[Attended],
 ) -> Result<ValueId, ExportError> {
     let needed = graph.needed_for(&[output]);
     let dependents = graph.dependents(x, &needed);
     let mut backward = Backward {
         builder: Builder::new(graph, &needed),
         asked: HashMap::new(),
-        with_ones: HashMap::new(),
         scatters: Scatters::default(),
     };
+    let in_tiles = attended.iter().filter(|attended| attended.is_in_tiles());
+    let in_tiles: HashMap<ValueId, &Attended> = in_tiles.map(|attended| (attended.out, attended)).collect();
+    let mut tiles = KeyTiles::default();
     backward.asked.insert(output, vec![Share::Whole(vectors)]);
     for &id in dependents.iter().skip(1).rev() {
         let Some(cotangent) = backward.collect(id)? else { continue };
+        if let Some(attended) = in_tiles.get(&id) {
+            let rows = attended.pull_back(&mut backward.builder, &mut tiles, cotangent)?;
+            backward.asked.entry(attended.rows).or_default().push(Share::Whole(rows));
+            continue;
+        }
         let changes = |input: &ValueId| dependents.binary_search(input).is_ok();
         backward.of(id, cotangent, changes)?;
     }
@@ -55,8 +65,6 @@ enum Share {
 struct Backward<'a> {
     builder: Builder<'a>,
     asked: HashMap<ValueId, Vec<Share>>,
-    /// See [`with_ones`](Self::with_ones).
-    with_ones: HashMap<ValueId, ValueId>,
     scatters: Scatters,
 }
 
@@ -230,26 +238,10 @@ impl Backward<'_> {
         let axis = self.builder.shape(u).rank() - 1;
         let sum = self.builder.add(name, "along.sum", Op::Sum { axis }, &[along])?;
         let wide = self.builder.add(name, "wide", Op::Concat { axis }, &[u, sum])?;
-        let ones = self.with_ones(v)?;
+        let ones = self.builder.with_ones(v)?;
         let op = Op::MatMul { transpose_a: false, transpose_b: true };
         let centred = self.builder.add(name, "centred", op, &[wide, ones])?;
         self.builder.gathered(centred, &own, name, "gathered")
-    }
-
-    /// `[v, 1]`, made once.
-    fn with_ones(&mut self, v: ValueId) -> Built<ValueId> {
-        if let Some(&ones) = self.with_ones.get(&v) {
-            return Ok(ones);
-        }
-        let (name, dtype) = (self.builder.name(v), self.builder.graph.ty(v).dtype);
-        let (axis, width) = (self.builder.shape(v).rank() - 1, self.builder.width(v));
-        let column = (0..=width).map(|i| if i == width { 1.0 } else { 0.0 }).collect();
-        let column =
-            self.builder.graph.floats(&format!("{name}.ones.column"), dtype, &[width + 1], column)?;
-        let wide = self.builder.add(&name, "ones.wide", Op::Pad { axis, before: 0, after: 1 }, &[v])?;
-        let ones = self.builder.add(&name, "ones", Op::Add, &[wide, column])?;
-        self.with_ones.insert(v, ones);
-        Ok(ones)
     }
 
     /// Cotangents `u` of a result, of shape `shape`, as those of an operand of shape `own` that was broadcast to it.

@@ -11,6 +11,9 @@
 //! Both axes of a window are independent, so indices and biases are written as a part for rows and a part for
 //! columns, whose sum the runtime computes once, at load: a graph holds kilobytes of them, not megabytes.
 
+mod key_tiles;
+mod reverse;
+
 use std::ops::Range;
 
 use windowpane_diffusion::{Grid, Plan, Tile, TilePlan, Window};
@@ -18,6 +21,8 @@ use windowpane_diffusion::{Grid, Plan, Tile, TilePlan, Window};
 use super::graph::{Graph, GraphError, ValueId};
 use super::ops::Op;
 use super::shape::{Dim, Dtype, Shape};
+
+pub use key_tiles::KeyTiles;
 
 /// What all attention layers of a network share.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +42,8 @@ pub struct Heads {
 /// A window with its plan as values of a graph. Layers of one window share them.
 #[derive(Debug, Clone)]
 pub struct WindowValues {
+    window: Window,
+    plan: Plan,
     tiles: usize,
     queries: usize,
     /// Heads that are computed together, in order.
@@ -62,13 +69,31 @@ struct HeadGroup {
     value_rows: ValueId,
 }
 
-/// What attention comes to.
+/// An attention operation in a graph.
 #[derive(Debug, Clone)]
 pub struct Attended {
-    /// `[n, tokens, heads, head_dim]`.
+    /// What it comes to, `[n, tokens, heads, head_dim]`.
     pub out: ValueId,
-    /// What the queries of each group of heads see of their keys, `[n, group, tiles, queries, keys]`.
-    pub probabilities: Vec<ValueId>,
+    /// Queries, keys and values of all tokens, `[n, tokens * 3 * heads, head_dim]`.
+    pub rows: ValueId,
+    /// What it comes to by groups of heads, in order.
+    groups: Vec<AttendedGroup>,
+    window: Window,
+    plan: Plan,
+    heads: Heads,
+}
+
+/// Attention of heads that are computed together, in the tiles' own order.
+#[derive(Debug, Clone, Copy)]
+struct AttendedGroup {
+    /// `[n, group, tiles, keys, head_dim]`.
+    keys: ValueId,
+    /// The same.
+    values: ValueId,
+    /// `[n, group, tiles, queries, keys]`.
+    probabilities: ValueId,
+    /// `[n, group, tiles, queries, head_dim]`.
+    out: ValueId,
 }
 
 /// A window's tiles along one axis of the grid.
@@ -135,7 +160,7 @@ impl WindowValues {
             Ok(HeadGroup { prefix, query_rows, key_rows, value_rows })
         });
         let groups = groups.collect::<Result<Vec<_>, GraphError>>()?;
-        let output_rows = sum.output_rows(&rows, &cols, heads)?;
+        let output_rows = sum.output_rows(&rows, &cols, heads.grid, heads.heads)?;
         let bias = if window.covers(heads.grid) {
             None
         } else {
@@ -143,7 +168,7 @@ impl WindowValues {
         };
         let scale = 1.0 / (heads.head_dim as f32).sqrt();
         let scale = sum.graph.floats(&sum.named("score", "scale"), heads.dtype, &[], vec![scale])?;
-        Ok(Self { tiles, queries, groups, output_rows, bias, scale })
+        Ok(Self { window, plan, tiles, queries, groups, output_rows, bias, scale })
     }
 
     /// Appends `softmax(q kᵀ / sqrt(head_dim) + window) v`; `name` prefixes the nodes' names.
@@ -159,33 +184,33 @@ impl WindowValues {
     ) -> Result<Attended, GraphError> {
         let (tokens, dim, batch) = (heads.grid.tokens(), heads.head_dim, heads.batch);
         let named = |what: &str| format!("{name}.{what}");
-        let flat = Shape::led_by(batch, &[tokens * 3 * heads.heads, dim]);
-        let flat = graph.add(&named("qkv.rows"), Op::Reshape(flat), &[qkv])?; // [n, tokens * 3 * heads, dim]
-        let group = |group| self.group(graph, name, flat, group);
+        let rows = Shape::led_by(batch, &[tokens * 3 * heads.heads, dim]);
+        let rows = graph.add(&named("qkv.rows"), Op::Reshape(rows), &[qkv])?; // [n, tokens * 3 * heads, dim]
+        let group = |group| self.group(graph, name, rows, group);
         let groups = self.groups.iter().map(group).collect::<Result<Vec<_>, _>>()?;
-        let (probabilities, mut out): (Vec<_>, Vec<_>) = groups.into_iter().unzip(); // [n, group, tiles, queries, dim]
+        let out: Vec<ValueId> = groups.iter().map(|group| group.out).collect(); // [n, group, tiles, queries, dim]
         let out = match out[..] {
-            [_] => out.remove(0),
+            [out] => out,
             _ => graph.add(&named("values.heads"), Op::Concat { axis: 1 }, &out)?,
         }; // [n, heads, tiles, queries, dim]
         let places = Shape::led_by(batch, &[heads.heads * self.tiles * self.queries, dim]);
         let out = graph.add(&named("values.rows"), Op::Reshape(places), &[out])?;
         let out = graph.add(&named("out"), Op::Gather { axis: 1 }, &[out, self.output_rows])?; // [n, tokens, heads, dim]
-        Ok(Attended { out, probabilities })
+        Ok(Attended { out, rows, groups, window: self.window, plan: self.plan, heads: *heads })
     }
 
-    /// The attention of the heads of one group, in the tiles' own order: the probabilities and the values.
+    /// The attention of the heads of one group.
     fn group(
         &self,
         graph: &mut Graph,
         name: &str,
-        flat: ValueId,
+        all: ValueId,
         group: &HeadGroup,
-    ) -> Result<(ValueId, ValueId), GraphError> {
+    ) -> Result<AttendedGroup, GraphError> {
         let named = |what: &str| format!("{name}.{}{what}", group.prefix);
         let rows = Op::Gather { axis: 1 };
-        let q = graph.add(&named("q"), rows.clone(), &[flat, group.query_rows])?; // [n, group, tiles, queries, dim]
-        let k = graph.add(&named("k"), rows.clone(), &[flat, group.key_rows])?; // [n, group, tiles, keys, dim]
+        let q = graph.add(&named("q"), rows.clone(), &[all, group.query_rows])?; // [n, group, tiles, queries, dim]
+        let k = graph.add(&named("k"), rows.clone(), &[all, group.key_rows])?; // [n, group, tiles, keys, dim]
         let q = graph.add(&named("q.scaled"), Op::Mul, &[q, self.scale])?;
         let product = Op::MatMul { transpose_a: false, transpose_b: true };
         let mut scores = graph.add(&named("scores"), product, &[q, k])?; // [n, group, tiles, queries, keys]
@@ -193,10 +218,19 @@ impl WindowValues {
             scores = graph.add(&named("window"), Op::Add, &[scores, bias])?;
         }
         let probabilities = graph.add(&named("softmax"), Op::Softmax, &[scores])?;
-        let v = graph.add(&named("v"), rows, &[flat, group.value_rows])?; // [n, group, tiles, keys, dim]
+        let v = graph.add(&named("v"), rows, &[all, group.value_rows])?; // [n, group, tiles, keys, dim]
         let product = Op::MatMul { transpose_a: false, transpose_b: false };
-        let values = graph.add(&named("values"), product, &[probabilities, v])?; // [n, group, tiles, queries, dim]
-        Ok((probabilities, values))
+        let out = graph.add(&named("values"), product, &[probabilities, v])?; // [n, group, tiles, queries, dim]
+        Ok(AttendedGroup { keys: k, values: v, probabilities, out })
+    }
+}
+
+// === impl Attended ===
+
+impl Attended {
+    /// What the queries of each group of heads see of their keys, `[n, group, tiles, queries, keys]`.
+    pub fn probabilities(&self) -> impl Iterator<Item = ValueId> {
+        self.groups.iter().map(|group| group.probabilities)
     }
 }
 
@@ -230,24 +264,26 @@ impl Sum<'_> {
         self.add(what, rows, cols, shape)
     }
 
-    /// Place of token (y, x): tile (ty, tx) and query (qy, qx) within it, both told by the axes' own places.
+    /// Place of token (y, x) in each of `parts`, `[tokens, parts]`: tile (ty, tx) and query (qy, qx) within it, both told by
+    /// the axes' own places.
     fn output_rows(
         &mut self,
         rows: &TilePlan,
         cols: &TilePlan,
-        heads: &Heads,
+        grid: Grid,
+        parts: usize,
     ) -> Result<ValueId, GraphError> {
         let queries = rows.queries * cols.queries;
-        let per_head = rows.tiles * cols.tiles * queries;
+        let per_part = rows.tiles * cols.tiles * queries;
         let place = |plan: &TilePlan, tile: usize, query: usize| -> Vec<i64> {
             let at = |&place: &usize| (place / plan.queries * tile + place % plan.queries * query) as i64;
             plan.output_index.iter().map(at).collect()
         };
-        let y = (place(rows, cols.tiles * queries, cols.queries), [heads.grid.height, 1]);
-        let x = (place(cols, queries, 1), [1, heads.grid.width]);
-        let tokens = self.indices("output_tokens", y, x, &[heads.grid.tokens(), 1])?;
-        let offsets = (0..heads.heads).map(|head| (head * per_head) as i64).collect();
-        let offsets = self.graph.indices(&self.named("output", "heads"), &[1, heads.heads], offsets)?;
+        let y = (place(rows, cols.tiles * queries, cols.queries), [grid.height, 1]);
+        let x = (place(cols, queries, 1), [1, grid.width]);
+        let tokens = self.indices("output_tokens", y, x, &[grid.tokens(), 1])?;
+        let offsets = (0..parts).map(|part| (part * per_part) as i64).collect();
+        let offsets = self.graph.indices(&self.named("output", "heads"), &[1, parts], offsets)?;
         self.graph.add(&self.named("output", "rows"), Op::Add, &[tokens, offsets])
     }
 

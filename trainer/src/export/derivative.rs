@@ -21,6 +21,8 @@ pub(super) struct Builder<'a> {
     slopes: HashMap<ValueId, ValueId>,
     /// See [`weights`].
     weights: HashSet<ValueId>,
+    /// See [`with_ones`](Self::with_ones).
+    with_ones: HashMap<ValueId, ValueId>,
 }
 
 // === impl Builder ===
@@ -29,7 +31,7 @@ impl<'a> Builder<'a> {
     /// For derivatives of what `needed` computes.
     pub(super) fn new(graph: &'a mut Graph, needed: &HashSet<ValueId>) -> Self {
         let weights = weights(graph, needed);
-        Self { graph, slopes: HashMap::new(), weights }
+        Self { graph, slopes: HashMap::new(), weights, with_ones: HashMap::new() }
     }
 
     /// Whether a value is a softmax's that weighs the rows of one matrix, `p v`, and does nothing else. The sums over each row
@@ -103,6 +105,21 @@ impl<'a> Builder<'a> {
     pub(super) fn scaled(&mut self, d: ValueId, by: f32, of: &str, what: &str) -> Built<ValueId> {
         let number = self.number(by, self.graph.ty(d).dtype, of, &format!("{what}.by"))?;
         self.add(of, what, Op::Mul, &[d, number])
+    }
+
+    /// `[v, 1]`, made once.
+    pub(super) fn with_ones(&mut self, v: ValueId) -> Built<ValueId> {
+        if let Some(&ones) = self.with_ones.get(&v) {
+            return Ok(ones);
+        }
+        let (name, dtype) = (self.name(v), self.graph.ty(v).dtype);
+        let (axis, width) = (self.shape(v).rank() - 1, self.width(v));
+        let column = (0..=width).map(|i| if i == width { 1.0 } else { 0.0 }).collect();
+        let column = self.graph.floats(&format!("{name}.ones.column"), dtype, &[width + 1], column)?;
+        let wide = self.add(&name, "ones.wide", Op::Pad { axis, before: 0, after: 1 }, &[v])?;
+        let ones = self.add(&name, "ones", Op::Add, &[wide, column])?;
+        self.with_ones.insert(v, ones);
+        Ok(ones)
     }
 
     // === Functions whose Jacobian is symmetric: the same for tangents and cotangents ===

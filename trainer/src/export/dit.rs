@@ -32,8 +32,8 @@ pub struct Network {
     pub x: ValueId,
     /// What it says of them, `[n,out,h,w]`.
     pub prediction: ValueId,
-    /// What every layer's queries see of the keys: a value for each group of heads, `[n,group,tiles,queries,keys]`.
-    pub probabilities: Vec<Vec<ValueId>>,
+    /// The attention of every layer.
+    pub attended: Vec<Attended>,
 }
 
 // === impl Network ===
@@ -53,10 +53,10 @@ impl Network {
         let grid = config.grid();
         let heads = Heads { grid, heads: config.heads, head_dim: config.head_dim(), batch, dtype };
         let one = graph.floats("one", dtype, &[], vec![1.0])?;
-        let (windows, probabilities) = (HashMap::new(), Vec::new());
-        let mut dit = Dit { graph, config, heads, one, windows, probabilities };
+        let (windows, attended) = (HashMap::new(), Vec::new());
+        let mut dit = Dit { graph, config, heads, one, windows, attended };
         let (x, prediction) = dit.forward(plans)?;
-        Ok(Self { graph: dit.graph, x, prediction, probabilities: dit.probabilities })
+        Ok(Self { graph: dit.graph, x, prediction, attended: dit.attended })
     }
 }
 
@@ -67,7 +67,7 @@ struct Dit<'a> {
     /// 1, of `1 + scale`.
     one: ValueId,
     windows: HashMap<(Window, Plan), WindowValues>,
-    probabilities: Vec<Vec<ValueId>>,
+    attended: Vec<Attended>,
 }
 
 type Built<T> = std::result::Result<T, GraphError>;
@@ -152,8 +152,9 @@ impl Dit<'_> {
         let d = self.config.hidden;
         let qkv = self.linear(&format!("{name}.qkv"), x, d, 3 * d)?; // [n * t, 3 d]
         let values = self.window(window, plan)?;
-        let Attended { out, probabilities } = values.attend(&mut self.graph, name, qkv, &self.heads)?;
-        self.probabilities.push(probabilities);
+        let attended = values.attend(&mut self.graph, name, qkv, &self.heads)?;
+        let out = attended.out;
+        self.attended.push(attended);
         let out = self.reshape(&format!("{name}.out.rows"), out, self.rows(), &[d])?; // [n * t, d]
         self.linear(&format!("{name}.proj"), out, d, d) // [n * t, d]
     }

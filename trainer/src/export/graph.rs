@@ -62,6 +62,8 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     /// What the batch is called.
     batch: &'static str,
+    /// See [`one_by_one`](Self::one_by_one).
+    one_by_one: Option<ValueId>,
 }
 
 /// Why a value cannot be added to a graph. Each names the value.
@@ -116,7 +118,7 @@ impl Graph {
 
     /// A graph without values, over a batch of this name.
     pub fn over(batch: &'static str) -> Self {
-        Self { values: Vec::new(), names: HashSet::new(), outputs: Vec::new(), batch }
+        Self { values: Vec::new(), names: HashSet::new(), outputs: Vec::new(), batch, one_by_one: None }
     }
 
     /// The name of a dimension: a number, or so many times the batch.
@@ -182,6 +184,17 @@ impl Graph {
     /// Declares a value to be the next output.
     pub fn output(&mut self, id: ValueId) {
         self.outputs.push(id);
+    }
+
+    /// Declares an input's entries along the first axis to go through the graph one after another when it is run. What comes
+    /// of them is the same.
+    pub fn one_by_one(&mut self, input: ValueId) {
+        self.one_by_one = Some(input);
+    }
+
+    /// The input whose entries do, if there is one.
+    pub fn taken_apart(&self) -> Option<&Value> {
+        self.one_by_one.map(|id| self.value(id))
     }
 
     /// A value. Panics on an id of another, longer graph.

@@ -4,6 +4,7 @@
 use windowpane_diffusion::{ModelConfig, Plan};
 
 use super::adjoint::pull_back;
+use super::attention::Attended;
 use super::dit::Network;
 use super::graph::{Graph, ValueId};
 use super::ops::Op;
@@ -16,16 +17,17 @@ use crate::error::Result;
 /// (one that holds the grid, where a layer is dense).
 pub fn attention(config: &ModelConfig, plans: &[Plan]) -> Result<Graph> {
     let network = Network::new(Graph::new(), config, plans, Dtype::F32, Dim::BATCH)?;
-    let Network { mut graph, prediction, probabilities, .. } = network;
+    let Network { mut graph, prediction, attended, .. } = network;
     graph.output(prediction);
-    for (i, groups) in probabilities.iter().enumerate() {
+    for (i, attended) in attended.iter().enumerate() {
         let name = format!("attention.{i}");
+        let groups: Vec<ValueId> = attended.probabilities().collect();
         let all = match groups[..] {
             [all] => {
                 let shape = graph.ty(all).shape.clone();
                 graph.add(&name, Op::Reshape(shape), &[all])?
             }
-            _ => graph.add(&name, Op::Concat { axis: 1 }, groups)?,
+            _ => graph.add(&name, Op::Concat { axis: 1 }, &groups)?,
         };
         graph.output(all);
     }
@@ -36,7 +38,7 @@ pub fn attention(config: &ModelConfig, plans: &[Plan]) -> Result<Graph> {
 /// `vectors [k,c,h,w]` -> `products [k,c,h,w]`, the k products J·v. Of a prediction that brings a variance along
 /// only the mean is differentiated.
 pub fn jvp(config: &ModelConfig, plans: &[Plan]) -> Result<Graph> {
-    products(config, plans, push_forward)
+    products(config, plans, |graph, x, vectors, output, _| push_forward(graph, x, vectors, output))
 }
 
 /// The transposed Jacobian times vectors, Jᵀ·u; otherwise as [`jvp`].
@@ -44,19 +46,26 @@ pub fn vjp(config: &ModelConfig, plans: &[Plan]) -> Result<Graph> {
     products(config, plans, pull_back)
 }
 
-/// Forward or reverse mode: graph, input, vectors and output to the products.
-type Mode = fn(&mut Graph, ValueId, ValueId, ValueId) -> std::result::Result<ValueId, super::ExportError>;
+/// Forward or reverse mode: graph, input, vectors, output and the attention between them to the products.
+type Mode = fn(
+    &mut Graph,
+    ValueId,
+    ValueId,
+    ValueId,
+    &[Attended],
+) -> std::result::Result<ValueId, super::ExportError>;
 
 fn products(config: &ModelConfig, plans: &[Plan], mode: Mode) -> Result<Graph> {
     let network = Network::new(Graph::over("k"), config, plans, Dtype::F32, Dim::Fixed(1))?;
-    let Network { mut graph, x, mut prediction, .. } = network;
+    let Network { mut graph, x, mut prediction, attended } = network;
     if config.learn_sigma {
         let mean = Op::Slice { axis: 1, start: 0, len: config.channels };
         prediction = graph.add("prediction.mean", mean, &[prediction])?;
     }
     let shape = Shape::led_by(Dim::BATCH, &[config.channels, config.height, config.width]);
     let vectors = graph.input("vectors", Type::new(Dtype::F32, shape.clone()))?;
-    let products = mode(&mut graph, x, vectors, prediction)?;
+    graph.one_by_one(vectors);
+    let products = mode(&mut graph, x, vectors, prediction, &attended)?;
     let products = graph.add("products", Op::Reshape(shape), &[products])?;
     graph.output(products);
     Ok(graph)

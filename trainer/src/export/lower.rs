@@ -16,6 +16,7 @@ use super::onnx::{
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use super::ops::{Op, Stride};
+use super::scan::one_by_one;
 use super::shape::{Dim, Dtype, Shape};
 use super::weights::{WeightFile, bytes};
 use crate::error::Result;
@@ -46,6 +47,9 @@ pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Resu
     proto.name = Some(name.to_owned());
     proto.input = graph.inputs().map(|value| value_info(graph, value)).collect();
     proto.output = graph.outputs().iter().map(|&id| value_info(graph, graph.value(id))).collect();
+    if let Some(value) = graph.taken_apart() {
+        one_by_one(&mut proto, &value.name);
+    }
     Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         producer_name: Some("windowpane-trainer".to_owned()),

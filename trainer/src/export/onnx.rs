@@ -92,10 +92,13 @@ pub struct AttributeProto {
     /// A string.
     #[prost(bytes = "vec", optional, tag = "4")]
     pub s: Option<Vec<u8>>,
+    /// A graph.
+    #[prost(message, optional, boxed, tag = "6")]
+    pub g: Option<Box<GraphProto>>,
     /// Integers.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// Which of the values is set: 1 a float, 2 an integer, 3 a string, 7 integers.
+    /// Which of the values is set: 1 a float, 2 an integer, 3 a string, 5 a graph, 7 integers.
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
 }
@@ -208,6 +211,11 @@ impl AttributeProto {
     /// A string attribute.
     pub fn string(name: &str, value: &str) -> Self {
         Self { name: Some(name.into()), s: Some(value.into()), r#type: Some(3), ..Self::default() }
+    }
+
+    /// A graph that the operation runs.
+    pub fn graph(name: &str, value: GraphProto) -> Self {
+        Self { name: Some(name.into()), g: Some(Box::new(value)), r#type: Some(5), ..Self::default() }
     }
 
     /// A list of integers.

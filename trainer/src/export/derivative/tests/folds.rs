@@ -107,7 +107,7 @@ fn count(
     let y = build(&mut Case { graph: &mut graph, given: &mut given }, x);
     let shape = graph.ty(if forward { x } else { y }).shape.batched().unwrap();
     let vectors = graph.input("vectors", Type::new(Dtype::F32, shape)).unwrap();
-    let mode: Mode = if forward { push_forward } else { pull_back };
+    let mode: Mode = if forward { push_forward } else { reverse };
     let products = mode(&mut graph, x, vectors, y).unwrap();
     graph.output(products);
     let live = graph.live();

@@ -180,16 +180,16 @@ fn what_has_no_derivative_says_so() {
         graph.input("vectors", Type::new(Dtype::F32, graph.ty(x).shape.batched().unwrap())).unwrap();
     let error = push_forward(&mut graph, x, vectors, turned).unwrap_err().to_string();
     assert!(error.starts_with("turned: Transpose([1, 0]) has no derivative"), "{error}");
-    assert!(pull_back(&mut graph, x, vectors, turned).unwrap_err().to_string().starts_with("turned: "));
+    assert!(reverse(&mut graph, x, vectors, turned).unwrap_err().to_string().starts_with("turned: "));
     let index = graph.indices("index", &[2], vec![1, 7]).unwrap();
     let beyond = graph.add("beyond", Op::Gather { axis: 1 }, &[x, index]).unwrap();
     let vectors = graph.input("v", Type::new(Dtype::F32, graph.ty(beyond).shape.batched().unwrap())).unwrap();
-    let error = pull_back(&mut graph, x, vectors, beyond).unwrap_err().to_string();
+    let error = reverse(&mut graph, x, vectors, beyond).unwrap_err().to_string();
     assert!(
         error.starts_with("beyond.adjoint.0: a Gather of row 7 of 3, counted from 0, has no derivative"),
         "{error}"
     );
-    for mode in [push_forward, pull_back] {
+    for mode in [push_forward, reverse] {
         let error = mode(&mut graph, x, vectors, aside).unwrap_err().to_string();
         assert_eq!(error, "`aside` does not depend on `x`");
     }
