@@ -28,6 +28,15 @@ def location(tensor):
     return {entry.key: entry.value for entry in tensor.external_data}["location"]
 
 
+def nodes_of(graph):
+    """The nodes of a graph and of those within them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes_of(attribute.g)
+
+
 def describe(path):
     # By its path, so that the external data is looked for and measured too.
     onnx.checker.check_model(str(path), full_check=True)
@@ -35,14 +44,14 @@ def describe(path):
     bare = onnx.load(str(path), load_external_data=False)
     inferred = shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
     shapes = {value.name: dims(value) for value in inferred.graph.value_info}
-    nodes = [node.name for node in bare.graph.node]
+    nodes = [node.name for node in nodes_of(bare.graph)]
     assert all(nodes) and len(set(nodes)) == len(nodes), "a node without a name of its own"
     assert all(opset.domain in ("", "ai.onnx") for opset in bare.opset_import), bare.opset_import
-    softmax = [node for node in bare.graph.node if node.op_type == "Softmax"]
+    softmax = [node for node in nodes_of(bare.graph) if node.op_type == "Softmax"]
     return {
         "opset": bare.opset_import[0].version,
         "ports": {value.name: port(value) for value in [*bare.graph.input, *bare.graph.output]},
-        "nodes": {node.name: node.op_type for node in bare.graph.node},
+        "nodes": {node.name: node.op_type for node in nodes_of(bare.graph)},
         "initializers": {tensor.name: list(tensor.dims) for tensor in model.graph.initializer},
         "external": {tensor.name: location(tensor) for tensor in bare.graph.initializer},
         "scores": {node.name: shapes[node.output[0]][-2:] for node in softmax},

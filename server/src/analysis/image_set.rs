@@ -9,7 +9,7 @@ use std::io::{Cursor, Read as _};
 use windowpane_diffusion::psnr_gap::value;
 use zip::ZipArchive;
 
-use super::upload::picture_in;
+use super::upload::{ROUNDING, picture_in};
 use crate::decode::npy::{Array, Npy, Pixels};
 use crate::decode::picture;
 use crate::error::{ApiError, Cause};
@@ -131,8 +131,8 @@ impl ImageSet {
         let values = match read {
             Array::Floats(Npy { mut values, .. }) => {
                 values.truncate(len * elements);
-                // What rounding makes of 1 is no mistake; what is beyond is not in the model's range.
-                if let Some(place) = values.iter().position(|value| value.abs() > 1.0 + 1e-5) {
+                // What is beyond is not in the model's range.
+                if let Some(place) = values.iter().position(|value| value.abs() > 1.0 + ROUNDING) {
                     let image = place / elements;
                     return Err(wrong(&format_args!("a value of image {image} is {}", values[place])));
                 }

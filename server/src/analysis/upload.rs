@@ -12,8 +12,8 @@ use crate::error::{ApiError, Cause};
 use crate::model::Card;
 use crate::spec::{MAX_SIDE, MOST_NOISE, unwrapped};
 
-/// How far a value may lie beyond its range.
-const ROUNDING: f32 = 1e-5;
+/// How far a value may lie beyond its range: what rounding makes of the ends is no mistake.
+pub(super) const ROUNDING: f32 = 1e-5;
 
 /// An uploaded picture or array as the model's values.
 pub(super) fn image_of(file: &str, resize: bool, card: &Card) -> Result<Vec<f32>, ApiError> {
@@ -82,7 +82,6 @@ fn array_in(field: &str, bytes: &[u8], [low, high]: [f32; 2], card: &Card) -> Re
     if shape != [channels, height, width] && shape != [1, channels, height, width] {
         return Err(invalid(&format_args!("its shape is {shape:?}")));
     }
-    // What rounding makes of the ends is no mistake.
     match values.iter().position(|&value| !(low - ROUNDING..=high + ROUNDING).contains(&value)) {
         Some(place) => {
             let value = values[place];

@@ -15,7 +15,7 @@ use super::shape::{Dim, Shape};
 type Built<T> = Result<T, GraphError>;
 
 /// Appends Jᵀ·U: `vectors` are k cotangents of `output` `[l, …]`, `[k l, …]`, and the result those of `x`. What of the
-/// `attended` between them is in tiles is taken as a whole. Errors: an operation that depends on `x` in a way that has no
+/// `attended`, of one image, between them is in tiles is taken as a whole. Errors: an operation that depends on `x` in a way that has no
 /// derivative here, named.
 pub fn pull_back(
     graph: &mut Graph,
@@ -31,7 +31,8 @@ pub fn pull_back(
         asked: HashMap::new(),
         scatters: Scatters::default(),
     };
-    let in_tiles = attended.iter().filter(|attended| attended.is_in_tiles());
+    let changes = |id: ValueId| dependents.binary_search(&id).is_ok();
+    let in_tiles = attended.iter().filter(|attended| attended.is_in_tiles() && changes(attended.rows));
     let in_tiles: HashMap<ValueId, &Attended> = in_tiles.map(|attended| (attended.out, attended)).collect();
     let mut tiles = KeyTiles::default();
     backward.asked.insert(output, vec![Share::Whole(vectors)]);
@@ -42,7 +43,6 @@ pub fn pull_back(
             backward.asked.entry(attended.rows).or_default().push(Share::Whole(rows));
             continue;
         }
-        let changes = |input: &ValueId| dependents.binary_search(input).is_ok();
         backward.of(id, cotangent, changes)?;
     }
     let constant =
@@ -99,14 +99,14 @@ impl Backward<'_> {
     }
 
     /// What a value's operation asks of those of its inputs that change.
-    fn of(&mut self, id: ValueId, u: ValueId, changes: impl Fn(&ValueId) -> bool) -> Result<(), ExportError> {
+    fn of(&mut self, id: ValueId, u: ValueId, changes: impl Fn(ValueId) -> bool) -> Result<(), ExportError> {
         let value = self.builder.graph.value(id).clone();
         let Source::Node { op, inputs } = value.source else {
             unreachable!("only what is computed depends on something: this is a bug");
         };
         let unknown = || ExportError::NoDerivative { node: value.name.clone(), op: op.to_string() };
         let shape = value.ty.shape;
-        for (i, &input) in inputs.iter().enumerate().filter(|(_, input)| changes(input)) {
+        for (i, &input) in inputs.iter().enumerate().filter(|&(_, &input)| changes(input)) {
             let name = format!("{}.adjoint.{i}", value.name);
             let own = self.builder.shape(input);
             let batched = own.batched().ok_or_else(unknown)?;

@@ -62,7 +62,7 @@ pub struct Graph {
     outputs: Vec<ValueId>,
     /// What the batch is called.
     batch: &'static str,
-    /// See [`one_by_one`](Self::one_by_one).
+    /// See [`take_one_by_one`](Self::take_one_by_one).
     one_by_one: Option<ValueId>,
 }
 
@@ -186,14 +186,14 @@ impl Graph {
         self.outputs.push(id);
     }
 
-    /// Declares an input's entries along the first axis to go through the graph one after another when it is run. What comes
-    /// of them is the same.
-    pub fn one_by_one(&mut self, input: ValueId) {
+    /// Declares an input's entries along the first axis to be taken one after another where the graph is lowered. What comes of
+    /// them is the same.
+    pub fn take_one_by_one(&mut self, input: ValueId) {
         self.one_by_one = Some(input);
     }
 
-    /// The input whose entries do, if there is one.
-    pub fn taken_apart(&self) -> Option<&Value> {
+    /// The input whose entries are, if there is one.
+    pub fn input_taken_one_by_one(&self) -> Option<&Value> {
         self.one_by_one.map(|id| self.value(id))
     }
 

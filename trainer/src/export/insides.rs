@@ -64,7 +64,7 @@ fn products(config: &ModelConfig, plans: &[Plan], mode: Mode) -> Result<Graph> {
     }
     let shape = Shape::led_by(Dim::BATCH, &[config.channels, config.height, config.width]);
     let vectors = graph.input("vectors", Type::new(Dtype::F32, shape.clone()))?;
-    graph.one_by_one(vectors);
+    graph.take_one_by_one(vectors);
     let products = mode(&mut graph, x, vectors, prediction, &attended)?;
     let products = graph.add("products", Op::Reshape(shape), &[products])?;
     graph.output(products);

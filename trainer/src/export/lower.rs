@@ -9,16 +9,15 @@ use std::collections::{HashMap, HashSet};
 
 use windowpane_diffusion::manifest::WEIGHTS_FILE;
 
-use super::ExportError;
 use super::graph::{Data, Graph, Source, Value, ValueId};
 use super::onnx::{
     self, AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 use super::ops::{Op, Stride};
-use super::scan::one_by_one;
 use super::shape::{Dim, Dtype, Shape};
 use super::weights::{WeightFile, bytes};
+use super::{ExportError, scan};
 use crate::error::Result;
 
 /// ONNX operator set.
@@ -43,12 +42,13 @@ pub fn lower(graph: &Graph, weights: &WeightFile, name: &str, doc: &str) -> Resu
             lowering.value(id, value)?;
         }
     }
+    let one_by_one = graph.input_taken_one_by_one().map(|value| (&value.name, lowering.integers(vec![0])));
     let mut proto = lowering.proto;
     proto.name = Some(name.to_owned());
     proto.input = graph.inputs().map(|value| value_info(graph, value)).collect();
     proto.output = graph.outputs().iter().map(|&id| value_info(graph, graph.value(id))).collect();
-    if let Some(value) = graph.taken_apart() {
-        one_by_one(&mut proto, &value.name);
+    if let Some((name, first_axis)) = one_by_one {
+        scan::one_by_one(&mut proto, name, &first_axis);
     }
     Ok(ModelProto {
         ir_version: Some(IR_VERSION),

@@ -2,17 +2,16 @@
 //!
 //! Forward and reverse mode make graphs of k vectors at once. What layers make of k vectors does not fit into a processor's
 //! cache, and of one it does: on the CPU the products of 16 vectors with the Jacobian of a network of 1,024 tokens take four
-//! fifths of the time so, and a k-th of the memory. What the vectors share is computed once, before the first.
+//! fifths of the time so, and what depends on the vectors a k-th of the memory. What they share is computed once, before the first.
 
 use std::collections::HashSet;
 
-use super::onnx::{
-    AttributeProto, GraphProto, INT64, NodeProto, TensorProto, TensorTypeProto, TypeProto, ValueInfoProto,
-};
+use super::onnx::{AttributeProto, GraphProto, NodeProto, TensorTypeProto, TypeProto, ValueInfoProto};
 
-/// Rewrites a graph so that what depends on the input `name`, `[k, …]`, is a Scan over its first axis, which is that of the
-/// outputs that depend on it, too. Other inputs and outputs, and all names of them, stay as they are.
-pub(super) fn one_by_one(graph: &mut GraphProto, name: &str) {
+/// Rewrites a graph so that what depends on the input `name`, `[k, …]`, is a Scan over its first axis, which has to be that of
+/// the outputs that depend on it, too. Other inputs and outputs, and all names of them, stay as they are. `axis` is the name
+/// of a constant `[0]`.
+pub(super) fn one_by_one(graph: &mut GraphProto, name: &str, axis: &str) {
     let mut inside = HashSet::from([name.to_owned()]);
     let (mut body, mut before) = (Vec::new(), Vec::new());
     for node in std::mem::take(&mut graph.node) {
@@ -33,17 +32,11 @@ pub(super) fn one_by_one(graph: &mut GraphProto, name: &str) {
             *value = batch_of_one(value);
         }
     }
-    let axis = format!("{name}.scan.axis");
-    graph.initializer.push(TensorProto {
-        dims: vec![1],
-        data_type: Some(INT64),
-        name: Some(axis.clone()),
-        raw_data: Some(0i64.to_le_bytes().to_vec()),
-        ..TensorProto::default()
-    });
+    debug_assert!(!made.is_empty(), "an output depends on {name}");
     let names = |values: &[ValueInfoProto]| values.iter().filter_map(|value| value.name.clone()).collect();
     let (given_names, made_names): (Vec<String>, Vec<String>) = (names(&given), names(&made));
-    let along = |op: &str, from: String, to: String| node(op, vec![from, axis.clone()], vec![to], Vec::new());
+    let along =
+        |op: &str, from: String, to: String| node(op, vec![from, axis.to_owned()], vec![to], Vec::new());
     let first = given_names.iter().map(|name| along("Unsqueeze", one(name), batch_of_one(name)));
     let last = made_names.iter().map(|name| along("Squeeze", batch_of_one(name), one(name)));
     let body = GraphProto {
@@ -105,7 +98,7 @@ mod tests {
         let products = graph.add("products", turned, &[product]).unwrap();
         graph.output(products);
         graph.output(sin);
-        graph.one_by_one(vectors);
+        graph.take_one_by_one(vectors);
         lower(&graph, &WeightFile::new(), "small", "").unwrap().graph.unwrap()
     }
 

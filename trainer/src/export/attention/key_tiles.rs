@@ -16,22 +16,25 @@ type Built<T> = Result<T, GraphError>;
 
 /// The constants of windows whose keys are in tiles. Layers of one window share them.
 #[derive(Debug, Default)]
-pub struct KeyTiles(HashMap<(Window, Plan), KeyTile>);
+pub struct KeyTiles(HashMap<(Window, Plan), WindowTiles>);
 
-/// Tiles of keys, each with the patch of the queries that see them.
+/// A window's tiles of keys, each with the patch of the queries that see them.
 #[derive(Debug, Clone)]
-pub(super) struct KeyTile {
+pub(super) struct WindowTiles {
+    /// How many there are.
     pub(super) tiles: usize,
-    pub(super) queries: usize,
-    pub(super) keys: usize,
+    /// Tokens of a tile, whose keys and values are looked at: as many as a tile of the graph has queries.
+    pub(super) tile_len: usize,
+    /// Tokens of a patch, whose queries see them: as many as the graph's tile has keys.
+    pub(super) patch_len: usize,
     /// Head by head, in which rows things are.
     pub(super) heads: Vec<HeadRows>,
-    /// Where, among the probabilities of a head `[tiles * queries * keys]`, what a patch's token sees of a tile's token is,
-    /// `[tiles, queries, keys]`.
+    /// Where, among the probabilities of a head `[tiles * tile_len * patch_len]`, what a patch's token sees of a tile's token is,
+    /// `[tiles, tile_len, patch_len]`.
     pub(super) seen: ValueId,
     /// 1 where it sees it, and 0 where it does not; the same shape.
     pub(super) is_seen: ValueId,
-    /// Rows of `[3 * heads * tiles * queries, head_dim]` holding what is asked of each token, `[tokens, 3 * heads]`.
+    /// Rows of `[3 * heads * tiles * tile_len, head_dim]` holding what is asked of each token, `[tokens, 3 * heads]`.
     pub(super) output_rows: ValueId,
     /// `1 / sqrt(head_dim)`.
     pub(super) scale: ValueId,
@@ -40,13 +43,13 @@ pub(super) struct KeyTile {
 /// Rows of one head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadRows {
-    /// Of `[tokens * heads]`: the tokens of each tile, `[tiles, queries]`.
+    /// Of `[tokens * heads]`: the tokens of each tile, `[tiles, tile_len]`.
     pub(super) tile: ValueId,
-    /// The same of each patch, `[tiles, keys]`.
+    /// The same of each patch, `[tiles, patch_len]`.
     pub(super) patch: ValueId,
-    /// Of `[tokens * 3 * heads]`: the queries of each patch, `[tiles, keys]`.
+    /// Of `[tokens * 3 * heads]`: the queries of each patch, `[tiles, patch_len]`.
     pub(super) patch_queries: ValueId,
-    /// The values of each tile, `[tiles, queries]`.
+    /// The values of each tile, `[tiles, tile_len]`.
     pub(super) tile_values: ValueId,
 }
 
@@ -54,20 +57,20 @@ pub(super) struct HeadRows {
 
 impl KeyTiles {
     /// Those of an operation, made once.
-    pub(super) fn of(&mut self, graph: &mut Graph, attended: &Attended) -> Built<KeyTile> {
+    pub(super) fn of(&mut self, graph: &mut Graph, attended: &Attended) -> Built<WindowTiles> {
         let key = (attended.window, attended.plan);
         if let Some(tile) = self.0.get(&key) {
             return Ok(tile.clone());
         }
-        let tile = KeyTile::new(graph, &format!("keys.{}", self.0.len()), attended)?;
+        let tile = WindowTiles::new(graph, &format!("keys.{}", self.0.len()), attended)?;
         self.0.insert(key, tile.clone());
         Ok(tile)
     }
 }
 
-// === impl KeyTile ===
+// === impl WindowTiles ===
 
-impl KeyTile {
+impl WindowTiles {
     fn new(graph: &mut Graph, name: &str, attended: &Attended) -> Built<Self> {
         let heads = &attended.heads;
         let Axes { rows, cols } = Axes::new(attended.window, heads.grid, attended.plan);
@@ -95,14 +98,23 @@ impl KeyTile {
         let output_rows = sum.output_rows(&rows, &cols, heads.grid, 3 * heads.heads)?;
         let scale = 1.0 / (heads.head_dim as f32).sqrt();
         let scale = sum.graph.floats(&sum.named("score", "scale"), heads.dtype, &[], vec![scale])?;
-        Ok(Self { tiles, queries, keys, heads: of_heads, seen, is_seen, output_rows, scale })
+        Ok(Self {
+            tiles,
+            tile_len: queries,
+            patch_len: keys,
+            heads: of_heads,
+            seen,
+            is_seen,
+            output_rows,
+            scale,
+        })
     }
 }
 
 // === impl Sum ===
 
 impl Sum<'_> {
-    /// The tokens of every tile `[tiles, queries]` and of its patch `[tiles, keys]`, `stride` rows each.
+    /// The tokens of every tile `[tiles, tile_len]` and of its patch `[tiles, patch_len]`, `stride` rows each.
     fn tokens(
         &mut self,
         what: &str,

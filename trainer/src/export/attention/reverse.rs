@@ -15,7 +15,7 @@ use super::super::derivative::Builder;
 use super::super::graph::{GraphError, ValueId};
 use super::super::ops::Op;
 use super::super::shape::{Dim, Shape};
-use super::key_tiles::{HeadRows, KeyTile, KeyTiles};
+use super::key_tiles::{HeadRows, KeyTiles, WindowTiles};
 use super::{Attended, AttendedGroup, Heads};
 
 type Built<T> = Result<T, GraphError>;
@@ -38,10 +38,10 @@ impl Attended {
     pub(in crate::export) fn pull_back(
         &self,
         builder: &mut Builder<'_>,
-        tiles: &mut KeyTiles,
+        known: &mut KeyTiles,
         u: ValueId,
     ) -> Built<ValueId> {
-        let tile = tiles.of(builder.graph, self)?;
+        let tiles = known.of(builder.graph, self)?;
         let Heads { grid, heads, head_dim: dim, .. } = self.heads;
         let name = format!("{}.adjoint", builder.name(self.out));
         // [u, -Σ u y], so that what is taken off is part of the products with values: `[u, -Σ u y] [v, 1]ᵀ`.
@@ -52,18 +52,18 @@ impl Attended {
         let rows = Shape::led_by(Dim::BATCH, &[grid.tokens() * heads, dim + 1]);
         let wide = builder.add(&name, "wide.rows", Op::Reshape(rows), &[wide])?;
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for (head, (rows, group)) in tile.heads.iter().zip(&self.groups).enumerate() {
+        for (head, (rows, group)) in tiles.heads.iter().zip(&self.groups).enumerate() {
             let name = format!("{name}.head.{head}");
-            queries.push(self.queries(builder, &name, &tile, rows, group, wide)?);
-            let [of_keys, of_values] = self.keys_and_values(builder, &name, &tile, rows, group, wide)?;
+            queries.push(self.queries(builder, &name, &tiles, rows, group, wide)?);
+            let [of_keys, of_values] = self.keys_and_values(builder, &name, &tiles, rows, group, wide)?;
             keys.push(of_keys);
             values.push(of_values);
         }
-        let all = [queries, keys, values].concat(); // 3 * heads of [k, tiles, queries, dim]
+        let all = [queries, keys, values].concat(); // 3 * heads of [k, tiles, tile_len, dim]
         let all = builder.add(&name, "tiles", Op::Concat { axis: 1 }, &all)?;
-        let places = Shape::led_by(Dim::BATCH, &[3 * heads * tile.tiles * tile.queries, dim]);
+        let places = Shape::led_by(Dim::BATCH, &[3 * heads * tiles.tiles * tiles.tile_len, dim]);
         let all = builder.add(&name, "tiles.rows", Op::Reshape(places), &[all])?;
-        let all = builder.add(&name, "tokens", Op::Gather { axis: 1 }, &[all, tile.output_rows])?; // [k, tokens, 3 * heads, dim]
+        let all = builder.add(&name, "tokens", Op::Gather { axis: 1 }, &[all, tiles.output_rows])?; // [k, tokens, 3 * heads, dim]
         let own = builder.shape(self.rows);
         builder.gathered(all, &own, &name, "rows")
     }
@@ -73,49 +73,49 @@ impl Attended {
         &self,
         builder: &mut Builder<'_>,
         name: &str,
-        tile: &KeyTile,
+        tiles: &WindowTiles,
         rows: &HeadRows,
         group: &AttendedGroup,
         wide: ValueId,
     ) -> Built<ValueId> {
         let dim = self.heads.head_dim;
         let probabilities =
-            alone(builder, name, "probabilities", group.probabilities, [tile.queries, tile.keys])?;
+            alone(builder, name, "probabilities", group.probabilities, [tiles.tile_len, tiles.patch_len])?;
         let values = builder.with_ones(group.values)?;
-        let values = alone(builder, name, "values", values, [tile.keys, dim + 1])?;
-        let keys = builder.add(name, "keys.scaled", Op::Mul, &[group.keys, tile.scale])?;
-        let keys = alone(builder, name, "keys", keys, [tile.keys, dim])?;
+        let values = alone(builder, name, "values", values, [tiles.patch_len, dim + 1])?;
+        let keys = builder.add(name, "keys.scaled", Op::Mul, &[group.keys, tiles.scale])?;
+        let keys = alone(builder, name, "keys", keys, [tiles.patch_len, dim])?;
         let u = builder.add(name, "u", Op::Gather { axis: 1 }, &[wide, rows.tile])?; // [k, tiles, queries, dim + 1]
         let scores = builder.add(name, "centred", PRODUCT_TRANSPOSED, &[u, values])?; // [k, tiles, queries, keys]
         let scores = builder.add(name, "scores", Op::Mul, &[scores, probabilities])?;
         builder.add(name, "queries", PRODUCT, &[scores, keys])
     }
 
-    /// What is asked of a head's keys and of its values, from tiles of theirs, both `[k, tiles, queries, dim]`.
+    /// What is asked of a head's keys and of its values, from tiles of theirs, both `[k, tiles, tile_len, dim]`.
     fn keys_and_values(
         &self,
         builder: &mut Builder<'_>,
         name: &str,
-        tile: &KeyTile,
+        tiles: &WindowTiles,
         rows: &HeadRows,
         group: &AttendedGroup,
         wide: ValueId,
     ) -> Built<[ValueId; 2]> {
         let (dim, collect) = (self.heads.head_dim, Op::Gather { axis: 1 });
-        let flat = Shape::new([1, tile.tiles * tile.queries * tile.keys]);
+        let flat = Shape::new([1, tiles.tiles * tiles.tile_len * tiles.patch_len]);
         let seen = builder.reshaped(group.probabilities, flat, name, "seen.flat")?;
-        let seen = builder.add(name, "seen.of", collect.clone(), &[seen, tile.seen])?; // [1, tiles, queries, keys]
-        let seen = builder.add(name, "seen", Op::Mul, &[seen, tile.is_seen])?;
+        let seen = builder.add(name, "seen.of", collect.clone(), &[seen, tiles.seen])?; // [1, tiles, tile_len, patch_len]
+        let seen = builder.add(name, "seen", Op::Mul, &[seen, tiles.is_seen])?;
         let queries =
             builder.add(name, "patch.queries.of", collect.clone(), &[self.rows, rows.patch_queries])?;
-        let queries = builder.add(name, "patch.queries", Op::Mul, &[queries, tile.scale])?; // [1, tiles, keys, dim]
+        let queries = builder.add(name, "patch.queries", Op::Mul, &[queries, tiles.scale])?; // [1, tiles, patch_len, dim]
         let values = builder.add(name, "tile.values", collect.clone(), &[self.rows, rows.tile_values])?;
-        let values = builder.with_ones(values)?; // [1, tiles, queries, dim + 1]
-        let u = builder.add(name, "patch.u", collect, &[wide, rows.patch])?; // [k, tiles, keys, dim + 1]
-        let scores = builder.add(name, "patch.centred", PRODUCT_TRANSPOSED, &[values, u])?; // [k, tiles, queries, keys]
+        let values = builder.with_ones(values)?; // [1, tiles, tile_len, dim + 1]
+        let u = builder.add(name, "patch.u", collect, &[wide, rows.patch])?; // [k, tiles, patch_len, dim + 1]
+        let scores = builder.add(name, "patch.centred", PRODUCT_TRANSPOSED, &[values, u])?; // [k, tiles, tile_len, patch_len]
         let scores = builder.add(name, "patch.scores", Op::Mul, &[scores, seen])?;
         let of_keys = builder.add(name, "keys.of", PRODUCT, &[scores, queries])?;
-        let of_values = builder.add(name, "values.wide", PRODUCT, &[seen, u])?; // [k, tiles, queries, dim + 1]
+        let of_values = builder.add(name, "values.wide", PRODUCT, &[seen, u])?; // [k, tiles, tile_len, dim + 1]
         let narrow = Op::Slice { axis: 3, start: 0, len: dim };
         let of_values = builder.add(name, "values.of", narrow, &[of_values])?;
         Ok([of_keys, of_values])

@@ -53,9 +53,9 @@ fn network(height: usize, width: usize, patch: usize, learn_sigma: bool) -> (Mod
         windows,
     };
     config.validate().unwrap();
-    // Tiles that divide the grid and tiles that do not.
+    // Tiles that divide the grid and tiles that do not, and two layers that share theirs.
     let tiles = |height, width| Plan::Tiles(Tile { height, width });
-    (config, vec![tiles(2, 2), Plan::Dense, tiles(3, 2), Plan::Dense])
+    (config, vec![tiles(2, 2), Plan::Dense, tiles(3, 2), tiles(2, 2)])
 }
 
 #[test]
