@@ -52,10 +52,11 @@ impl Attended {
         let rows = Shape::led_by(Dim::BATCH, &[grid.tokens() * heads, dim + 1]);
         let wide = builder.add(&name, "wide.rows", Op::Reshape(rows), &[wide])?;
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for (head, (rows, group)) in tiles.heads.iter().zip(&self.groups).enumerate() {
-            let name = format!("{name}.head.{head}");
-            queries.push(self.queries(builder, &name, &tiles, rows, group, wide)?);
-            let [of_keys, of_values] = self.keys_and_values(builder, &name, &tiles, rows, group, wide)?;
+        for (number, (&rows, &group)) in tiles.heads.iter().zip(&self.groups).enumerate() {
+            let name = format!("{name}.head.{number}");
+            let head = Head { name, dim, all: self.rows, tiles: &tiles, rows, group, wide };
+            queries.push(head.queries(builder)?);
+            let [of_keys, of_values] = head.keys_and_values(builder)?;
             keys.push(of_keys);
             values.push(of_values);
         }
@@ -67,72 +68,75 @@ impl Attended {
         let own = builder.shape(self.rows);
         builder.gathered(all, &own, &name, "rows")
     }
+}
 
-    /// What is asked of a head's queries, from the tiles that the graph has, `[k, tiles, queries, dim]`.
-    fn queries(
-        &self,
-        builder: &mut Builder<'_>,
-        name: &str,
-        tiles: &WindowTiles,
-        rows: &HeadRows,
-        group: &AttendedGroup,
-        wide: ValueId,
-    ) -> Built<ValueId> {
-        let dim = self.heads.head_dim;
-        let probabilities =
-            alone(builder, name, "probabilities", group.probabilities, [tiles.tile_len, tiles.patch_len])?;
+/// One head of an operation, in reverse.
+struct Head<'a> {
+    /// Prefix of the names of what is made.
+    name: String,
+    /// Its width.
+    dim: usize,
+    /// Queries, keys and values of all heads.
+    all: ValueId,
+    tiles: &'a WindowTiles,
+    rows: HeadRows,
+    group: AttendedGroup,
+    /// `[u, -Σ u y]` of all heads, `[k, tokens * heads, dim + 1]`.
+    wide: ValueId,
+}
+
+// === impl Head ===
+
+impl Head<'_> {
+    /// What is asked of its queries, from the tiles that the graph has, `[k, tiles, queries, dim]`.
+    fn queries(&self, builder: &mut Builder<'_>) -> Built<ValueId> {
+        let Self { name, tiles, rows, group, .. } = self;
+        let (queries, keys) = (tiles.tile_len, tiles.patch_len);
+        let probabilities = self.alone(builder, "probabilities", group.probabilities, [queries, keys])?;
         let values = builder.with_ones(group.values)?;
-        let values = alone(builder, name, "values", values, [tiles.patch_len, dim + 1])?;
-        let keys = builder.add(name, "keys.scaled", Op::Mul, &[group.keys, tiles.scale])?;
-        let keys = alone(builder, name, "keys", keys, [tiles.patch_len, dim])?;
-        let u = builder.add(name, "u", Op::Gather { axis: 1 }, &[wide, rows.tile])?; // [k, tiles, queries, dim + 1]
+        let values = self.alone(builder, "values", values, [keys, self.dim + 1])?;
+        let scaled = builder.add(name, "keys.scaled", Op::Mul, &[group.keys, tiles.scale])?;
+        let scaled = self.alone(builder, "keys", scaled, [keys, self.dim])?;
+        let u = builder.add(name, "u", Op::Gather { axis: 1 }, &[self.wide, rows.tile])?; // [k, tiles, queries, dim + 1]
         let scores = builder.add(name, "centred", PRODUCT_TRANSPOSED, &[u, values])?; // [k, tiles, queries, keys]
         let scores = builder.add(name, "scores", Op::Mul, &[scores, probabilities])?;
-        builder.add(name, "queries", PRODUCT, &[scores, keys])
+        builder.add(name, "queries", PRODUCT, &[scores, scaled])
     }
 
-    /// What is asked of a head's keys and of its values, from tiles of theirs, both `[k, tiles, tile_len, dim]`.
-    fn keys_and_values(
-        &self,
-        builder: &mut Builder<'_>,
-        name: &str,
-        tiles: &WindowTiles,
-        rows: &HeadRows,
-        group: &AttendedGroup,
-        wide: ValueId,
-    ) -> Built<[ValueId; 2]> {
-        let (dim, collect) = (self.heads.head_dim, Op::Gather { axis: 1 });
+    /// What is asked of its keys and of its values, from tiles of theirs, both `[k, tiles, tile_len, dim]`.
+    fn keys_and_values(&self, builder: &mut Builder<'_>) -> Built<[ValueId; 2]> {
+        let Self { name, tiles, rows, group, .. } = self;
+        let collect = Op::Gather { axis: 1 };
         let flat = Shape::new([1, tiles.tiles * tiles.tile_len * tiles.patch_len]);
         let seen = builder.reshaped(group.probabilities, flat, name, "seen.flat")?;
         let seen = builder.add(name, "seen.of", collect.clone(), &[seen, tiles.seen])?; // [1, tiles, tile_len, patch_len]
         let seen = builder.add(name, "seen", Op::Mul, &[seen, tiles.is_seen])?;
         let queries =
-            builder.add(name, "patch.queries.of", collect.clone(), &[self.rows, rows.patch_queries])?;
+            builder.add(name, "patch.queries.of", collect.clone(), &[self.all, rows.patch_queries])?;
         let queries = builder.add(name, "patch.queries", Op::Mul, &[queries, tiles.scale])?; // [1, tiles, patch_len, dim]
-        let values = builder.add(name, "tile.values", collect.clone(), &[self.rows, rows.tile_values])?;
+        let values = builder.add(name, "tile.values", collect.clone(), &[self.all, rows.tile_values])?;
         let values = builder.with_ones(values)?; // [1, tiles, tile_len, dim + 1]
-        let u = builder.add(name, "patch.u", collect, &[wide, rows.patch])?; // [k, tiles, patch_len, dim + 1]
+        let u = builder.add(name, "patch.u", collect, &[self.wide, rows.patch])?; // [k, tiles, patch_len, dim + 1]
         let scores = builder.add(name, "patch.centred", PRODUCT_TRANSPOSED, &[values, u])?; // [k, tiles, tile_len, patch_len]
         let scores = builder.add(name, "patch.scores", Op::Mul, &[scores, seen])?;
         let of_keys = builder.add(name, "keys.of", PRODUCT, &[scores, queries])?;
         let of_values = builder.add(name, "values.wide", PRODUCT, &[seen, u])?; // [k, tiles, tile_len, dim + 1]
-        let narrow = Op::Slice { axis: 3, start: 0, len: dim };
+        let narrow = Op::Slice { axis: 3, start: 0, len: self.dim };
         let of_values = builder.add(name, "values.of", narrow, &[of_values])?;
         Ok([of_keys, of_values])
     }
-}
 
-/// A value of a group that is one head, without the group's axis: `[1, tiles, …]`.
-fn alone(
-    builder: &mut Builder<'_>,
-    name: &str,
-    what: &str,
-    value: ValueId,
-    rest: [usize; 2],
-) -> Built<ValueId> {
-    let tiles = builder.shape(value).dims()[2];
-    let shape = [Dim::Fixed(1), tiles].into_iter().chain(rest.map(Dim::Fixed));
-    builder.reshaped(value, Shape::new(shape), name, &format!("{what}.alone"))
+    /// A value of its group, which holds no other head, without the group's axis: `[1, tiles, …]`.
+    fn alone(
+        &self,
+        builder: &mut Builder<'_>,
+        what: &str,
+        value: ValueId,
+        rest: [usize; 2],
+    ) -> Built<ValueId> {
+        let shape = [1, self.tiles.tiles].into_iter().chain(rest);
+        builder.reshaped(value, Shape::new(shape), &self.name, &format!("{what}.alone"))
+    }
 }
 
 #[cfg(test)]
