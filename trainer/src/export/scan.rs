@@ -1,7 +1,7 @@
 //! One vector after another: an ONNX model whose nodes that depend on one input run for each of its entries in turn.
 //!
-//! Forward and reverse mode make graphs of k vectors at once. What layers make of k vectors does not fit into a processor's
-//! cache, and of one it does: on the CPU the products of 16 vectors with the Jacobian of a network of 1,024 tokens take four
+//! Forward and reverse mode make graphs of k vectors at once. What large layers make of k vectors does not fit into a
+//! processor's cache, and of one it does: on the CPU the products of 16 vectors with the Jacobian of a network of 1,024 tokens take four
 //! fifths of the time so, and what depends on the vectors a k-th of the memory. What they share is computed once, before the first.
 
 use std::collections::HashSet;
