@@ -54,9 +54,10 @@ pub struct LayerMaps {
     pub layer: usize,
     /// Its window.
     pub window: Window,
-    tiles: TilePlan,
+    /// How its tokens are cut into tiles.
+    pub(super) tiles: TilePlan,
     /// `[heads, tokens, keys]` of the selection, keys as the tiles have them.
-    rows: Vec<f32>,
+    pub(super) rows: Vec<f32>,
 }
 
 // === impl AttentionStudy ===

@@ -203,32 +203,4 @@ fn colour(value: f32) -> [u8; 3] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_colours_go_up_to_a_tenth_or_to_what_is_asked_for() {
-        let figure = Figure::new(Grid::new(2, 2), 1, 0);
-        let colours = [0.0, 0.02, 0.1, 1.0].map(|value| figure.colour(value));
-        assert_eq!(colours, [COLOURS[0], COLOURS[1], COLOURS[5], COLOURS[5]]);
-        assert_eq!(figure.coloured_up_to(1.0).colour(0.2), COLOURS[1]);
-        assert_eq!(normalised(vec![0.25, 0.75, 0.5]), [0.0, 1.0, 0.5]);
-        assert_eq!(normalised(vec![0.25, 0.25]), [0.0, 0.0]);
-    }
-
-    #[test]
-    fn a_figure_is_as_large_as_it_says_and_no_wider_than_it_may_be() {
-        for (grid, layers, tokens) in [
-            (Grid::new(7, 7), 8, 1),
-            (Grid::new(32, 32), 12, 3),
-            (Grid::new(1, 2), 1, 0),
-            (Grid::new(64, 64), 2, 1),
-        ] {
-            let figure = Figure::new(grid, layers, tokens);
-            let [width, height] = figure.size();
-            assert!(width <= WIDEST.max(figure.side + 2 * GAP), "{figure:?}");
-            assert_eq!(figure.bytes(), 3 * width * height);
-            assert!(figure.columns * layers.div_ceil(figure.columns) >= layers);
-        }
-    }
-}
+mod tests;
