@@ -1,13 +1,15 @@
 //! The Jacobian over HTTP: against libtorch's own products, which the package's golden holds, and against itself by other ways;
-//! its pictures; and what a wrong look is told.
+//! its pictures (`sheet`); and what a wrong look is told.
 #![expect(clippy::needless_pass_by_value, reason = "a request's fields are a `json!` on the spot")]
+
+mod sheet;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::CONTENT_TYPE;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use suite::{Answer, Package, TestServer, decode, shipped};
+use suite::{Answer, Package, TestServer, shipped};
 use windowpane_diffusion::manifest::Manifest;
 use windowpane_server::Config;
 
@@ -153,22 +155,42 @@ fn the_whole_matrix_multiplies_as_libtorch_does_and_has_the_spectrum_that_is_tol
         assert!(off <= residual + 1e-4 * largest[0], "{i}: {value} is off by {off}");
     }
 
-    // What the clean estimate makes of a direction follows from what the noise does.
-    let answer = look(server, here(json!({"k": 2, "iterations": 200, "output_format": "safetensors"}))).ok();
-    let (body, bytes) = (answer.json(), file(&answer));
-    assert_eq!(body["about"]["of"], "x0");
-    let estimate = SafeTensors::deserialize(&bytes).unwrap();
-    let (left, right) = (floats(&estimate, "left"), floats(&estimate, "right"));
-    let sigma = body["about"]["sigma"].as_f64().unwrap();
-    let (a, b) = manifest.prediction.to_x0(body["about"]["alpha_bar"].as_f64().unwrap().sqrt(), sigma);
-    for (i, &value) in numbers(&body["singular_values"]).iter().enumerate() {
-        let own = 1024 * i..1024 * (i + 1);
-        let eps = product(&matrix, false, &right[own.clone()]);
-        let image: Vec<f64> =
-            eps.iter().zip(&right[own.clone()]).map(|(eps, &x)| a * f64::from(x) + b * eps).collect();
-        let expected: Vec<f64> = left[own].iter().map(|&x| value * f64::from(x)).collect();
-        assert!(difference(&image, &expected) < 1e-3, "triplet {i}");
+    // What becomes of a direction is tied by x = alpha x0 + sigma eps and v = alpha eps - sigma x0, whatever is predicted.
+    assert_eq!(own, "v");
+    for of in ["x0", "eps", "v"] {
+        let fields = json!({"of": of, "k": 2, "iterations": 200, "output_format": "safetensors"});
+        let answer = look(server, here(fields)).ok();
+        let (body, bytes) = (answer.json(), file(&answer));
+        assert_eq!(body["about"]["of"], of);
+        let told = SafeTensors::deserialize(&bytes).unwrap();
+        let (left, right) = (floats(&told, "left"), floats(&told, "right"));
+        let sigma = body["about"]["sigma"].as_f64().unwrap();
+        let alpha = body["about"]["alpha_bar"].as_f64().unwrap().sqrt();
+        let values = numbers(&body["singular_values"]);
+        assert_eq!(values.len(), 2);
+        for (i, &value) in values.iter().enumerate() {
+            let own = 1024 * i..1024 * (i + 1);
+            let velocity = product(&matrix, false, &right[own.clone()]);
+            let image: Vec<f64> = velocity
+                .iter()
+                .zip(&right[own.clone()])
+                .map(|(v, &x)| match of {
+                    "x0" => alpha * f64::from(x) - sigma * v,
+                    "eps" => sigma * f64::from(x) + alpha * v,
+                    _ => *v,
+                })
+                .collect();
+            let expected: Vec<f64> = left[own].iter().map(|&x| value * f64::from(x)).collect();
+            assert!(difference(&image, &expected) < 1e-3, "{of}: triplet {i}");
+        }
     }
+    // Unless it is said, it is the clean estimate.
+    let plain = look(server, here(json!({"k": 1}))).ok().json();
+    let estimate = look(server, here(json!({"k": 1, "of": "x0"}))).ok().json();
+    assert_eq!(
+        (&plain["about"]["of"], &plain["singular_values"]),
+        (&json!("x0"), &estimate["singular_values"])
+    );
 }
 
 #[test]
@@ -182,26 +204,6 @@ fn guidance_of_one_is_none_and_another_is_another_function() {
     assert!(difference(&one, &plain) < 1e-4, "{one:?} {plain:?}");
     let strong = values(json!({"k": 2, "guided": 4}));
     assert!(difference(&strong, &plain) > 1e-3, "{strong:?} {plain:?}");
-}
-
-#[test]
-fn a_sheet_shows_the_directions_that_were_asked_for() {
-    let server = TestServer::shared();
-    let body = ring(json!({"k": 3, "show": [0, 2], "vectors": "left", "output_format": "png"}));
-    let answer = server.send(request(server, &body).header(ACCEPT, "image/png")).ok();
-    assert_eq!(answer.header("content-type"), "image/png");
-    let about: Value = serde_json::from_str(answer.header("x-about")).unwrap();
-    assert_eq!(
-        (&about["of"], &about["method"], &about["input"]),
-        (&json!("x0"), &json!("top-k"), &json!("sample"))
-    );
-    let picture = decode(&answer.bytes);
-    // Two panels of 96 pixels and the space around them.
-    assert_eq!((picture.width(), picture.height()), (3 * 12 + 2 * 96, 12 + 14 + 96 + 4 + 12));
-    // In JSON it is beside the numbers.
-    let told = look(server, body).ok();
-    assert_eq!(file(&told), answer.bytes);
-    assert_eq!(told.json()["output_format"], "png");
 }
 
 #[test]

@@ -154,4 +154,17 @@ mod tests {
         assert_eq!(pixel(GAP, GAP + LINE), FRAMES[0]);
         assert_eq!(pixel(GAP, GAP + LINE + below), FRAMES[1]);
     }
+
+    #[test]
+    fn above_a_direction_stand_its_number_and_its_value() {
+        let sheet = Sheet::new([1, 4, 4], 2);
+        let vector = [1.0; 16];
+        let direction = |number, value| Direction { number, value, vector: &vector };
+        let picture = sheet.draw(&[direction(11, 2.0_f64.sqrt()), direction(3, -0.25)]);
+        let mut words = Canvas::new(picture.width, picture.height);
+        words.write((GAP, GAP), "11  1.414");
+        words.write((2 * GAP + PANEL, GAP), "3  -0.250");
+        let line = 3 * picture.width * GAP..3 * picture.width * (GAP + LINE);
+        assert!(picture.pixels[line.clone()] == words.into_picture().pixels[line]);
+    }
 }
