@@ -318,3 +318,37 @@ fn fits(told: &Told, output: Output, shape: [usize; 3], limit: usize) -> Result<
     );
     Err(ApiError::new(Cause::InvalidValue, message).param(param))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::fake::Faults;
+    use crate::metrics::Metrics;
+    use crate::testing::{manifest, with_insides};
+
+    /// What a request is resolved to, of a model of grey pixels.
+    fn resolve([height, width]: [usize; 2], fields: &str) -> Result<Method, ApiError> {
+        let mut manifest = with_insides(manifest("shoes", &["sneaker", "boot"]));
+        (manifest.config.height, manifest.config.width) = (height, width);
+        let config = Config::default();
+        let model = Model::fake(manifest, Faults::default(), &config, &Metrics::new()).unwrap();
+        let request: JacobianRequest = serde_json::from_str(fields).unwrap();
+        Jacobian::resolve(&request, &Accept::default(), &model, &config)?;
+        let elements = height * width;
+        method(&request, elements, count(&request, elements)?)
+    }
+
+    #[test]
+    fn a_whole_matrix_that_would_be_too_large_is_refused_with_its_size() {
+        let full = r#"{"class": 1, "timestep": 30, "method": "full"}"#;
+        assert_eq!(resolve([64, 64], full).unwrap(), Method::Full);
+        let error = resolve([64, 66], full).unwrap_err();
+        assert_eq!((error.cause, error.param.as_deref()), (Cause::InvalidValue, Some("method")));
+        let said = "an image of `4224` values has a matrix of 17842176 numbers; the most values are 4096, beyond them there is \
+                    top-k";
+        assert!(error.message.ends_with(said), "{}", error.message);
+        // Which looks at such an image.
+        let top = resolve([64, 66], r#"{"class": 1, "timestep": 30}"#).unwrap();
+        assert!(matches!(top, Method::TopK { .. }), "{top:?}");
+    }
+}
