@@ -207,11 +207,12 @@ impl PsnrGap {
         }
     }
 
-    /// The curves as CSV: `timestep,train_db,train_low_db,train_high_db,test_db,test_low_db,test_high_db,gap_db`.
+    /// The curves as CSV, the gap clipped at 0 and as it is:
+    /// `timestep,train_db,train_low_db,train_high_db,test_db,test_low_db,test_high_db,gap_db,unclipped_gap_db`.
     pub fn csv(&self) -> String {
         let mut text =
-            "timestep,train_db,train_low_db,train_high_db,test_db,test_low_db,test_high_db,gap_db\n"
-                .to_owned();
+            "timestep,train_db,train_low_db,train_high_db,test_db,test_low_db,test_high_db".to_owned();
+        text.push_str(",gap_db,unclipped_gap_db\n");
         for (i, t) in self.timesteps.iter().enumerate() {
             write!(text, "{t}").expect("a string takes what is written: this is a bug");
             for side in [&self.train, &self.test] {
@@ -219,7 +220,9 @@ impl PsnrGap {
                 write!(text, ",{:.6},{low:.6},{high:.6}", side.curve[i])
                     .expect("a string takes what is written: this is a bug");
             }
-            writeln!(text, ",{:.6}", self.curve[i]).expect("a string takes what is written: this is a bug");
+            let unclipped = self.train.curve[i] - self.test.curve[i];
+            writeln!(text, ",{:.6},{unclipped:.6}", self.curve[i])
+                .expect("a string takes what is written: this is a bug");
         }
         text
     }
@@ -341,7 +344,10 @@ mod tests {
         assert!((gap.unclipped - (gap.train.mean - gap.test.mean)).abs() < 1e-12, "{gap}");
         assert!(gap.unclipped.abs() < 0.5 && gap.gap > 0.5, "{gap}");
         let csv = gap.csv();
-        assert!(csv.lines().count() == 3 && csv.lines().all(|line| line.matches(',').count() == 7), "{csv}");
+        assert!(csv.lines().count() == 3 && csv.lines().all(|line| line.matches(',').count() == 8), "{csv}");
+        let last: Vec<f64> = csv.lines().last().unwrap().split(',').map(|n| n.parse().unwrap()).collect();
+        let difference = gap.train.curve[1] - gap.test.curve[1];
+        assert!(last[7] == 0.0 && difference < -1.0 && (last[8] - difference).abs() < 1e-6, "{csv}");
         assert_eq!(gap.train.csv(&[0, 999]).lines().nth(2).unwrap().split(',').next(), Some("999"));
         let json = serde_json::to_string(&gap).unwrap();
         assert_eq!(serde_json::from_str::<PsnrGap>(&json).unwrap().timesteps, [0, 999]);

@@ -206,11 +206,46 @@ fn the_curves_come_as_a_table_and_as_plots() {
     };
     let (_, _, gap) = reference();
     let csv = String::from_utf8(as_file("text/csv")).unwrap();
-    assert_eq!(csv.lines().next(), gap.csv().lines().next());
+    let inside = measure(server, asked(json!({"output_format": "csv"}))).ok().json();
+    assert_eq!(STANDARD.decode(inside["b64_json"].as_str().unwrap()).unwrap(), csv.as_bytes());
+    let told = &inside["gap"];
     assert_eq!(csv.lines().count(), 1 + gap.timesteps.len());
+    let column = column_of(&csv);
+    assert_eq!(column("timestep"), numbers(&told["timesteps"]));
+    // A table has six places.
+    let same = |name: &str, expected: &[f64]| {
+        let column = column(name);
+        let close = column.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close && column.len() == expected.len(), "{name}: {column:?}, in JSON {expected:?}");
+    };
+    let [train, test] = ["train", "test"].map(|side| {
+        let curve = numbers(&told[side]["curve"]);
+        let intervals = told[side]["intervals"].as_array().unwrap();
+        let ends: Vec<_> =
+            (0..2).map(|i| intervals.iter().map(|end| end[i].as_f64().unwrap()).collect()).collect();
+        same(&format!("{side}_db"), &curve);
+        ["low", "high"]
+            .iter()
+            .zip(&ends)
+            .for_each(|(end, of): (_, &Vec<f64>)| same(&format!("{side}_{end}_db"), of));
+        curve
+    });
+    same("gap_db", &numbers(&told["curve"]));
+    let unclipped: Vec<f64> = train.iter().zip(&test).map(|(train, test)| train - test).collect();
+    assert!(unclipped.iter().any(|&gap| gap < -0.01), "the images were chosen so: {unclipped:?}");
+    same("unclipped_gap_db", &unclipped);
+
     let svg = String::from_utf8(as_file("image/svg+xml")).unwrap();
-    for word in ["<svg", "PSNR gap", "training images", "held-out images", "timestep"] {
-        assert!(svg.contains(word), "no {word} in {svg}");
+    let db = |value: &Value| format!("{:.2}", value.as_f64().unwrap());
+    let range = |ends: &Value| format!("({} - {})", db(&ends[0]), db(&ends[1]));
+    for words in [
+        format!("PSNR gap {} dB {} clipped at 0", db(&told["gap"]), range(&told["interval"])),
+        format!("{} dB {} unclipped", db(&told["unclipped"]), range(&told["unclipped_interval"])),
+        format!("training images {} dB", db(&told["train"]["mean"])),
+        format!("held-out images {} dB", db(&told["test"]["mean"])),
+        "timestep".to_owned(),
+    ] {
+        assert!(svg.contains(&words), "no {words} in {svg}");
     }
     let png = decode(&as_file("image/png"));
     assert_eq!((png.width(), png.height()), (760, 480));
@@ -226,8 +261,24 @@ fn the_curves_come_as_a_table_and_as_plots() {
             colours.get(&colour)
         );
     }
-    let inside = measure(server, asked(json!({"output_format": "csv"}))).ok().json();
-    assert_eq!(STANDARD.decode(inside["b64_json"].as_str().unwrap()).unwrap(), csv.as_bytes());
+    // One set by itself has a table of its own.
+    let alone = json!({"test": null, "test_labels": null, "output_format": "csv"});
+    let alone = measure(server, asked(alone)).ok().json();
+    let csv = String::from_utf8(STANDARD.decode(alone["b64_json"].as_str().unwrap()).unwrap()).unwrap();
+    let expected = format!("{:.6}", alone["psnr"]["curve"][1].as_f64().unwrap());
+    assert_eq!(csv.lines().nth(2).unwrap().split(',').nth(1), Some(expected.as_str()));
+}
+
+/// The numbers of a table, by the names of its columns.
+fn column_of(csv: &str) -> impl Fn(&str) -> Vec<f64> {
+    let names: Vec<String> = csv.lines().next().unwrap().split(',').map(str::to_owned).collect();
+    let row = |line: &str| line.split(',').map(|number| number.parse().unwrap()).collect();
+    let rows: Vec<Vec<f64>> = csv.lines().skip(1).map(row).collect();
+    move |name| {
+        let place = names.iter().position(|other| other == name);
+        let place = place.unwrap_or_else(|| panic!("no {name} in {names:?}"));
+        rows.iter().map(|row| row[place]).collect()
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! PSNR over the noise level as a plot: a curve with its interval for each set, and the gap between them as an area at the
-//! foot. The same figure as SVG and as pixels.
+//! PSNR over the noise level as a plot: a curve with its interval for each set, and the gap between them, where it is more
+//! than 0, as an area at the foot. Above it stands the gap as the paper has it, and without clipping. The same figure as SVG
+//! and as pixels.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -59,8 +60,11 @@ fn drawn<B: DrawingBackend>(
             format!("PSNR {:.2} dB ({low:.2} - {high:.2}), {} images", psnr.mean, psnr.images)
         }
         Measured::Two(gap) => {
-            let [low, high] = gap.interval;
-            format!("PSNR gap {:.2} dB ({low:.2} - {high:.2})", gap.gap)
+            let ([low, high], [least, most]) = (gap.interval, gap.unclipped_interval);
+            format!(
+                "PSNR gap {:.2} dB ({low:.2} - {high:.2}) clipped at 0, {:.2} dB ({least:.2} - {most:.2}) unclipped",
+                gap.gap, gap.unclipped
+            )
         }
     };
     area.fill(&WHITE)?;
@@ -89,7 +93,7 @@ fn drawn<B: DrawingBackend>(
         let area = AreaSeries::new(curve, 0.0, COLOURS[2].mix(0.5)).border_style(COLOURS[2]);
         chart
             .draw_series(area)?
-            .label("gap")
+            .label("gap, clipped at 0")
             .legend(|(x, y)| Rectangle::new([(x, y - 4), (x + 18, y + 4)], COLOURS[2].mix(0.5).filled()));
     }
     for ((name, psnr), colour) in sides.iter().zip(COLOURS) {
@@ -110,4 +114,101 @@ fn drawn<B: DrawingBackend>(
         .background_style(WHITE)
         .draw()?;
     area.present()
+}
+
+#[cfg(test)]
+mod tests {
+    use windowpane_diffusion::psnr_gap::PsnrGap;
+
+    use super::*;
+
+    /// A set that is 30 and 20 dB, and one that is 20 and 0.
+    fn measured() -> Measured {
+        let side = |images, curve: [f64; 2]| Psnr {
+            images,
+            mean: f64::midpoint(curve[0], curve[1]),
+            interval: curve,
+            curve: curve.to_vec(),
+            intervals: vec![[curve[0]; 2], [curve[1]; 2]],
+        };
+        Measured::Two(PsnrGap {
+            gap: 15.0,
+            interval: [14.25, 15.75],
+            unclipped: 14.5,
+            unclipped_interval: [-0.5, 15.5],
+            timesteps: vec![0, 999],
+            curve: vec![10.0, 20.0],
+            train: side(8, [30.0, 20.0]),
+            test: side(9, [20.0, 0.0]),
+        })
+    }
+
+    /// What stands behind `name="` in an element.
+    fn attribute<'a>(element: &'a str, name: &str) -> &'a str {
+        let (_, rest) =
+            element.split_once(&format!(" {name}=\"")).unwrap_or_else(|| panic!("{name} of {element}"));
+        rest.split('"').next().unwrap_or_default()
+    }
+
+    /// The elements of this name that have this colour, as they are written.
+    fn elements<'a>(svg: &'a str, name: &str, colour: RGBColor) -> Vec<&'a str> {
+        let RGBColor(r, g, b) = colour;
+        let of = format!("\"#{r:02X}{g:02X}{b:02X}\"");
+        let all = svg.split('<').filter(|element| element.starts_with(&format!("{name} ")));
+        all.filter(|element| element.contains(&of)).collect()
+    }
+
+    fn points(element: &str) -> Vec<[f64; 2]> {
+        let pairs = attribute(element, "points").split_whitespace();
+        pairs
+            .map(|pair| {
+                let (x, y) = pair.split_once(',').unwrap();
+                [x, y].map(|number| number.parse().unwrap())
+            })
+            .collect()
+    }
+
+    /// The height at which these words stand.
+    fn height(svg: &str, words: &str) -> f64 {
+        let text = svg.split('<').find(|element| element.starts_with("text ") && element.contains(words));
+        attribute(text.unwrap_or_else(|| panic!("no {words} in {svg}")), "y").parse().unwrap()
+    }
+
+    #[test]
+    fn each_curve_has_the_heights_of_its_own_set_and_the_colour_that_its_name_has() {
+        let svg = svg(&measured()).unwrap();
+        let near = |a: f64, b: f64| (a - b).abs() <= 1.0;
+        // In the legend a line stands beside a name.
+        let [train, test] =
+            [("training images 25.00 dB", 0), ("held-out images 10.00 dB", 1)].map(|(name, i)| {
+                let lines: Vec<_> = elements(&svg, "polyline", COLOURS[i]).into_iter().map(points).collect();
+                let [curve, legend] = lines.as_slice() else { panic!("{lines:?} of {svg}") };
+                assert!(near(legend[0][1], legend[1][1]), "{legend:?}");
+                // Words are placed by their upper edge, lines by their middle.
+                let above = legend[0][1] - height(&svg, name);
+                assert!((0.0..=14.0).contains(&above), "{name}: {above} of {svg}");
+                curve.clone()
+            });
+        // From 30 dB above to 0 below: the middle two are a third apart.
+        let third = (test[1][1] - train[0][1]) / 3.0;
+        assert!(third > 100.0, "{train:?} {test:?}");
+        assert!(
+            near(train[1][1], train[0][1] + third) && near(test[0][1], train[1][1]),
+            "{train:?} {test:?}"
+        );
+        assert!(train[0][0] == test[0][0] && train[1][0] == test[1][0] && train[0][0] < train[1][0]);
+        // Likewise the gap: 10 and 20 above nothing.
+        let area = elements(&svg, "polygon", COLOURS[2]);
+        let gap = points(area.first().unwrap_or_else(|| panic!("{svg}")));
+        for [x, y] in [[train[0][0], test[0][1] + third], [train[1][0], train[1][1]]] {
+            assert!(gap.iter().any(|point| near(point[0], x) && near(point[1], y)), "{x} {y} of {gap:?}");
+        }
+    }
+
+    #[test]
+    fn both_gaps_are_named_with_their_intervals() {
+        let svg = svg(&measured()).unwrap();
+        let words = "PSNR gap 15.00 dB (14.25 - 15.75) clipped at 0, 14.50 dB (-0.50 - 15.50) unclipped";
+        assert!(svg.contains(words) && svg.contains("gap, clipped at 0"), "{svg}");
+    }
 }

@@ -207,7 +207,10 @@ def draw_psnr_gap(
     timeout_ms: int | None = None,
     request_id: str | None = None,
 ) -> Order[bytes]:
-    """The server's own plot of it, or its table: the file of `output`."""
+    """The server's own plot of it, or its table: the file of `output`.
+
+    The table's `gap_db` is clipped at 0, its `unclipped_gap_db` is not.
+    """
     return Order(
         "POST", PSNR_GAP, _bytes,
         fields=_sets(model, train_labels, test_labels, images, timesteps, seed, resize, timeout_ms, output),

@@ -178,9 +178,11 @@ class PsnrGap:
     gap: float | None
     """In dB, as in the paper: at each timestep clipped at 0, and the mean of that."""
     interval: tuple[float, float] | None
+    """Its own, which cannot tell whether there is a gap at all: it is never below 0."""
     unclipped: float | None
     """The same without clipping."""
     unclipped_interval: tuple[float, float] | None
+    """Where it reaches down to 0 no gap was seen."""
     curve: Array | None = field(repr=False)
     """Per timestep."""
     train: PsnrCurve | None = field(repr=False)

@@ -53,7 +53,8 @@ pub struct PsnrGapRequest {
     /// Seed of the noise and of the bootstrap: 0 to 2^63 - 1, as a number or a decimal string; 0 unless given.
     #[schema(value_type = Option<Seed>)]
     pub seed: Option<Seed>,
-    /// `json`, or a file: `csv` has the curves as a table, `svg` and `png` as a plot.
+    /// `json`, or a file: `csv` has the curves as a table, with the gap clipped at 0 (`gap_db`) and as it is
+    /// (`unclipped_gap_db`); `svg` and `png` have them as a plot.
     #[schema(default = "json", pattern = "^(json|csv|svg|png)$")]
     pub output_format: Option<String>,
     /// Milliseconds that the answer is worth waiting for, as in the header `x-request-timeout-ms`; of two the shorter counts.
