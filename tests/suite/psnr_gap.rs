@@ -281,6 +281,37 @@ fn column_of(csv: &str) -> impl Fn(&str) -> Vec<f64> {
     }
 }
 
+/// Of one colour each, which is what they are in any size.
+#[test]
+fn images_of_another_size_are_resized_where_that_is_asked_for() {
+    let server = TestServer::shared();
+    let greys = [40, 90, 200];
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for grey in greys {
+        archive.start_file(format!("{grey:03}.png"), zip::write::SimpleFileOptions::default()).unwrap();
+        let mut png = std::io::Cursor::new(Vec::new());
+        let image = image::GrayImage::from_pixel(24, 40, image::Luma([grey]));
+        image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        archive.write_all(png.get_ref()).unwrap();
+    }
+    let archive = STANDARD.encode(archive.finish().unwrap().into_inner());
+    let ask = |train: &str, resize: Value| {
+        measure(server, json!({"model": "tiny", "train": train, "timesteps": 3, "seed": 3, "resize": resize}))
+    };
+    for refused in [json!(null), json!(false)] {
+        let said = ask(&archive, refused).refused(422, "invalid_value", Some("train"));
+        assert!(
+            said.contains("`040.png`") && said.contains("a PNG of 32x32 pixels, or `resize` true"),
+            "{said}"
+        );
+    }
+    let resized = ask(&archive, json!(true)).ok().json();
+    assert_eq!(resized["about"]["images"], json!([3]));
+    let pixels = greys.map(|grey| [grey; PIXELS]).concat();
+    let array = ask(&STANDARD.encode(npy("|u1", "(3, 32, 32)", &pixels)), json!(null)).ok().json();
+    assert_eq!(resized["psnr"], array["psnr"]);
+}
+
 #[test]
 fn a_package_measures_itself_on_the_images_that_it_brings_along() {
     let (file, _, gap) = reference();
