@@ -179,6 +179,12 @@ def main(url, folder):
         lines = told.getvalue().splitlines()
         assert [line[:2] for line in lines if line[0] != " "] == ["1.", "2.", "3.", "4."], told.getvalue()
         assert "  layer 0, 3×3 " in told.getvalue(), told.getvalue()
+        # The interval that can tell whether there is a gap.
+        with Client(url) as client:
+            gap = client.psnr_gap("tiny", train=np.load(sets[0]), test=np.load(sets[1]), images=4, seed=1)
+        low, high = gap.unclipped_interval
+        said = next(line for line in lines if line.endswith("; a gap" if low > 0 else "; no gap was seen"))
+        assert said.startswith(f"  {gap.unclipped:.2f} dB ({low:.2f} to {high:.2f}): "), told.getvalue()
 
     print(json.dumps({
         "png": base64.b64encode(image.png).decode(),
