@@ -41,7 +41,8 @@ pub enum Command {
     Export(Export),
     /// Write a package anew from its own weights: graphs, golden and card as this version of the trainer makes them.
     Refresh(Refresh),
-    /// Write one-operation attention graphs, to measure tiles against masks with, or networks to measure derivatives with.
+    /// Write one-operation attention graphs, to measure tiles against masks with, or networks to measure derivatives with, or a
+    /// UNet to test a runtime with.
     ExportOps(ExportOps),
 }
 
@@ -200,6 +201,9 @@ pub struct ExportOps {
     /// Instead two packages with random weights, to measure products with the Jacobian.
     #[arg(long)]
     pub networks: bool,
+    /// Instead the three graphs of a small convolutional UNet with random weights, and libtorch's answers.
+    #[arg(long, conflicts_with = "networks")]
+    pub unet: bool,
 }
 
 /// The path of a picture to write.

@@ -275,12 +275,14 @@ fn write_package(request: &ExportRequest<'_>) -> Result<()> {
 
 /// `export-ops`
 pub fn export_ops(args: &args::ExportOps) -> Result<()> {
-    let written = if args.networks {
-        export::networks::write_networks(&args.out)?.len()
-    } else {
-        export::single::write_all(&args.out)?
+    let (written, of) = match args {
+        args::ExportOps { networks: true, .. } => {
+            (export::networks::write_networks(&args.out)?.len(), "packages")
+        }
+        args::ExportOps { unet: true, .. } => (export::unet::write(&args.out)?, "graphs"),
+        _ => (export::single::write_all(&args.out)?, "graphs"),
     };
-    println!("{written} {}: {}", if args.networks { "packages" } else { "graphs" }, args.out.display());
+    println!("{written} {of}: {}", args.out.display());
     Ok(())
 }
 

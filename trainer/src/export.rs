@@ -2,7 +2,8 @@
 //!
 //! `dit` mirrors the network as a `graph` of `ops`, with `attention`'s windows realised as `plan` says; `lower`
 //! turns it into `onnx`, with `weights` beside it, `positions` among them; `golden` is the proof, computed by the network
-//! itself. `eval` interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks.
+//! itself. `eval` interprets a graph on tensors, for tests; `single` writes graphs of one operation, for benchmarks, and `unet`
+//! those of a convolutional network, for tests of a runtime.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -51,6 +52,7 @@ mod scatter;
 pub mod shape;
 pub mod single;
 pub mod tangent;
+pub mod unet;
 pub mod weights;
 
 pub use error::ExportError;

@@ -130,30 +130,36 @@ impl Golden<'_> {
         case("attention".to_owned(), input, parts)
     }
 
-    /// J·v and Jᵀ·v by autograd. The first is the derivative of the second, `(Jᵀ u)·v`, with respect to `u`.
+    /// J·v and Jᵀ·v.
     fn products(&mut self, k: usize) -> Result<(Case, Case)> {
         let Input { x, t, y } = self.input(1)?;
         let vectors = self.images(k)?;
         let at = x.set_requires_grad(true);
         let prediction = self.net.differentiable(&at, &t, &y);
         let mean = prediction.f_narrow(1, 0, self.config.channels as i64)?;
-        let (mut jvp, mut vjp) = (Vec::new(), Vec::new());
-        for i in 0..k as i64 {
-            let v = vectors.f_narrow(0, i, 1)?;
-            let u = Tensor::f_zeros_like(&mean)?.set_requires_grad(true);
-            let pulled = gradient(&(&mean * &u), &at, true)?;
-            jvp.push(gradient(&(pulled * &v), &u, false)?);
-            vjp.push(gradient(&(&mean * &v), &at, false)?);
-        }
-        let of = |name: &str, products: Vec<Tensor>| {
+        let [jvp, vjp] = products(&mean, &at, &vectors)?;
+        let of = |name: &str, products: Tensor| {
             let input = Input { x: at.detach(), t: t.shallow_clone(), y: y.shallow_clone() };
-            let products = Tensor::f_cat(&products, 0)?;
             let parts =
                 vec![("vectors".to_owned(), vectors.shallow_clone()), ("products".to_owned(), products)];
             case(format!("{name}{k}"), input, parts)
         };
         Ok((of("jvp", jvp)?, of("vjp", vjp)?))
     }
+}
+
+/// J·v and Jᵀ·v by autograd, of what `mean` is of `at`, for each of the vectors. The first is the derivative of the second,
+/// `(Jᵀ u)·v`, with respect to `u`.
+pub(super) fn products(mean: &Tensor, at: &Tensor, vectors: &Tensor) -> Result<[Tensor; 2]> {
+    let (mut jvp, mut vjp) = (Vec::new(), Vec::new());
+    for i in 0..vectors.size()[0] {
+        let v = vectors.f_narrow(0, i, 1)?;
+        let u = Tensor::f_zeros_like(mean)?.set_requires_grad(true);
+        let pulled = gradient(&(mean * &u), at, true)?;
+        jvp.push(gradient(&(pulled * &v), &u, false)?);
+        vjp.push(gradient(&(mean * &v), at, false)?);
+    }
+    Ok([Tensor::f_cat(&jvp, 0)?, Tensor::f_cat(&vjp, 0)?])
 }
 
 /// The gradient of the sum of `values`; one that can be differentiated again holds on to what it was computed from.
