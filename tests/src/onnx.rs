@@ -76,6 +76,9 @@ pub struct Attribute {
     /// The value, if it is a graph.
     #[prost(message, optional, boxed, tag = "6")]
     pub graph: Option<Box<Graph>>,
+    /// The value, if it is many integers.
+    #[prost(int64, repeated, packed = "false", tag = "8")]
+    pub integers: Vec<i64>,
     /// The value, if it is many tensors.
     #[prost(message, repeated, tag = "10")]
     pub tensors: Vec<Tensor>,
@@ -151,6 +154,12 @@ impl Node {
             attributes: Vec::new(),
         }
     }
+
+    /// What it is told of this name, as integers; none where it is told nothing.
+    pub fn integers(&self, name: &str) -> &[i64] {
+        let attribute = self.attributes.iter().find(|attribute| attribute.name == name);
+        attribute.map_or(&[], |attribute| &attribute.integers)
+    }
 }
 
 // === impl Attribute ===
@@ -165,6 +174,11 @@ impl Attribute {
 // === impl Tensor ===
 
 impl Tensor {
+    /// What the graph says of where it lies, where that is another file.
+    pub fn entry(&self, key: &str) -> Option<&str> {
+        self.external.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    }
+
     /// A number.
     pub fn scalar(name: &str, value: f32) -> Self {
         let raw = value.to_le_bytes().to_vec();
@@ -186,6 +200,19 @@ impl Graph {
     /// The node of this name.
     pub fn node(&self, name: &str) -> &Node {
         self.nodes.iter().find(|node| node.name == name).unwrap_or_else(|| panic!("no node `{name}`"))
+    }
+
+    /// Its nodes, and those of the graphs within them.
+    pub fn every_node(&self) -> Vec<&Node> {
+        let mut all = Vec::new();
+        for node in &self.nodes {
+            all.push(node);
+            for attribute in &node.attributes {
+                let inner = attribute.graph.as_deref().into_iter().chain(&attribute.graphs);
+                all.extend(inner.flat_map(Self::every_node));
+            }
+        }
+        all
     }
 
     /// The shapes of all constants, by name.

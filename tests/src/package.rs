@@ -105,10 +105,8 @@ impl Package {
             let tensor = graph.initializers.iter().find(|tensor| tensor.name == name);
             let tensor = tensor.unwrap_or_else(|| panic!("no `{name}`"));
             let number = |key: &str| -> usize {
-                let entry = tensor.external.iter().find(|entry| entry.key == key);
-                entry
-                    .and_then(|entry| entry.value.parse().ok())
-                    .unwrap_or_else(|| panic!("`{name}`: no {key}"))
+                let value = tensor.entry(key).and_then(|value| value.parse().ok());
+                value.unwrap_or_else(|| panic!("`{name}`: no {key}"))
             };
             let bytes = &mut weights[number("offset")..][..number("length")];
             let elements: i64 = tensor.dims.iter().product();

@@ -1,12 +1,12 @@
 //! Every ONNX file that is shipped, as ONNX's own Python package sees it: it passes the checker, its weights lie in
 //! one file, and its tensors and nodes read like the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use serde_json::Value;
-use suite::{all_shipped, python};
+use suite::{all_shipped, onnx, python};
 use windowpane_diffusion::manifest::{Dim, Graph, Role, TensorType};
 use windowpane_diffusion::{Manifest, Plan, Window};
 
@@ -85,6 +85,57 @@ fn initializers_carry_the_checkpoints_names_and_shapes() {
                 assert_eq!(said["initializers"][&name], serde_json::json!(shape), "`{name}` in {file}");
                 // Every weight is in the one file that all graphs share.
                 assert_eq!(said["external"][&name], "weights.bin", "`{name}` in {file}");
+            }
+        }
+    }
+}
+
+/// Bytes of the largest constant that a graph may hold itself: what windows and position tables need is half of that, and the
+/// smallest matrix in a block of the smallest network is more than twice that.
+const LARGEST_OWN: usize = 4096;
+
+/// What multiplies by a transposed weight reads the weight in the other direction: there is no second copy, neither in the
+/// file nor made at load.
+#[test]
+fn no_weight_is_there_a_second_time() {
+    for folder in all_shipped() {
+        let text = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+        let manifest = Manifest::from_json(&text).unwrap();
+        let names = checkpoint(&manifest);
+        let mut places: BTreeMap<String, [String; 3]> = BTreeMap::new();
+        for graph in &manifest.graphs {
+            let (file, graph) = (&graph.file, onnx::Graph::open(&folder.join(&graph.file)));
+            let mut weights = BTreeSet::new();
+            for tensor in &graph.initializers {
+                let name = &tensor.name;
+                let Some(place) = tensor.entry("location") else {
+                    let size = tensor.raw.len();
+                    assert!(size <= LARGEST_OWN, "{file} holds `{name}` itself, {size} bytes");
+                    continue;
+                };
+                assert!(names.contains_key(name), "`{name}` in {file} is no parameter");
+                let place = [place, tensor.entry("offset").unwrap(), tensor.entry("length").unwrap()];
+                let place = place.map(str::to_owned);
+                // All graphs mean the same bytes by a name.
+                assert_eq!(places.entry(name.clone()).or_insert_with(|| place.clone()), &place, "{file}");
+                weights.insert(name.as_str());
+            }
+            let distinct: BTreeSet<_> = weights.iter().map(|&name| &places[name]).collect();
+            assert_eq!(distinct.len(), weights.len(), "two names for one weight in {file}");
+            // A runtime computes at load whatever depends on constants alone.
+            let mut known: BTreeSet<&str> = graph.initializers.iter().map(|one| one.name.as_str()).collect();
+            for node in graph.every_node() {
+                let mut inputs = node.inputs.iter().map(String::as_str).filter(|name| !name.is_empty());
+                let of_weights = inputs.clone().any(|name| weights.contains(name));
+                assert!(
+                    !(of_weights && node.op == "Transpose"),
+                    "{} transposes a weight in {file}",
+                    node.name
+                );
+                if of_weights && inputs.all(|name| known.contains(name)) {
+                    known.extend(node.outputs.iter().map(String::as_str));
+                    weights.extend(node.outputs.iter().map(String::as_str));
+                }
             }
         }
     }
