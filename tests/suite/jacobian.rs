@@ -272,15 +272,51 @@ fn what_would_be_too_large_is_refused_with_its_size() {
 }
 
 #[test]
-fn a_package_without_the_graphs_says_so() {
-    let package = Package::tiny();
-    package.edit(|manifest| {
-        let graphs = manifest["graphs"].as_array_mut().unwrap();
-        graphs.retain(|graph| graph["role"] != "jvp");
-        manifest["files"].as_object_mut().unwrap().remove("jvp.f32.onnx");
-    });
-    std::fs::remove_file(package.file("jvp.f32.onnx")).unwrap();
-    let server = TestServer::start(package.config());
-    let message = look(&server, ring(json!({}))).refused(422, "unsupported_value", Some("model"));
-    assert!(message.contains("the package of `tiny` has no jvp graph"), "{message}");
+fn a_package_without_one_of_the_graphs_says_so() {
+    for missing in ["jvp", "vjp"] {
+        let package = Package::tiny();
+        let file = format!("{missing}.f32.onnx");
+        package.edit(|manifest| {
+            manifest["graphs"].as_array_mut().unwrap().retain(|graph| graph["role"] != missing);
+            manifest["files"].as_object_mut().unwrap().remove(&file);
+        });
+        std::fs::remove_file(package.file(&file)).unwrap();
+        let server = TestServer::start(package.config());
+        let message = look(&server, ring(json!({}))).refused(422, "unsupported_value", Some("model"));
+        assert!(message.contains(&format!("the package of `tiny` has no {missing} graph")), "{message}");
+        // The columns of a whole matrix take one of them, and this one has no time.
+        let full = look(&server, ring(json!({"method": "full", "timeout_ms": 1})));
+        match missing {
+            "jvp" => full.refused(422, "unsupported_value", Some("model")),
+            _ => full.refused(429, "deadline_unmeetable", None),
+        };
+    }
+}
+
+/// A proof of another network: the look is refused, in words that are none of the inside, and images are drawn all the same.
+#[test]
+fn products_that_are_not_the_goldens_are_not_believed() {
+    for (graph, case) in [("jvp", "jvp1"), ("vjp", "vjp2")] {
+        let package = Package::tiny();
+        let mut golden = package.read("golden.safetensors");
+        let (head, metadata) = SafeTensors::read_metadata(&golden).unwrap();
+        let (from, _) = metadata.tensors()[&format!("{case}.products")].data_offsets;
+        // One value of a thousand, larger than any other.
+        golden[8 + head + from..][..4].copy_from_slice(&50.0_f32.to_le_bytes());
+        package.write_pinned("golden.safetensors", &golden);
+        let server = TestServer::start(package.config());
+        let message = look(&server, ring(json!({"k": 1}))).refused(500, "engine_error", None);
+        assert!(!message.contains("golden") && !message.contains("onnx"), "{message}");
+        server.generate(&json!({"prompt": "ring", "seed": 7, "steps": 2})).ok();
+        let opened = |graph: &str, outcome: &str| -> u64 {
+            let labels = format!("{{graph=\"{graph}\",model=\"tiny\",outcome=\"{outcome}\"}} ");
+            let metrics = server.get("/metrics").ok();
+            let lines = metrics.text().lines();
+            let mut counts = lines.filter_map(|line| {
+                line.strip_prefix("windowpane_insides_opened_total")?.strip_prefix(&labels)?.parse().ok()
+            });
+            counts.next().unwrap_or(0)
+        };
+        assert!(opened(graph, "failed") > 0 && opened(graph, "done") == 0, "{graph}");
+    }
 }
