@@ -1,4 +1,4 @@
-//! What the suite stands on: a real server on a free port, its answers, our own binary as a process, model packages to
+//! What the suite stands on: a real server on a free port, its answers, our own binaries as processes, model packages to
 //! break, a PostgreSQL, the Python of the foreign clients, a reader of ONNX files and of PNGs' notes, and the load laboratory of `benches/serve.rs`. The
 //! tests themselves are in `suite/`.
 //!
@@ -18,6 +18,7 @@ mod python;
 mod random;
 mod server;
 pub mod soak;
+mod trainer;
 pub mod wire;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use prometheus::{Prometheus, promtool};
 pub use python::{pip_install, python, python_start};
 pub use random::Random;
 pub use server::TestServer;
+pub use trainer::Trainer;
 
 /// The one line of help for whatever a test needs and the machine lacks.
 const REMEDY: &str = "`cargo xtask test` sets everything up and runs the tests";

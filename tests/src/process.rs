@@ -171,33 +171,36 @@ impl Drop for Process {
     }
 }
 
-/// The server's executable: the one `cargo xtask test` has built, or else the one cargo builds now, in the profile of
-/// this test. Cargo makes no executables of other packages for a test by itself.
+/// The server's executable: the one `cargo xtask test` has built, or else the one cargo builds now.
 fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        if let Some(named) = std::env::var_os("WINDOWPANE_TEST_SERVER").filter(|path| !path.is_empty()) {
-            let path = PathBuf::from(named);
-            assert!(
-                path.is_file(),
-                "WINDOWPANE_TEST_SERVER names `{}`, which is not there; {REMEDY}",
-                path.display()
-            );
-            return path;
-        }
-        // target/<profile>/deps/suite-<hash>
-        let own = std::env::current_exe().expect("a running test has a path");
-        let profile = own.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
-        let path = profile.join(format!("windowpane{}", std::env::consts::EXE_SUFFIX));
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args(["build", "--quiet", "--package", "windowpane-server", "--bin", "windowpane"])
-            .current_dir(root());
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo.status().unwrap_or_else(|error| panic!("{cargo:?}: {error}"));
-        assert!(status.success() && path.is_file(), "the server is not built: {cargo:?}: {status}; {REMEDY}");
-        path
-    })
+    BINARY.get_or_init(|| built().unwrap_or_else(|| build("windowpane-server", "windowpane")))
+}
+
+/// The server's executable that `cargo xtask test` has built, all others beside it; none where that is not what runs us.
+pub(crate) fn built() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("WINDOWPANE_TEST_SERVER").filter(|path| !path.is_empty())?);
+    assert!(
+        path.is_file(),
+        "WINDOWPANE_TEST_SERVER names `{}`, which is not there; {REMEDY}",
+        path.display()
+    );
+    Some(path)
+}
+
+/// An executable of a package, which cargo builds now, in the profile of this test: it makes none of other packages for a test
+/// by itself.
+pub(crate) fn build(package: &str, name: &str) -> PathBuf {
+    // target/<profile>/deps/suite-<hash>
+    let own = std::env::current_exe().expect("a running test has a path");
+    let profile = own.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+    let path = profile.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", package, "--bin", name]).current_dir(root());
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().unwrap_or_else(|error| panic!("{cargo:?}: {error}"));
+    assert!(status.success() && path.is_file(), "{name} is not built: {cargo:?}: {status}; {REMEDY}");
+    path
 }

@@ -66,6 +66,8 @@ mod formats;
 mod tiles;
 // Every ONNX file passes its own project's checker and carries the checkpoint's names.
 mod onnx;
+// What no shipped network has, in ONNX Runtime: a UNet of convolutions.
+mod unet;
 // The document clients read, and its examples. If this differs, run `cargo xtask openapi` and review the diff.
 mod openapi;
 // What fuzzing found.
