@@ -68,6 +68,8 @@ mod tiles;
 mod onnx;
 // What no shipped network has, in ONNX Runtime: a UNet of convolutions.
 mod unet;
+// From a recipe to answers: three channels, and a package that brings its images along.
+mod recipe;
 // The document clients read, and its examples. If this differs, run `cargo xtask openapi` and review the diff.
 mod openapi;
 // What fuzzing found.

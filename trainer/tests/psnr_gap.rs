@@ -1,5 +1,5 @@
 //! The PSNR gap of models/tiny as `eval` measures it, on images that need no download. The images and the numbers are kept
-//! in tests/reference, where the suite asks a server for the same: trainer and server never meet but there.
+//! in tests/reference, where the suite asks a server for the same: trainer and server meet in files alone.
 //!
 //! `UPDATE_REFERENCE=1 cargo test -p windowpane-trainer --test psnr_gap` writes them anew.
 
