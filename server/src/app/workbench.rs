@@ -1,6 +1,9 @@
 //! What is computed beside the engine, off the async threads: files are made, uploads are read, studies are worked out. As
 //! much at a time as there are places, and of callers that wait for one, one after the other: who has much to be made does not
 //! keep others waiting.
+//!
+//! Studies have threads of their own, each of which stands back for the others of the process: on a machine with two cores a
+//! matrix that is taken apart would otherwise have half of what the ticks of images want.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -14,6 +17,10 @@ use crate::error::{ApiError, Cause};
 
 /// Requests of a caller that may wait to be looked over: each holds what was uploaded with it.
 const MOST_WAITING: usize = 64;
+
+/// The nice value of whoever stands back for others: to Linux it weighs a tenth of 0, so that it has a tenth of a core that
+/// others want as well, as studies have a tenth of the ticks. It is a thread's, whatever the name of the call says.
+const BEHIND: i32 = 10;
 
 /// The work of one caller.
 #[derive(Debug, Clone)]
@@ -62,15 +69,15 @@ impl Workbench {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        computed(&self.app.0.encoders, self.caller, work).await
+        computed(&self.app.0.encoders, self.caller, work, pooled).await
     }
 
-    /// The same for a look inside, on half of the cores: what images need of them is not kept waiting.
+    /// The same for a look inside, on half of the cores and behind all else: what images need of them is not kept waiting.
     pub async fn study<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        computed(&self.app.0.studies, self.caller, work).await
+        computed(&self.app.0.studies, self.caller, work, behind).await
     }
 
     /// The same for what a look comes to at its end, one after the other: taking a large matrix apart takes a minute and ten
@@ -79,7 +86,7 @@ impl Workbench {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        computed(&self.app.0.conclusions, self.caller, work).await
+        computed(&self.app.0.conclusions, self.caller, work, behind).await
     }
 
     /// The same for a request that has not been admitted yet. Errors: also, too many of the caller's wait for that.
@@ -98,20 +105,40 @@ impl Workbench {
     }
 }
 
-/// Does the work once there is a place for it. The place is the work's, and not the caller's: a client that goes away does not
-/// end what has begun.
+/// Does the work once there is a place for it, on a thread that `start` finds. The place is the work's, and not the caller's: a
+/// client that goes away does not end what has begun.
 async fn computed<T: Send + 'static>(
     places: &Places,
     caller: Caller,
     work: impl FnOnce() -> T + Send + 'static,
+    start: fn(Box<dyn FnOnce() + Send>) -> std::io::Result<()>,
 ) -> Result<T, ApiError> {
     let place = places.take(caller).await;
+    let (answer, answered) = oneshot::channel();
     let work = move || {
         let _place = place;
-        work()
+        // Nobody may wait for it any more.
+        let _ = answer.send(work());
     };
-    let ended = |error| ApiError::internal(format!("work beside the engine ended early: {error}"));
-    tokio::task::spawn_blocking(work).await.map_err(ended)
+    start(Box::new(work)).map_err(|error| ApiError::internal(format!("no thread to work on: {error}")))?;
+    answered.await.map_err(|_| ApiError::internal("work beside the engine ended early".to_owned()))
+}
+
+/// On a thread of the runtime's pool.
+fn pooled(work: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(work);
+    Ok(())
+}
+
+/// On a thread of its own that has the cores when nobody else wants them. A thread may give up its standing and not take it
+/// back, so that one of the pool, which does other work afterwards, would not do.
+fn behind(work: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+    let work = move || {
+        // Where a system refuses, the work is done all the same.
+        let _ = rustix::process::setpriority_process(None, BEHIND);
+        work();
+    };
+    std::thread::Builder::new().name("windowpane-study".to_owned()).spawn(work).map(drop)
 }
 
 // === impl Places ===
@@ -217,6 +244,32 @@ mod tests {
     /// Lets whoever can go on go on.
     async fn settle() {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    #[tokio::test]
+    async fn work_of_studies_stands_back_and_no_other() {
+        let niceness = || {
+            // The nineteenth column, counted behind the name, which may have spaces.
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let columns = stat.rsplit(')').next().unwrap();
+            columns.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap()
+        };
+        let (places, own) = (Places::new(1), niceness());
+        assert_eq!(computed(&places, Caller(1), niceness, behind).await.unwrap(), BEHIND);
+        for _ in 0..20 {
+            assert_eq!(computed(&places, Caller(1), niceness, pooled).await.unwrap(), own);
+        }
+        assert_eq!(niceness(), own);
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_gives_its_place_back() {
+        let places = Places::new(1);
+        for start in [pooled, behind] {
+            let panics = || -> () { panic!("as the test wants it") };
+            assert!(computed(&places, Caller(1), panics, start).await.is_err());
+            assert_eq!(computed(&places, Caller(1), || 7, start).await.unwrap(), 7);
+        }
     }
 
     #[tokio::test]
