@@ -4,11 +4,13 @@
 //!
 //! One thread, hyper's own connections, bodies made beforehand: the sender shares its cores with what it measures.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::future::try_join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -145,19 +147,18 @@ impl Target {
         (result, pool.records.take())
     }
 
-    /// Asks for one whole Jacobian after the other, while `during` lasts; then hangs up. How many were answered. Errors: one
-    /// that is not.
-    pub async fn study<T>(&self, during: impl Future<Output = T>) -> Result<(T, usize)> {
+    /// So many clients ask for one whole Jacobian after the other, while `during` lasts; then they hang up. How many were
+    /// answered. Errors: one that is not.
+    pub async fn study<T>(&self, clients: usize, during: impl Future<Output = T>) -> Result<(T, usize)> {
         let mut body = json!({ "model": self.model, "seed": 7, "timestep": 500, "method": "full", "k": 1 });
         if self.classes > 0 {
             body["class"] = json!(0);
         }
-        let (pool, body) = (self.pool(), Bytes::from(body.to_string()));
-        let mut answered = 0;
-        let again = async {
+        let (pool, body, answered) = (self.pool(), Bytes::from(body.to_string()), Cell::new(0));
+        let one = async || -> Result<Infallible> {
             loop {
                 match pool.exchange(JACOBIAN, body.clone()).await? {
-                    Outcome::Done => answered += 1,
+                    Outcome::Done => answered.set(answered.get() + 1),
                     outcome => anyhow::bail!("a Jacobian ends with {outcome:?}"),
                 }
             }
@@ -165,11 +166,14 @@ impl Target {
         let both = async {
             tokio::select! {
                 done = during => Ok(done),
-                error = again => error,
+                asked = try_join_all((0..clients).map(|_| one())) => Err(match asked {
+                    Err(error) => error,
+                    Ok(_) => anyhow::anyhow!("nobody asks: this is a bug"),
+                }),
             }
         };
         let done = LocalSet::new().run_until(both).await?;
-        Ok((done, answered))
+        Ok((done, answered.get()))
     }
 
     /// GET, for `/metrics`.

@@ -1,6 +1,6 @@
 //! What does it cost images that somebody looks inside the model? In pairs: the mixed trace by itself, and beside a client who
-//! asks for one Jacobian after the other. And what is left to that client when images take all they can get: its calls among
-//! all.
+//! asks for one Jacobian after the other. And what is left to such clients when images take all they can get: their calls
+//! among all.
 
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const JOB: Job = Job { steps: 20, guided: false, n: 1 };
 
 /// How many they are: twice the rows of a full tick.
 const CLIENTS: usize = 64;
+
+/// Clients who ask for Jacobians while images wait: of two, one has calls to make while the other's matrix is taken apart.
+const ASKERS: usize = 2;
 
 /// One pair.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +49,7 @@ pub async fn run(lab: &mut Lab, subject: &Subject) -> Result<Vec<Pair>> {
                 alone = Some(lab.measure(subject, setting).await?.summary.latency[2]);
             } else {
                 let target = subject.target.clone();
-                let (outcomes, answered) = target.study(lab.measure(subject, setting)).await?;
+                let (outcomes, answered) = target.study(1, lab.measure(subject, setting)).await?;
                 beside = Some((outcomes?.summary.latency[2], answered));
             }
         }
@@ -69,7 +72,7 @@ async fn share(lab: &Lab, subject: &Subject) -> Result<f64> {
     let during = async {
         let (measured, _) = subject
             .target
-            .study(async {
+            .study(ASKERS, async {
                 // Until images wait, and the graph is open.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 let before = subject.scrape_after_tick().await?;
@@ -83,7 +86,8 @@ async fn share(lab: &Lab, subject: &Subject) -> Result<f64> {
     let (measured, _) = subject.target.saturate(JOB, CLIENTS, during).await;
     let (before, after) = measured?;
     subject.idle().await?;
-    let (ticks, units) = (after.ticks - before.ticks, after.units - before.units);
+    // It may have begun behind a unit and ended before one.
+    let (ticks, units) = (after.ticks - before.ticks, after.units - before.units + 1.0);
     Ok(units / (ticks + units))
 }
 
