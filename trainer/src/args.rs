@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::config::MAX_STEPS;
+use crate::export::networks::Networks;
+use crate::train::Precision;
 
 /// Trains diffusion transformers with windowed attention, and exports them as model packages.
 #[derive(Debug, Parser)]
@@ -93,6 +95,9 @@ pub struct Train {
     /// Stop after this many minutes, with a checkpoint.
     #[arg(long, value_parser = minutes)]
     pub minutes: Option<f64>,
+    /// What the network computes in; weights and moments stay f32. [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub precision: Option<Precision>,
     /// Checkpoints kept.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
@@ -198,9 +203,9 @@ pub struct Refresh {
 pub struct ExportOps {
     /// The folder to write into.
     pub out: PathBuf,
-    /// Instead two packages with random weights, to measure products with the Jacobian.
-    #[arg(long)]
-    pub networks: bool,
+    /// Instead packages with random weights: two to measure products with the Jacobian, or those that a GPU is measured with.
+    #[arg(long, value_name = "SET", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "jacobian")]
+    pub networks: Option<Networks>,
     /// Instead the three graphs of a small convolutional UNet with random weights, and libtorch's answers.
     #[arg(long, conflicts_with = "networks")]
     pub unet: bool,

@@ -124,7 +124,20 @@ impl WindowedAttention {
 
 /// Scaled-dot-product attention with an optional bias on the scores.
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, false, None, false)
+    // On a GPU the fused kernels that take a bias want heads whose width is a multiple of eight; DiT-XS has heads of 63, and
+    // would get the one that writes all scores down.
+    let to = if q.device().is_cuda() && bias.is_some() { 8 } else { 1 };
+    attend_padded(q, k, v, bias, to)
+}
+
+/// The same, heads padded with zeros to a multiple of `to`: they add nothing to a score, and are cut off the values.
+fn attend_padded(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, to: i64) -> Tensor {
+    let dim = *q.size().last().expect("attention takes four dimensions: this is a bug");
+    let padding = (to - dim % to) % to;
+    let pad = |x: &Tensor| if padding > 0 { x.constant_pad_nd([0, padding]) } else { x.shallow_clone() };
+    let scale = 1.0 / (dim as f64).sqrt();
+    let out = Tensor::scaled_dot_product_attention(&pad(q), &pad(k), &pad(v), bias, 0.0, false, scale, false);
+    if padding > 0 { out.narrow(-1, 0, dim) } else { out }
 }
 
 #[cfg(test)]
@@ -145,6 +158,28 @@ mod tests {
         let scale = 1.0 / (q.size()[3] as f64).sqrt();
         let scores = q.matmul(&k.transpose(-2, -1)) * scale;
         scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float).matmul(v)
+    }
+
+    #[test]
+    fn padded_heads_are_the_same_attention_forward_and_backward() {
+        let _draws = crate::testing::seeded(4);
+        let leaf = || Tensor::randn([2, 3, 9, 7], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (q, k, v) = (leaf(), leaf(), leaf());
+        let weight = Tensor::randn([2, 3, 9, 7], (Kind::Float, Device::Cpu));
+        let bias = Tensor::randn([9, 9], (Kind::Float, Device::Cpu));
+        for bias in [None, Some(&bias)] {
+            let of = |to| {
+                let out = attend_padded(&q, &k, &v, bias, to);
+                let loss = (&out * &weight).sum(Kind::Float);
+                let grads = Tensor::run_backward(&[loss], &[&q, &k, &v], false, false);
+                std::iter::once(out).chain(grads).collect::<Vec<_>>()
+            };
+            // Seven is padded to eight, and is a multiple of one and of itself.
+            for (to, expected) in of(8).iter().zip(of(1)).chain(of(7).iter().zip(of(1))) {
+                assert_eq!(to.size(), expected.size());
+                assert!((to - expected).abs().max().double_value(&[]) < 1e-5);
+            }
+        }
     }
 
     #[test]

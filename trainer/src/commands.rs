@@ -12,8 +12,10 @@ use windowpane_diffusion::manifest::{Lineage, REFERENCE_FILE};
 use windowpane_diffusion::solver::SolverConfig;
 
 use crate::args;
+use crate::attention::trainer_plan;
 use crate::checkpoint::{self, Meta, State, Weights};
 use crate::config::{RECIPE_FILE, Recipe, TrainConfig, run_dir};
+use crate::cuda;
 use crate::data::{self, Pair};
 use crate::eval::{GapConfig, psnr_gap};
 use crate::export::{self, ExportRequest};
@@ -22,7 +24,7 @@ use crate::memory;
 use crate::model::Geometry;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample as draw};
-use crate::train::{Ended, RunOptions, train as run_training};
+use crate::train::{Ended, Precision, RunOptions, train as run_training};
 
 mod report;
 
@@ -60,7 +62,15 @@ pub fn train(args: args::Train) -> Result<()> {
     })?;
     let time_limit = args.minutes.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let keep = args.keep as usize;
-    let options = RunOptions { dir: dir.clone(), device, resume: args.resume, time_limit, keep };
+    let options = RunOptions {
+        dir: dir.clone(),
+        device,
+        precision: args.precision.unwrap_or_else(|| Precision::of(device)),
+        plan: trainer_plan,
+        resume: args.resume,
+        time_limit,
+        keep,
+    };
     match run_training(&config, &images, &options, &STOP)? {
         Ended::Finished => println!("finished: {}", dir.display()),
         Ended::Interrupted => println!("stopped: `--resume` goes on in {}", dir.display()),
@@ -232,6 +242,7 @@ pub fn export(args: &args::Export) -> Result<()> {
             metrics,
         },
         table: recipe.export,
+        plans: None,
         without_insides: Some(format!(
             "`insides = false` under `[export]` in {}",
             args.run.join(RECIPE_FILE).display()
@@ -259,6 +270,7 @@ pub fn refresh(args: &args::Refresh) -> Result<()> {
         defaults: manifest.defaults,
         lineage: manifest.lineage.clone(),
         table: package.table,
+        plans: None,
         without_insides: added.then(|| "without `--insides`".to_owned()),
         extra: package.extra,
         force: args.out.is_none(),
@@ -275,14 +287,12 @@ fn write_package(request: &ExportRequest<'_>) -> Result<()> {
 
 /// `export-ops`
 pub fn export_ops(args: &args::ExportOps) -> Result<()> {
-    let (written, of) = match args {
-        args::ExportOps { networks: true, .. } => {
-            (export::networks::write_networks(&args.out)?.len(), "packages")
-        }
-        args::ExportOps { unet: true, .. } => (export::unet::write(&args.out)?, "graphs"),
-        _ => (export::single::write_all(&args.out)?, "graphs"),
+    let (written, what) = match (args.networks, args.unet) {
+        (Some(set), _) => (export::networks::write(&args.out, set)?.len(), "packages"),
+        (None, true) => (export::unet::write(&args.out)?, "graphs"),
+        (None, false) => (export::single::write_all(&args.out)?, "graphs"),
     };
-    println!("{written} {of}: {}", args.out.display());
+    println!("{written} {what}: {}", args.out.display());
     Ok(())
 }
 
@@ -331,11 +341,14 @@ fn device(compute: &args::Compute) -> Result<Device> {
     if compute.threads > 0 {
         tch::set_num_threads(compute.threads.min(1024) as i32);
     }
+    if compute.device != "cpu" {
+        cuda::load();
+    }
     let cuda = |index: usize| {
         if i64::try_from(index).is_ok_and(|index| index < tch::Cuda::device_count()) {
             Ok(Device::Cuda(index))
         } else {
-            bail!("`--device {}`: libtorch sees {} CUDA devices", compute.device, tch::Cuda::device_count())
+            bail!(cuda::none_seen(&compute.device))
         }
     };
     match compute.device.as_str() {

@@ -32,6 +32,9 @@ pub enum Error {
         /// What makes a new one.
         remedy: &'static str,
     },
+    /// The system starts no thread.
+    #[error("no thread to make batches on: {0}")]
+    Thread(std::io::Error),
     /// A recipe, flag or configuration is wrong.
     #[error("{0}")]
     Config(String),

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
-use windowpane_diffusion::ModelConfig;
 use windowpane_diffusion::manifest::{
     self, FileDigest, GraphDevice, Lineage, MANIFEST_FILE, Manifest, Role, SampleDefaults, TensorSpec,
     TensorType,
 };
+use windowpane_diffusion::{ModelConfig, Plan};
 
 use crate::checkpoint::Meta;
 use crate::config::{ExportTable, StoredWeights};
@@ -87,6 +87,8 @@ pub struct ExportRequest<'a> {
     pub lineage: Lineage,
     /// How weights are stored, and which graphs there are.
     pub table: ExportTable,
+    /// How the windows of the layers are computed; none for what is cheapest.
+    pub plans: Option<Vec<Plan>>,
     /// How to leave out the graphs of the insides, said where they would not fit into memory; none where they are to stay.
     pub without_insides: Option<String>,
     /// Further files by name, such as `samples.png`.
@@ -146,7 +148,7 @@ pub fn stored_weights(config: &ModelConfig, flat: &Tensor, stored: StoredWeights
 fn write_files(request: &ExportRequest<'_>, dir: &Path) -> Result<Manifest> {
     let config = &request.meta.config;
     let weights = stored_weights(config, request.flat, request.table.weights)?;
-    let plans = plan::plans(config);
+    let plans = request.plans.clone().unwrap_or_else(|| plan::plans(config));
     let show = request.table.insides;
     let cases = golden::cases(config, request.meta.schedule.steps, &rounded(config, &weights)?, show)?;
 
@@ -272,7 +274,7 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, FileDigest>> {
 mod tests {
     use windowpane_diffusion::manifest::Class;
     use windowpane_diffusion::solver::{Sampler, TimeGrid};
-    use windowpane_diffusion::{Plan, ScheduleConfig, Tile, Window};
+    use windowpane_diffusion::{ScheduleConfig, Tile, Window};
 
     use super::reopen::reopen;
     use super::*;
@@ -316,6 +318,7 @@ mod tests {
                 metrics: BTreeMap::from([("loss".into(), 0.5)]),
             },
             table: ExportTable { weights: StoredWeights::F16, cuda: true, insides: true },
+            plans: None,
             without_insides: None,
             extra: vec![("samples.png".into(), vec![1, 2, 3])],
             out,

@@ -2,13 +2,15 @@
 //!
 //! In the order of a model's life: `config` (a recipe and what it means), `data`, `model` with its `params` and
 //! `attention`, `loss`, `memory` (does it fit?), `optim`, `train` with its `checkpoint` and `log`, `folder` (how both a
-//! checkpoint and a package come to be whole or absent) and `json` (how their texts are read), `sample`, `eval`, `export`.
+//! checkpoint and a package come to be whole or absent) and `json` (how their texts are read), `cuda` (the GPU's part of
+//! libtorch), `sample`, `eval`, `export`.
 
 pub mod args;
 pub mod attention;
 pub mod checkpoint;
 pub mod commands;
 pub mod config;
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod eval;

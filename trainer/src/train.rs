@@ -10,12 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use windowpane_diffusion::Schedule;
-use windowpane_diffusion::noise::{self, Domain};
+use windowpane_diffusion::{Grid, Plan, Schedule, Window};
 
 use crate::checkpoint::{self, State};
 use crate::config::{RECIPE_FILE, TrainConfig};
-use crate::data::{EpochOrder, ImageSet};
+use crate::data::ImageSet;
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::log::{Log, Record};
@@ -26,21 +25,37 @@ use crate::optim::Optimiser;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample};
 
+mod feed;
 mod resume;
 
-/// How a run is carried out: nothing here changes what is learnt.
+use feed::{Batch, Maker};
+
+/// How a run is carried out: nothing here changes what is learnt, but for rounding.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The run's folder.
     pub dir: PathBuf,
-    /// Device to train on; f32 on the CPU, bf16 on CUDA.
+    /// Device to train on.
     pub device: Device,
+    /// What the network computes in. Weights, moments and the moving average are f32 with either.
+    pub precision: Precision,
+    /// How a layer's window is computed; [`trainer_plan`](crate::attention::trainer_plan) is the fastest that is known.
+    pub plan: fn(Window, Grid) -> Plan,
     /// Go on from the newest checkpoint in `dir`.
     pub resume: bool,
     /// Stop, with a checkpoint, after this long.
     pub time_limit: Option<Duration>,
     /// Checkpoints kept.
     pub keep: usize,
+}
+
+/// What a network computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// bfloat16: single precision's range at half the size, for GPUs with matrix units.
+    Bf16,
 }
 
 /// Why a run ended.
@@ -50,14 +65,6 @@ pub enum Ended {
     Finished,
     /// It was asked to stop, or its time was over; `--resume` goes on.
     Interrupted,
-}
-
-/// The images of one step, made on the host.
-struct Batch {
-    x0_nchw: Tensor,
-    eps_nchw: Tensor,
-    t_n: Tensor,
-    y_n: Tensor,
 }
 
 /// A run in memory.
@@ -70,7 +77,6 @@ struct Run<'a> {
     schedule: Schedule,
     process: Process,
     geometry: Geometry,
-    order: EpochOrder,
     flat: Tensor,
     optimiser: Optimiser,
     state: State,
@@ -89,76 +95,26 @@ pub fn train(
     let mut run = Run::begin(config, images, options)?;
     // Only now: a run that is refused leaves the recipe of the one that is there.
     config.recipe.write(&options.dir.join(RECIPE_FILE))?;
-    let steps = config.recipe.train.steps;
-    let mut log = Log::open(&options.dir, run.state.step, steps)?;
-    let table = config.recipe.train;
-    let images_per_step = (table.batch * table.accumulate) as u64;
-    let (session, seconds_before) = (Instant::now(), run.state.seconds);
-    let (mut window_start, mut window_steps) = (Instant::now(), 0);
-    if run.samples_due() && folder::there(&run.samples_path()).is_ok_and(|there| !there) {
-        run.show_samples(&log); // the last session ended before they were drawn
+    std::thread::scope(|scope| {
+        let batches = Maker::new(config, images, options.device).start(scope, run.state.step)?;
+        run.steps(&mut batches.into_iter(), stop)
+    })
+}
+
+// === impl Precision ===
+
+impl Precision {
+    /// The one in which a device trains best: bf16 on a GPU, f32 on a CPU, which has no units for the other.
+    pub fn of(device: Device) -> Self {
+        if device.is_cuda() { Self::Bf16 } else { Self::F32 }
     }
-    let mut sums = Tensor::zeros([2], (Kind::Float, options.device)); // (loss, gradient norm)
 
-    while run.state.step < steps {
-        let step = run.state.step;
-
-        // Forward and backward over the batches of this step. One gradient for the one flat buffer.
-        let loss = run.backward(step);
-
-        // The optimiser's step and the moving average.
-        let gradient = run.flat.grad();
-        let norm = run.optimiser.step(&mut run.flat, &gradient, step, steps);
-        sums += Tensor::stack(&[loss, norm], 0);
-        window_steps += 1;
-        run.state.step += 1;
-        run.state.images_seen += images_per_step;
-        run.state.seconds = seconds_before + session.elapsed().as_secs_f64();
-        log.tick();
-
-        // The log. Reading the sums is the loop's one synchronisation with the device.
-        let done = run.state.step;
-        let stopping = stop.load(Ordering::Relaxed)
-            || options.time_limit.is_some_and(|limit| session.elapsed() >= limit)
-            || done == steps;
-        let saving = done.is_multiple_of(table.checkpoint_every) || stopping;
-        if done.is_multiple_of(table.log_every) || saving {
-            let means = Vec::<f32>::try_from(&(&sums / window_steps as f64).to_device(Device::Cpu))?;
-            let record = Record {
-                step: done,
-                loss: f64::from(means[0]),
-                grad_norm: f64::from(means[1]),
-                lr: config.recipe.optim.lr_at(step, steps),
-                images_per_second: (window_steps * images_per_step) as f64
-                    / window_start.elapsed().as_secs_f64(),
-                seconds: run.state.seconds,
-            };
-            if !record.loss.is_finite() || !record.grad_norm.is_finite() {
-                let last_good = checkpoint::list(&run.checkpoints())?.pop();
-                return Err(Error::NotFinite { step: done, loss: record.loss, last_good });
-            }
-            log.record(&record, steps);
-            sums = sums.zeros_like();
-            (window_start, window_steps) = (Instant::now(), 0);
-        }
-
-        // A checkpoint. Only finite weights get here.
-        if saving {
-            let path = run.save()?;
-            log.say(&format!("checkpoint: {}", path.display()));
-        }
-
-        // A grid of samples, to look at. Drawing them is no training, and does not count in its speed.
-        if run.samples_due() {
-            let begun = Instant::now();
-            run.show_samples(&log);
-            window_start += begun.elapsed();
-        }
-        if stopping && done < steps {
-            return Ok(Ended::Interrupted);
+    fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
         }
     }
-    Ok(Ended::Finished)
 }
 
 // === impl Run ===
@@ -177,8 +133,7 @@ impl<'a> Run<'a> {
         let lock = folder::lock(&dir)?;
         let schedule = recipe.diffusion.schedule.build()?;
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
-        let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
-        let geometry = Geometry::new(&config.model, kind, device);
+        let geometry = Geometry::planned(&config.model, options.plan, options.precision.kind(), device);
         let seed = recipe.train.seed;
         let flat = geometry.layout().initial_tensor(seed, device);
         let optimiser = Optimiser::new(recipe.optim, &flat);
@@ -191,7 +146,6 @@ impl<'a> Run<'a> {
             seconds: 0.0,
             files: BTreeMap::new(),
         };
-        let order = EpochOrder::new(seed, images.len());
         let mut run = Self {
             _lock: lock,
             config,
@@ -200,7 +154,6 @@ impl<'a> Run<'a> {
             schedule,
             process,
             geometry,
-            order,
             flat,
             optimiser,
             state,
@@ -212,6 +165,81 @@ impl<'a> Run<'a> {
         checkpoint::clear(&checkpoints)?;
         run.flat = run.flat.set_requires_grad(true);
         Ok(run)
+    }
+
+    /// All steps that are left, or those until `stop` is set.
+    fn steps(&mut self, batches: &mut impl Iterator<Item = Batch>, stop: &AtomicBool) -> Result<Ended> {
+        let (config, options) = (self.config, self.options);
+        let steps = config.recipe.train.steps;
+        let mut log = Log::open(&options.dir, self.state.step, steps)?;
+        let table = config.recipe.train;
+        let images_per_step = (table.batch * table.accumulate) as u64;
+        let (session, seconds_before) = (Instant::now(), self.state.seconds);
+        let (mut window_start, mut window_steps) = (Instant::now(), 0);
+        if self.samples_due() && folder::there(&self.samples_path()).is_ok_and(|there| !there) {
+            self.show_samples(&log); // the last session ended before they were drawn
+        }
+        let mut sums = Tensor::zeros([2], (Kind::Float, options.device)); // (loss, gradient norm)
+
+        while self.state.step < steps {
+            let step = self.state.step;
+
+            // Forward and backward over the batches of this step. One gradient for the one flat buffer.
+            let loss = self.backward(batches);
+
+            // The optimiser's step and the moving average.
+            let gradient = self.flat.grad();
+            let norm = self.optimiser.step(&mut self.flat, &gradient, step, steps);
+            sums += Tensor::stack(&[loss, norm], 0);
+            window_steps += 1;
+            self.state.step += 1;
+            self.state.images_seen += images_per_step;
+            self.state.seconds = seconds_before + session.elapsed().as_secs_f64();
+            log.tick();
+
+            // The log. Reading the sums is the loop's one synchronisation with the device.
+            let done = self.state.step;
+            let stopping = stop.load(Ordering::Relaxed)
+                || options.time_limit.is_some_and(|limit| session.elapsed() >= limit)
+                || done == steps;
+            let saving = done.is_multiple_of(table.checkpoint_every) || stopping;
+            if done.is_multiple_of(table.log_every) || saving {
+                let means = Vec::<f32>::try_from(&(&sums / window_steps as f64).to_device(Device::Cpu))?;
+                let record = Record {
+                    step: done,
+                    loss: f64::from(means[0]),
+                    grad_norm: f64::from(means[1]),
+                    lr: config.recipe.optim.lr_at(step, steps),
+                    images_per_second: (window_steps * images_per_step) as f64
+                        / window_start.elapsed().as_secs_f64(),
+                    seconds: self.state.seconds,
+                };
+                if !record.loss.is_finite() || !record.grad_norm.is_finite() {
+                    let last_good = checkpoint::list(&self.checkpoints())?.pop();
+                    return Err(Error::NotFinite { step: done, loss: record.loss, last_good });
+                }
+                log.record(&record, steps);
+                sums = sums.zeros_like();
+                (window_start, window_steps) = (Instant::now(), 0);
+            }
+
+            // A checkpoint. Only finite weights get here.
+            if saving {
+                let path = self.save()?;
+                log.say(&format!("checkpoint: {}", path.display()));
+            }
+
+            // A grid of samples, to look at. Drawing them is no training, and does not count in its speed.
+            if self.samples_due() {
+                let begun = Instant::now();
+                self.show_samples(&log);
+                window_start += begun.elapsed();
+            }
+            if stopping && done < steps {
+                return Ok(Ended::Interrupted);
+            }
+        }
+        Ok(Ended::Finished)
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -239,50 +267,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The images of micro-batch `micro` of `step`.
-    fn batch(&mut self, step: u64, micro: usize) -> Batch {
-        let table = self.config.recipe.train;
-        let (n, seed, at) = (table.batch, table.seed, step as u32);
-        let model = &self.config.model;
-        let (elements, width) = (model.elements(), model.width);
-        let first = step * (n * table.accumulate) as u64 + (micro * n) as u64;
-        let draw = |domain, i: usize| noise::uniform(domain, seed, at, (micro * n + i) as u64);
-        let mut x0 = Vec::with_capacity(n * elements);
-        let (mut t, mut y) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        for i in 0..n {
-            let index = self.order.at(first + i as u64);
-            let pixels = self.images.image(index).iter().map(|&p| f32::from(p) / 127.5 - 1.0);
-            let begin = x0.len();
-            x0.extend(pixels);
-            if table.flip && draw(Domain::Augment, i) < 0.5 {
-                x0[begin..].chunks_mut(width).for_each(<[f32]>::reverse);
-            }
-            t.push((draw(Domain::TrainTime, i) * self.schedule.len() as f32) as i64);
-            let dropped = draw(Domain::LabelDrop, i) < table.label_drop;
-            let label =
-                if model.classes == 0 || dropped { model.classes as i64 } else { self.images.labels[index] };
-            y.push(label);
-        }
-        // Micro-batches of a step share its noise, one part each.
-        let mut eps = vec![0.0; n * elements];
-        noise::fill_normal_from(Domain::TrainNoise, (seed, at), (micro * n * elements) as u64, &mut eps);
-        let shape = [n as i64, model.channels as i64, model.height as i64, width as i64];
-        let images = |values: &[f32]| Tensor::from_slice(values).view(shape).to_device(self.options.device);
-        Batch {
-            x0_nchw: images(&x0),
-            eps_nchw: images(&eps),
-            t_n: Tensor::from_slice(&t).to_device(self.options.device),
-            y_n: Tensor::from_slice(&y).to_device(self.options.device),
-        }
-    }
-
-    /// The mean loss of the batches of `step`, whose gradient is in the flat buffer then.
-    fn backward(&mut self, step: u64) -> Tensor {
+    /// The mean loss of the next step's batches, whose gradient is in the flat buffer then.
+    fn backward(&mut self, batches: &mut impl Iterator<Item = Batch>) -> Tensor {
         let accumulate = self.config.recipe.train.accumulate;
         self.flat.zero_grad();
         let mut loss = Tensor::zeros([], (Kind::Float, self.options.device));
-        for micro in 0..accumulate {
-            let batch = self.batch(step, micro);
+        for _ in 0..accumulate {
+            let batch = batches.next().expect("batches come up to the last step: this is a bug");
+            let batch = batch.to_device(self.options.device);
             let micro_loss = self.loss(&batch) / accumulate as f64;
             micro_loss.backward();
             loss += micro_loss.detach();

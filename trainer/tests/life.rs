@@ -9,12 +9,13 @@ use tch::Device;
 use windowpane_diffusion::manifest::Class;
 use windowpane_diffusion::{Prediction, Variance};
 use windowpane_trainer::Error;
+use windowpane_trainer::attention::trainer_plan;
 use windowpane_trainer::checkpoint;
 use windowpane_trainer::config::{Recipe, TrainConfig};
 use windowpane_trainer::data;
 use windowpane_trainer::folder;
 use windowpane_trainer::memory;
-use windowpane_trainer::train::{Ended, RunOptions, train};
+use windowpane_trainer::train::{Ended, Precision, RunOptions, train};
 
 const RECIPE: &str = include_str!("small.toml");
 
@@ -29,7 +30,15 @@ fn config(change: impl Fn(&mut Recipe)) -> (TrainConfig, data::ImageSet) {
 }
 
 fn options(dir: &Path, resume: bool) -> RunOptions {
-    RunOptions { dir: dir.to_owned(), device: Device::Cpu, resume, time_limit: None, keep: 9 }
+    RunOptions {
+        dir: dir.to_owned(),
+        device: Device::Cpu,
+        precision: Precision::F32,
+        plan: trainer_plan,
+        resume,
+        time_limit: None,
+        keep: 9,
+    }
 }
 
 /// Every file of the newest checkpoint but the wall clock's.
@@ -401,6 +410,29 @@ fn the_recipe_of_fashion_knows_its_classes_as_the_data_set_calls_them() {
     resolve(&names).unwrap();
     names.swap(4, 6);
     assert!(resolve(&names).unwrap_err().to_string().contains("the images call label 4 \"Shirt\""));
+}
+
+#[test]
+fn every_recipe_of_the_repository_says_what_its_model_is() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = Recipe::read(&path).unwrap().for_size_told().unwrap();
+        let name = config.recipe.name.clone();
+        assert_eq!(path.file_stem().unwrap().to_str(), Some(name.as_str()));
+        names.push((name, config));
+    }
+    let of = |name: &str| &names.iter().find(|(known, _)| known == name).unwrap().1;
+    // The twins differ in their windows and in what is said of them.
+    let (local, global) = (of("faces-dit"), of("faces-dit-global"));
+    assert_eq!(local.model.parameters(), global.model.parameters());
+    let told = |config: &TrainConfig| {
+        let recipe = &config.recipe;
+        (recipe.data.clone(), recipe.diffusion, recipe.train, recipe.optim, recipe.sample)
+    };
+    assert_eq!(told(local), told(global));
+    assert_ne!(local.model.windows, global.model.windows);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What one step learns from: its batches, and the gradient of their mean loss.
 
+use super::feed::Maker;
 use super::*;
+use crate::attention::trainer_plan;
 use crate::config::Recipe;
 use crate::data;
 use crate::export::dit::tests::parameters;
@@ -20,6 +22,8 @@ fn begun<T>((config, images): &(TrainConfig, ImageSet), ask: impl FnOnce(&mut Ru
     let options = RunOptions {
         dir: dir.path().to_owned(),
         device: Device::Cpu,
+        precision: Precision::F32,
+        plan: trainer_plan,
         resume: false,
         time_limit: None,
         keep: 1,
@@ -33,7 +37,10 @@ fn batches_of_one_step_add_up_to_one_of_their_size() {
         begun(&small(batches, true), |run| {
             // As it begins, the last layer is zero, and nothing else has a gradient.
             run.flat = parameters(&run.config.model).set_requires_grad(true);
-            let loss = run.backward(step).double_value(&[]);
+            let mut maker = Maker::new(run.config, run.images, Device::Cpu);
+            let accumulate = run.config.recipe.train.accumulate;
+            let loss = run.backward(&mut (0..accumulate).map(|micro| maker.batch(step, micro)));
+            let loss = loss.double_value(&[]);
             (loss, run.flat.grad().copy())
         })
     };
@@ -55,10 +62,10 @@ fn batches_of_one_step_add_up_to_one_of_their_size() {
 #[test]
 fn half_of_the_images_are_seen_mirrored() {
     let seen = |flip| {
-        begun(&small((32, 2), flip), |run| {
-            let steps: Vec<_> = (0..8).map(|i| run.batch(i / 2, i as usize % 2).x0_nchw).collect();
-            Tensor::cat(&steps, 0)
-        })
+        let (config, images) = small((32, 2), flip);
+        let mut maker = Maker::new(&config, &images, Device::Cpu);
+        let steps: Vec<_> = (0..8).map(|i| maker.batch(i / 2, i as usize % 2).x0_nchw).collect();
+        Tensor::cat(&steps, 0)
     };
     let (plain, flipped) = (seen(false), seen(true));
     let mirrored = plain.flip([3]);
@@ -70,4 +77,32 @@ fn half_of_the_images_are_seen_mirrored() {
         assert!(image.equal(&plain.get(i)) || image.equal(&mirrored.get(i)), "image {i} is neither");
     }
     assert!((96..160).contains(&turned), "{turned} of {count}");
+}
+
+#[test]
+fn batches_come_in_order_from_the_step_where_a_run_goes_on() {
+    let (mut config, images) = small((4, 2), true);
+    config.recipe.train.steps = 9;
+    let mut maker = Maker::new(&config, &images, Device::Cpu);
+    let expected: Vec<_> = (3..9).flat_map(|step| [(step, 0), (step, 1)]).collect();
+    std::thread::scope(|scope| {
+        let batches = Maker::new(&config, &images, Device::Cpu).start(scope, 3).unwrap();
+        let mut count = 0;
+        for (batch, &(step, micro)) in batches.iter().zip(&expected) {
+            let other = maker.batch(step, micro);
+            for (a, b) in [
+                (&batch.x0_nchw, &other.x0_nchw),
+                (&batch.eps_nchw, &other.eps_nchw),
+                (&batch.t_n, &other.t_n),
+                (&batch.y_n, &other.y_n),
+            ] {
+                assert!(a.equal(b), "step {step}, part {micro}");
+            }
+            count += 1;
+        }
+        assert_eq!(count, expected.len());
+        assert!(batches.recv().is_err(), "there are no batches after the last step");
+        // Whoever takes no more of them lets their thread end, and the scope with it.
+        drop(Maker::new(&config, &images, Device::Cpu).start(scope, 0).unwrap());
+    });
 }
