@@ -11,6 +11,7 @@ use windowpane_diffusion::{Grid, Plan, Tile, Window};
 use windowpane_trainer::attention::{WindowedAttention, trainer_plan};
 use windowpane_trainer::cuda;
 
+/// Turns of every plan, where the first argument does not say how many.
 const TURNS: usize = 12;
 
 /// What is computed, where.
@@ -18,17 +19,19 @@ struct Setting {
     device: Device,
     kind: Kind,
     batch: i64,
+    turns: usize,
 }
 
 fn main() -> anyhow::Result<()> {
     cuda::load();
     let device = Device::cuda_if_available();
     let (kind, batch) = if device.is_cuda() { (Kind::BFloat16, 64) } else { (Kind::Float, 4) };
-    let setting = Setting { device, kind, batch };
+    let turns = std::env::args().nth(1).map_or(Ok(TURNS), |turns| turns.parse())?;
+    let setting = Setting { device, kind, batch, turns };
     let tiles = [(4, 4), (4, 8), (8, 8)].map(|(height, width)| Plan::Tiles(Tile { height, width }));
     let plans: Vec<Plan> = std::iter::once(Plan::Dense).chain(tiles).collect();
     println!(
-        "{device:?}, {kind:?}, batch {batch}, {} threads; forward and backward in milliseconds, fastest of {TURNS} turns",
+        "{device:?}, {kind:?}, batch {batch}, {} threads; forward and backward in milliseconds, fastest of {turns} turns",
         tch::get_num_threads()
     );
     for side in [32, 16] {
@@ -66,7 +69,7 @@ fn measure(plans: &[WindowedAttention], grid: Grid, setting: &Setting) -> Vec<f6
         grads[0].double_value(&[0, 0, 0, 0]) // waits for the device
     };
     let mut fastest = vec![f64::INFINITY; plans.len()];
-    for _ in 0..TURNS {
+    for _ in 0..setting.turns {
         for (plan, fastest) in plans.iter().zip(&mut fastest) {
             run(plan); // what ran before has emptied the caches
             let start = Instant::now();

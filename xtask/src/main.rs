@@ -6,6 +6,7 @@
 mod bench;
 mod ci;
 mod fuzz;
+mod gpu;
 mod openapi;
 mod paths;
 mod process;
@@ -80,6 +81,12 @@ enum Command {
     /// Measure: the server under load, or what a window costs
     #[command(subcommand)]
     Bench(Bench),
+    /// Measure on a GPU all that is said of GPUs, in parts that go on where they stopped (needs Python with torch)
+    #[command(
+        after_help = "Arguments go to the list; `cargo xtask gpu-check -- --help` lists them and the parts.\n\
+                            What it measures, and how to run it on a machine without cargo: tests/gpu/README.md."
+    )]
+    GpuCheck(gpu::GpuArgs),
     /// Feed every reader of foreign bytes what nobody would send, for a bounded time (nightly, cargo-fuzz)
     Fuzz(fuzz::FuzzArgs),
     /// Storm a server for as long as one likes, every answer checked: --minutes N
@@ -131,6 +138,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Bench(Bench::Serve(handed)) => bench::serve(&handed.args),
         Command::Bench(Bench::Window(handed)) => bench::window(&handed.args),
+        Command::GpuCheck(args) => gpu::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Soak(handed) => bench::soak(&handed.args),
         Command::Openapi => openapi::run(),
@@ -186,6 +194,16 @@ mod tests {
         let Command::Bench(Bench::Serve(handed)) = cli.unwrap().command else { panic!("not bench serve") };
         assert_eq!(handed.args, ["--quick", "--", "--queue-limit", "9"]);
         assert!(Cli::try_parse_from(["cargo xtask", "bench"]).is_err());
+    }
+
+    #[test]
+    fn a_gpu_is_checked_with_flags_of_the_list() {
+        let words = ["cargo xtask", "gpu-check", "--small", "--device", "cpu"];
+        let Command::GpuCheck(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not gpu") };
+        assert_eq!((args.pack, args.args.len()), (None, 3));
+        let words = ["cargo xtask", "gpu-check", "--pack", "folder"];
+        let Command::GpuCheck(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not gpu") };
+        assert_eq!((args.pack, args.args.len()), (Some("folder".into()), 0));
     }
 
     #[test]
