@@ -29,7 +29,7 @@ CHUNKS = (4, 8, 16, 32)
 BATCHES = (1, 2, 4, 8, 16)
 
 # How many vectors the server gives the graph `jvp` at once, where it takes a whole Jacobian: images wait for no longer call.
-SERVED = 8
+SERVED = 4
 
 
 def main():
