@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -46,6 +47,8 @@ class Run:
             print(f"error: there is no part `{unknown[0]}`; expected of {known}", file=sys.stderr)
             return 2
         left = [name for name in asked if self.options.again or not self.file(name).exists()]
+        # What failed the last time comes last, lest it keep the others from being done at all.
+        left.sort(key=lambda name: self.file(name).with_suffix(".failed").exists())
         if self.options.list:
             for name in asked:
                 state = "done" if name not in left else f"about {self.parts[name].minutes} min"
@@ -60,7 +63,10 @@ class Run:
                 print(f"{name}: about {part.minutes} minutes, {self.minutes_left():.1f} are left; the same command goes on")
                 break
             print(f"{name}: {part.__doc__}", flush=True)
-            wrong += not self.do(name, part)
+            done = self.do(name, part)
+            wrong += not done
+            failed = self.file(name).with_suffix(".failed")
+            failed.unlink(missing_ok=True) if done else failed.touch()
             self.write()
         todo = [name for name in asked if not self.file(name).exists()]
         print(f"\n{self.out}: {len(asked) - len(todo)} of {len(asked)} parts are done" + (f"; left: {', '.join(todo)}" if todo else ""))
@@ -74,11 +80,13 @@ class Run:
         except Missing as missing:
             print(f"  passed over: {missing}", flush=True)
             return True
-        except (subprocess.CalledProcessError, AssertionError, OSError, KeyError, ValueError) as error:
-            print(f"  FAILED: {type(error).__name__}: {error}", flush=True)
+        except Exception as error:  # whatever it is, the parts behind it are done
+            print(f"  FAILED: {''.join(traceback.format_exception(error)[-2:])}", flush=True)
             return False
         finished = found.pop("finished", True)
-        record = {"part": name, "seconds": round(time.monotonic() - began, 1), "commands": self.commands, **found}
+        when = {"date": str(datetime.datetime.now(datetime.timezone.utc).date()), "commit": self.commit(), "versions": versions()}
+        seconds = round(time.monotonic() - began, 1)
+        record = {"part": name, "seconds": seconds, **when, "commands": self.commands, **found}
         if finished:
             self.file(name).write_text(json.dumps(record, indent=1) + "\n")
         for line in found.get("measurements", []):
@@ -111,7 +119,7 @@ class Run:
         if self.small:
             lines += ["", "**Toy sizes: the numbers mean nothing.**"]
         for part in parts:
-            lines += ["", f"## {part['part']}", "", self.parts[part["part"]].__doc__, ""]
+            lines += ["", f"## {part['part']}", "", f"{self.parts[part['part']].__doc__} ({part['date']}, commit {part['commit']})", ""]
             if part.get("measurements"):
                 lines += ["| what | ours | peer | ratio | bar | |", "| --- | --- | --- | --- | --- | --- |"]
                 lines += [row(line) for line in part["measurements"]]
@@ -138,9 +146,8 @@ class Run:
         """Runs it in the work folder; what it says on stdout."""
         command = [str(word) for word in command]
         self.commands.append(" ".join(command))
-        done = subprocess.run(
-            command, cwd=self.work, env={**self.env, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        env = {**self.env, **(env or {})}
+        done = subprocess.run(command, cwd=self.work, env=env, capture_output=True, text=True, timeout=1800)
         if check and done.returncode != 0:
             said = (done.stderr or done.stdout).strip().splitlines()[-12:]
             raise AssertionError(f"`{self.commands[-1]}` ended with {done.returncode}:\n    " + "\n    ".join(said))
@@ -199,11 +206,23 @@ class Run:
 
 
 def measurement(name, ours, unit, peer=None, bar=None, ratio=None):
-    """One figure, of both sides where there are two; `ratio` is ours over theirs of a speed, and theirs over ours of a time."""
-    if ratio is None and peer is not None and ours:
+    """One figure, of both sides where there are two; `ratio` is ours over theirs of a speed, and theirs over ours of a time. The
+    bar is one of the ratio."""
+    if ratio is None and peer and ours:
         ratio = peer / ours if unit in ("ms", "s") else ours / peer
     line = {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "unit": unit}
-    return {**line, "bar": bar, "met": None if bar is None else (ratio if ratio is not None else ours) >= bar}
+    # Without both sides it was not compared, and no bar is met.
+    return {**line, "bar": bar, "met": None if bar is None else ratio is not None and ratio >= bar}
+
+
+def at_least(name, ours, bar, unit=""):
+    """One figure by itself, and what it has to be."""
+    return {**measurement(name, ours, unit), "bar": bar, "met": None if bar is None else ours >= bar}
+
+
+def at_most(name, ours, bar, unit=""):
+    """The same, where less is better."""
+    return {**measurement(name, ours, unit), "bar": bar, "met": ours <= bar}
 
 
 def shown(line):

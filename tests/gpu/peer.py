@@ -124,7 +124,7 @@ def infer_all(options):
     if options.dtype == "f16":
         net = net.half()
     config = net.config
-    run = torch.compile(net) if options.how == "compile" else net
+    run = torch.compile(net, dynamic=False) if options.how == "compile" else net
     for rows in map(int, options.rows.split(",")):
         x = torch.randn(rows, config["channels"], config["height"], config["width"], device=device)
         t = torch.full((rows,), 412.0, device=device)

@@ -17,20 +17,32 @@ const CUDA: &str = "libtorch_cuda.so";
 /// The loader's variable.
 const PRELOAD: &str = "LD_PRELOAD";
 
+/// Set in the process that has begun anew: it does so once, whatever came of it.
+const MARK: &str = "WINDOWPANE_TRAINER_BEGAN_ANEW";
+
 /// Brings libtorch's part for GPUs into the process, if it lies beside the one for CPUs. Call it before libtorch is asked for
 /// a device, and before other threads start: the process may begin anew. Without such a part nothing happens, and libtorch
 /// sees no GPU.
 pub fn load() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let preloaded = std::env::var_os(PRELOAD).unwrap_or_default();
-    let Some(library) = missing(&maps, &preloaded, |path| path.is_file()) else { return };
+    if std::env::var_os(MARK).is_some() {
+        return;
+    }
+    let Some(library) = missing(&maps, |path| path.is_file()) else { return };
     let Ok(program) = std::env::current_exe() else { return };
     let mut all = library.into_os_string();
     if !preloaded.is_empty() {
         all.push(":");
         all.push(&preloaded);
     }
-    let error = Command::new(program).args(std::env::args_os().skip(1)).env(PRELOAD, all).exec();
+    // A library whose own libraries are missing would end the process before its first line.
+    let trial = Command::new("true").env(PRELOAD, &all).output();
+    if !trial.is_ok_and(|trial| trial.status.success()) {
+        return eprintln!("warning: {CUDA} lies beside libtorch and does not load");
+    }
+    let args = std::env::args_os().skip(1);
+    let error = Command::new(program).args(args).env(PRELOAD, all).env(MARK, "1").exec();
     eprintln!("warning: cannot begin anew with {CUDA}: {error}");
 }
 
@@ -52,11 +64,10 @@ pub fn none_seen(asked: &str) -> String {
     }
 }
 
-/// The part for GPUs, where it is there and neither in the process nor tried before.
-fn missing(maps: &str, preloaded: &OsStr, is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+/// The part for GPUs, where it is there and not in the process.
+fn missing(maps: &str, is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let library = folder(maps)?.join(CUDA);
-    let tried = std::env::split_paths(preloaded).any(|path| path == library);
-    (mapped(maps, CUDA).is_none() && !tried && is_there(&library)).then_some(library)
+    (mapped(maps, CUDA).is_none() && is_there(&library)).then_some(library)
 }
 
 /// The folder that libtorch was loaded from.
@@ -75,23 +86,19 @@ mod tests {
     use super::*;
 
     const MAPS: &str = "\
-7f0000000000-7f0000001000 r-xp 00000000 fe:00 1 /opt/with space/lib/libtorch_cpu.so
+7f0000000000-7f0000001000 r-xp 00000000 fe:00 1 /opt/torch/lib/libtorch_cpu.so
 7f0000002000-7f0000003000 rw-p 00000000 00:00 0 
 7f0000004000-7f0000005000 r-xp 00000000 fe:00 2 /lib/libc.so.6
 ";
 
     #[test]
-    fn what_lies_beside_libtorch_is_loaded_once() {
-        let library = Path::new("/opt/with space/lib/libtorch_cuda.so");
+    fn what_lies_beside_libtorch_is_missing_until_it_is_in_the_process() {
+        let library = Path::new("/opt/torch/lib/libtorch_cuda.so");
         let there = |path: &Path| path == library;
-        assert_eq!(missing(MAPS, OsStr::new(""), there).as_deref(), Some(library));
-        assert_eq!(missing(MAPS, OsStr::new("/lib/other.so"), there).as_deref(), Some(library));
-        assert_eq!(missing(MAPS, OsStr::new(""), |_| false), None);
-        assert_eq!(missing("", OsStr::new(""), |_| true), None);
-        // It did not load the first time, and would not the second.
-        let tried = OsString::from("/lib/other.so:/opt/with space/lib/libtorch_cuda.so");
-        assert_eq!(missing(MAPS, &tried, there), None);
+        assert_eq!(missing(MAPS, there).as_deref(), Some(library));
+        assert_eq!(missing(MAPS, |_| false), None);
+        assert_eq!(missing("", |_| true), None);
         let with = format!("{MAPS}7f00-7f01 r-xp 00000000 fe:00 3 {}\n", library.display());
-        assert_eq!(missing(&with, OsStr::new(""), there), None);
+        assert_eq!(missing(&with, there), None);
     }
 }

@@ -21,8 +21,11 @@ use crate::engine::insides::{Inside, Look, Wanted};
 /// lasts half as long again or longer: images wait for it. `server/benches/README.md` has the figures.
 pub const CHUNK: usize = 4;
 
-/// Products in a piece.
+/// Products with single vectors in a piece.
 const PIECE: usize = 4;
+
+/// Products with many vectors in a piece: eight columns, as servers that took eight at once kept them.
+const PIECE_OF_COLUMNS: usize = 2;
 
 /// Nanoseconds in which a whole matrix of side n is taken apart, by n³: its singular values and vectors and the eigenvalues
 /// of its symmetric part, on one core as servers have them in 2026.
@@ -207,6 +210,14 @@ impl JacobianStudy {
         self.shape.iter().product()
     }
 
+    /// Products that make a piece.
+    fn in_piece(&self) -> usize {
+        match self.work {
+            Work::Full(_) => PIECE_OF_COLUMNS,
+            Work::TopK { .. } => PIECE,
+        }
+    }
+
     /// The next product; `None`: there are enough.
     fn begin(&self) -> Option<Product> {
         let elements = self.elements();
@@ -387,7 +398,7 @@ impl Study for JacobianStudy {
             self.kept.has_x = true;
             return Some(Way::piece(&self.x));
         }
-        if self.kept.products < PIECE {
+        if self.kept.products < self.in_piece() {
             return None;
         }
         self.kept.products = 0;
@@ -406,8 +417,8 @@ impl Study for JacobianStudy {
                 let mut product = self.begin().filter(|_| self.outcome.is_none()).ok_or_else(other)?;
                 let (sum, rest) = sums.split_at_checked(product.sum.len()).ok_or_else(other)?;
                 count += 1;
-                // What has more is of a server that took rows, or more of them.
-                if count > PIECE {
+                // What has more is of a server that took rows, sixteen at once.
+                if count > self.in_piece() {
                     return Err(other());
                 }
                 product.sum = sum.to_vec();
