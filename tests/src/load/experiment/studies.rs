@@ -103,8 +103,7 @@ pub fn bars(pairs: &[Pair]) -> Vec<Bar> {
         Bar {
             name: "calls of a Jacobian, of all calls while images wait",
             side: Side::AtLeast,
-            // Every tenth, less the one by which a stretch may begin behind a unit and end before one.
-            limit: 0.0995,
+            limit: 0.1,
             unit: Unit::Percent,
             turns: pairs.iter().map(|pair| pair.share).collect(),
         },
