@@ -223,8 +223,8 @@ impl JacobianStudy {
         let elements = self.elements();
         let single = |vector: Vec<f64>| vector.into_iter().map(|value| value as f32).collect();
         let (inside, vectors): (_, Vec<f32>) = match &self.work {
-            // Columns, in which a matrix is held: J·v is the cheaper of the two modes, or costs the same within a hundredth, at
-            // every size that the same bench measured. Always this one, so that no clock decides about the bits of an answer.
+            // Columns, in which a matrix is held: for so many vectors J·v is the cheaper of the two modes on every network that
+            // the same bench measured. Always this one, so that no clock decides about the bits of an answer.
             Work::Full(columns) => {
                 let first = columns.len() / elements;
                 let count = CHUNK.min(elements - first);

@@ -59,11 +59,13 @@ impl Run<'_> {
             let path = folder.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))
         };
-        write(
-            "report.md",
-            &format!("# `{}`\n\n{}\n![The curve](curve.svg)\n", self.machine.command, self.tables()),
-        )?;
-        write("curve.svg", &self.chart())?;
+        let mut report = format!("# `{}`\n\n{}", self.machine.command, self.tables());
+        // A run of another experiment alone has none.
+        if !self.points.is_empty() {
+            report += "\n![The curve](curve.svg)\n";
+            write("curve.svg", &self.chart())?;
+        }
+        write("report.md", &report)?;
         write("run.json", &format!("{:#}\n", self.to_json()))?;
         write("requests.csv", &self.lab.raw)
     }

@@ -30,7 +30,9 @@ const ASKERS: usize = 2;
 pub struct Pair {
     /// p99 of the images' latency beside Jacobians, over that without.
     pub latency: f64,
-    /// Calls of the Jacobian's graph while images wait, of those that are a tenth of all.
+    /// Calls of the Jacobian's graph while images wait, of all.
+    pub share: f64,
+    /// The same, of those that are a tenth of all.
     pub tenth: f64,
     /// Jacobians answered beside the trace.
     pub answered: usize,
@@ -60,7 +62,8 @@ pub async fn run(lab: &mut Lab, subject: &Subject) -> Result<Vec<Pair>> {
                  images wait",
                 number + 1,
             );
-            pairs.push(Pair { latency: beside / alone, tenth: tenth(of_studies, all), answered });
+            let (share, tenth) = (of_studies / all, tenth(of_studies, all));
+            pairs.push(Pair { latency: beside / alone, share, tenth, answered });
         }
     }
     Ok(pairs)
@@ -92,7 +95,7 @@ async fn calls(lab: &Lab, subject: &Subject) -> Result<(f64, f64)> {
 /// Calls of studies, of a tenth of all in whole numbers: where every tenth call is a study's, a stretch of 1,231 that is cut
 /// anywhere has 123 of them or 124, and has kept its tenth.
 fn tenth(of_studies: f64, all: f64) -> f64 {
-    of_studies / (all / 10.0).floor()
+    of_studies / (all / 10.0).floor().max(1.0)
 }
 
 /// What images pay, and what is left to whoever looks inside.
@@ -111,6 +114,13 @@ pub fn bars(pairs: &[Pair]) -> Vec<Bar> {
             limit: 1.0,
             unit: Unit::Percent,
             turns: pairs.iter().map(|pair| pair.tenth).collect(),
+        },
+        Bar {
+            name: "the same, of all calls",
+            side: Side::Told,
+            limit: 0.0,
+            unit: Unit::Percent,
+            turns: pairs.iter().map(|pair| pair.share).collect(),
         },
     ]
 }
