@@ -204,6 +204,17 @@ fn guidance_of_one_is_none_and_another_is_another_function() {
     assert!(difference(&one, &plain) < 1e-4, "{one:?} {plain:?}");
     let strong = values(json!({"k": 2, "guided": 4}));
     assert!(difference(&strong, &plain) > 1e-3, "{strong:?} {plain:?}");
+    // And of nought it is what the network says that is told no class.
+    let at = |fields: Value| {
+        let mut body =
+            json!({"model": "tiny", "x_t": STANDARD.encode(npy(&[0.5; 1024])), "timestep": 500, "k": 2});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        numbers(&look(server, body).ok().json()["singular_values"])
+    };
+    let (told, nought, free) =
+        (at(json!({"prompt": "ring"})), at(json!({"prompt": "ring", "guided": 0})), at(json!({})));
+    assert!(difference(&nought, &free) < 1e-4, "{nought:?} {free:?}");
+    assert!(difference(&told, &free) > 1e-3, "the class makes no difference: {told:?} {free:?}");
 }
 
 #[test]

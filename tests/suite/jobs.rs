@@ -204,41 +204,61 @@ fn gap(timesteps: usize) -> Value {
     json!({"kind": "psnr-gap", "request": request})
 }
 
-/// Three times in the middle; each time whoever takes it up begins behind the timesteps that were committed.
-#[test]
-fn a_psnr_gap_survives_three_kills_on_a_file() {
-    const TIMESTEPS: usize = 150;
+/// Kills a server three times in the middle of a study; each time whoever takes it up begins behind the pieces that were committed,
+/// and what comes of it is what comes of one that nobody disturbs.
+fn a_study_survives_three_kills(order: &Value, expected_pieces: usize) {
     let folder = tempfile::tempdir().unwrap();
     let jobs = format!("sqlite:{}", folder.path().join("jobs.sqlite").display());
     let mut servers = Servers::on(&jobs, 1);
     let put = |servers: &Servers, id: &str| {
-        let answer = servers.ask(0, "PUT", &format!("/v1/jobs/{id}"), Some(&gap(TIMESTEPS)));
+        let answer = servers.ask(0, "PUT", &format!("/v1/jobs/{id}"), Some(order));
         assert_eq!(answer.status, 202, "{}", answer.text());
     };
-    put(&servers, "gap");
+    put(&servers, "study");
     let mut last = 0;
     for kill in 0..3 {
-        // Some calls further than where the last one ended: it is under way, and some timesteps are committed.
+        // A way further than where the last one ended: it is under way, and some pieces are committed.
         let start = Instant::now();
-        while servers.done("gap") < last + 12 {
-            assert!(start.elapsed() < PATIENCE, "nobody goes on after {kill} kills: {}", servers.job("gap"));
-            std::thread::sleep(Duration::from_millis(20));
+        loop {
+            let progress = &servers.job("study")["progress"];
+            let [done, total] = ["done", "total"].map(|name| progress[name].as_u64().unwrap());
+            if done >= last + (total / 12).max(1) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "nobody goes on after {kill} kills: {progress}");
+            std::thread::sleep(Duration::from_millis(10));
         }
         servers.kill(0);
         // Nobody goes on before the lease of the dead one has ended.
-        last = servers.done("gap");
+        last = servers.done("study");
     }
-    let result = servers.result("gap");
+    let result = servers.result("study");
     put(&servers, "calm");
-    assert!(result == servers.result("calm"), "the gap is another than one that nobody disturbed");
+    assert!(result == servers.result("calm"), "what comes of it is another than where nobody disturbed");
     let record = TestServer::shared().block_on(record(&jobs));
     let (leases, pieces) = record.values().next().unwrap();
-    assert_eq!(pieces.len(), TIMESTEPS);
+    assert_eq!(pieces.len(), expected_pieces);
     let (outcomes, firsts): (Vec<_>, Vec<_>) =
         leases.iter().map(|(_, first, outcome)| (outcome.as_str(), *first)).unzip();
     assert_eq!(outcomes, ["lost", "lost", "lost", "finished"]);
     assert!(firsts.windows(2).all(|pair| pair[0] < pair[1]), "nothing was kept: {firsts:?}");
     nothing_is_done_again(leases, pieces);
+}
+
+#[test]
+fn a_psnr_gap_survives_three_kills_on_a_file() {
+    const TIMESTEPS: usize = 150;
+    a_study_survives_three_kills(&gap(TIMESTEPS), TIMESTEPS);
+}
+
+#[test]
+fn a_whole_jacobian_survives_three_kills_on_a_file() {
+    /// Columns of a piece; the first piece is the noisy image.
+    const COLUMNS: usize = 8;
+    let request = json!({
+        "model": "tiny", "prompt": "ring", "seed": 3, "steps": 5, "timestep": 300, "method": "full", "output_format": "npz",
+    });
+    a_study_survives_three_kills(&json!({"kind": "jacobian", "request": request}), 1 + 32 * 32 / COLUMNS);
 }
 
 #[test]

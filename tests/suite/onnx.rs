@@ -94,7 +94,7 @@ fn initializers_carry_the_checkpoints_names_and_shapes() {
 /// smallest matrix in a block of the smallest network is more than twice that.
 const LARGEST_OWN: usize = 4096;
 
-/// What multiplies by a transposed weight reads the weight in the other direction: there is no second copy, neither in the
+/// What multiplies by a transposed weight reads the weight in the other direction: there is no transposed copy, neither in the
 /// file nor made at load.
 #[test]
 fn no_weight_is_there_a_second_time() {
