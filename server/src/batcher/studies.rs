@@ -136,12 +136,12 @@ impl Studies {
             *room -= units;
             turns.push((units, entry.like));
         }
-        self.lasting(turns, pace).saturating_add(effort.end)
+        self.lasting(turns, pace).saturating_add(at_the_end(effort, pace))
     }
 
     /// The same, if there were nothing else.
     pub fn alone(&self, effort: Effort, pace: Pace) -> Duration {
-        self.lasting([(effort.units, effort.like)], pace).saturating_add(effort.end)
+        self.lasting([(effort.units, effort.like)], pace).saturating_add(at_the_end(effort, pace))
     }
 
     /// The study ended, in whatever way.
@@ -226,6 +226,12 @@ impl Studies {
         let seconds: f64 = turns.into_iter().map(|(units, like)| units as f64 * turn(like)).sum();
         Duration::try_from_secs_f64(seconds * pace.sharers).unwrap_or(Duration::MAX)
     }
+}
+
+/// How long a study computes at its end. It stands back for ticks then, so that it has a share of the processors as its units
+/// have one of the turns.
+fn at_the_end(effort: Effort, pace: Pace) -> Duration {
+    if pace.tick > 0.0 { effort.end.saturating_mul(1 + IMAGE_TURNS) } else { effort.end }
 }
 
 // === impl Entry ===
@@ -338,11 +344,13 @@ mod tests {
         is(eta(&studies, 1, narrow), 1.3);
         studies.admit(Caller(0), Effort::of(100, narrow), ALONE).unwrap();
         is(eta(&studies, 1, narrow), 0.3 + 1.0 + 5.0 * 0.03);
-        // And at its end a study computes for a while, whoever else there is.
+        // And at its end a study computes for a while: for longer while there are images, whichever studies there are.
         let end = Duration::from_secs(60);
         let effort = Effort { end, ..Effort::of(10, narrow) };
         assert_eq!(studies.alone(effort, ALONE), Duration::from_millis(60_300));
         is(studies.eta(Caller(1), effort, ALONE).as_secs_f64(), 61.45);
+        let beside = Pace { tick: 0.01, ..ALONE };
+        is(studies.alone(effort, beside).as_secs_f64(), 10.0 * (0.03 + 0.09) + 600.0);
     }
 
     #[test]
