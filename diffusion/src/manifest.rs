@@ -129,9 +129,13 @@ pub struct Lineage {
     pub steps: u64,
     /// Program and version.
     pub trainer: String,
-    /// Whatever was measured, by name.
+    /// Whatever was measured, by name; also [`STEPS_BEFORE`].
     pub metrics: BTreeMap<String, f64>,
 }
+
+/// The metric that tells how many optimiser steps are behind the weights that the training run began with. A run that began with
+/// random ones has none.
+pub const STEPS_BEFORE: &str = "steps_before";
 
 // === impl Manifest ===
 

@@ -126,6 +126,7 @@ fn measure(case: &Case<'_>, images: &ImageSet, device: Device, args: &Args) -> R
         precision,
         plan: if case.plan == "masks" { masks } else { trainer_plan },
         resume: false,
+        from: None,
         time_limit: None,
         keep: 1,
     };

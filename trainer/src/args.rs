@@ -86,6 +86,11 @@ pub struct Train {
     /// Go on from the newest checkpoint of the run, as it began: only what does not decide what is learnt may differ.
     #[arg(long)]
     pub resume: bool,
+    /// Begin with the weights of a run (their moving average), of a package, or of a `.safetensors` file, also a state dict of
+    /// facebookresearch/DiT, instead of random ones. They have to be of the recipe's model; steps, the rate's warm-up and the moments begin anew, and so does the order of the
+    /// images, unless the recipe has another seed.
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    pub from: Option<PathBuf>,
     /// Train this many steps instead of the recipe's.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_STEPS))]
     pub steps: Option<u64>,

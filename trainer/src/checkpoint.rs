@@ -33,6 +33,9 @@ use weights::{digest, read_f32, to_bytes, weights_in, write_safetensors};
 pub struct State {
     /// Steps done.
     pub step: u64,
+    /// Steps behind the weights that the run began with; none where they were random.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub steps_before: u64,
     /// Seed of the run.
     pub seed: u64,
     /// Digest of the training images; a run does not resume on others.
@@ -46,6 +49,11 @@ pub struct State {
     /// sha256 of the files beside it, by name; none in a checkpoint of an earlier version.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The raw weights, their moving average, and the moments.
@@ -177,11 +185,7 @@ fn step_of(name: &str) -> Option<u64> {
 /// Loads the state, raw weights and optimiser of the checkpoint folder `path` for a run of `meta`'s model.
 pub fn load(path: &Path, meta: &Meta, optimiser: &mut Optimiser, device: Device) -> Result<(State, Tensor)> {
     let (state, weights) = open(path, true, device)?;
-    let different = weights.meta.different(meta);
-    if !different.is_empty() {
-        let reason = format!("was trained from another recipe, expected the same: {}", different.join(", "));
-        return Err(Error::file(path, reason));
-    }
+    weights.meta.check_same(path, meta)?;
     let average = open(path, false, device)?.1;
     if average.meta != weights.meta {
         let reason = format!("is of another run than {RAW_FILE} beside it: not one checkpoint");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::guidance::check_scale;
-use windowpane_diffusion::manifest::{Lineage, REFERENCE_FILE};
+use windowpane_diffusion::manifest::{Lineage, REFERENCE_FILE, STEPS_BEFORE};
 use windowpane_diffusion::solver::SolverConfig;
 
 use crate::args;
@@ -68,6 +68,7 @@ pub fn train(args: args::Train) -> Result<()> {
         precision: args.precision.unwrap_or_else(|| Precision::of(device)),
         plan: trainer_plan,
         resume: args.resume,
+        from: args.from,
         time_limit,
         keep,
     };
@@ -207,7 +208,10 @@ fn images_of(
 pub fn export(args: &args::Export) -> Result<()> {
     let (state, weights, mut recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
     let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
-    let metrics = report::metrics(&args.run, &state, args.raw)?;
+    let mut metrics = report::metrics(&args.run, &state, args.raw)?;
+    if state.steps_before > 0 {
+        metrics.insert(STEPS_BEFORE.to_owned(), state.steps_before as f64);
+    }
     let mut extra = Vec::new();
     if args.raw {
         eprintln!(
@@ -331,9 +335,7 @@ fn load(from: &Path, raw: bool, device: Device) -> Result<(Weights, Recipe)> {
 /// A state dict of facebookresearch/DiT's `models.py`, as the model of a recipe.
 fn load_foreign(from: &Path, recipe: &Path, device: Device) -> Result<(Weights, Recipe)> {
     let config = Recipe::read(recipe)?.for_size_told()?;
-    let meta = config.meta(0);
-    let flat = checkpoint::load_foreign(from, &meta, device)?;
-    Ok((Weights { meta, flat }, config.recipe))
+    Ok((checkpoint::load_foreign(from, &config.meta(0), device)?, config.recipe))
 }
 
 /// The device that a flag names.

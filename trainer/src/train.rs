@@ -25,6 +25,7 @@ use crate::optim::Optimiser;
 use crate::picture::Picture;
 use crate::sample::{SampleRequest, sample};
 
+mod beginning;
 mod feed;
 mod resume;
 
@@ -43,6 +44,8 @@ pub struct RunOptions {
     pub plan: fn(Window, Grid) -> Plan,
     /// Go on from the newest checkpoint in `dir`.
     pub resume: bool,
+    /// Begin with the weights of this run, package or file instead of random ones.
+    pub from: Option<PathBuf>,
     /// Stop, with a checkpoint, after this long.
     pub time_limit: Option<Duration>,
     /// Checkpoints kept.
@@ -135,10 +138,14 @@ impl<'a> Run<'a> {
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
         let geometry = Geometry::planned(&config.model, options.plan, options.precision.kind(), device);
         let seed = recipe.train.seed;
-        let flat = geometry.layout().initial_tensor(seed, device);
+        let (flat, steps_before) = match &options.from {
+            Some(path) => beginning::read(path, &config.meta(0), device)?,
+            None => (geometry.layout().initial_tensor(seed, device), 0),
+        };
         let optimiser = Optimiser::new(recipe.optim, &flat);
         let state = State {
             step: 0,
+            steps_before,
             seed,
             data_sha256: images.sha256.clone(),
             images: images.len(),

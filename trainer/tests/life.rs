@@ -36,6 +36,7 @@ fn options(dir: &Path, resume: bool) -> RunOptions {
         precision: Precision::F32,
         plan: trainer_plan,
         resume,
+        from: None,
         time_limit: None,
         keep: 9,
     }
@@ -67,6 +68,47 @@ fn a_resumed_run_is_the_run_that_was_not_interrupted() {
     let elsewhere = tempfile::tempdir().unwrap();
     train(&other, &images, &options(elsewhere.path(), false), &go).unwrap();
     assert!(newest(whole.path()) != newest(elsewhere.path()));
+}
+
+#[test]
+fn a_run_begins_with_the_weights_of_another() {
+    let (config, images) = config(|_| ());
+    let (first, go) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+    train(&config, &images, &options(first.path(), false), &go).unwrap();
+    let newest = checkpoint::list(&first.path().join("checkpoints")).unwrap().pop().unwrap();
+    let (_, learnt) = checkpoint::open(&newest, false, Device::Cpu).unwrap();
+    // With next to no rate, what it has after a step is what it began with.
+    let from = |path: &Path, change: fn(&mut Recipe)| {
+        let (config, images) = self::config(|recipe| {
+            (recipe.train.steps, recipe.optim.warmup, recipe.optim.cooldown) = (1, 0, 0);
+            (recipe.optim.lr, recipe.optim.weight_decay) = (1e-12, 0.0);
+            change(recipe);
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let options = RunOptions { from: Some(path.to_owned()), ..options(dir.path(), false) };
+        train(&config, &images, &options, &go)?;
+        checkpoint::open(&dir.path().join("checkpoints/step-00000001"), false, Device::Cpu)
+    };
+    for path in [first.path(), &newest.join("ema.safetensors")] {
+        let (state, weights) = from(path, |_| ()).unwrap();
+        assert_eq!((state.step, state.steps_before), (1, 9), "{}", path.display());
+        let apart = (&weights.flat - &learnt.flat).abs().max().double_value(&[]);
+        assert!(apart < 1e-6, "{}: other weights, by {apart}", path.display());
+    }
+    // What one began with that began with another has the steps of both behind it.
+    let second = tempfile::tempdir().unwrap();
+    let again = RunOptions { from: Some(first.path().to_owned()), ..options(second.path(), false) };
+    train(&config, &images, &again, &go).unwrap();
+    assert_eq!(from(second.path(), |_| ()).unwrap().0.steps_before, 18);
+
+    let refused = |path: &Path, change| from(path, change).unwrap_err().to_string();
+    let empty = tempfile::tempdir().unwrap();
+    assert!(
+        refused(empty.path(), |_| ()).contains("expected that of a run with a checkpoint, or of a package")
+    );
+    assert!(refused(&empty.path().join("none"), |_| ()).contains("none"));
+    let other = refused(first.path(), |recipe| recipe.diffusion.prediction = Prediction::V);
+    assert!(other.contains("expected the same: `diffusion.prediction`"), "{other}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn read(file: &SafeTensors<'_>, name: &str) -> Tensor {
 #[test]
 fn a_state_dict_loads_unchanged_and_gives_the_same_prediction() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
-    let flat = load_foreign(&folder.join("dit-weights.safetensors"), &meta(), Device::Cpu).unwrap();
+    let flat = load_foreign(&folder.join("dit-weights.safetensors"), &meta(), Device::Cpu).unwrap().flat;
     let bytes = std::fs::read(folder.join("dit-io.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let net = Geometry::new(&config(), Kind::Float, Device::Cpu).bind(&flat);

@@ -130,6 +130,16 @@ fn from_a_recipe_to_a_package() {
         1,
         "nothing is left beside the package"
     );
+
+    // Another run, which begins with what the package holds, and tells of it.
+    succeed(dir, &["train", "r.toml", "--from", "models/small", "--run", "runs/onward", "--steps", "3"]);
+    succeed(dir, &["export", "runs/onward", "--out", "models/onward"]);
+    let text = std::fs::read_to_string(dir.join("models/onward/manifest.json")).unwrap();
+    let lineage = Manifest::from_json(&text).unwrap().lineage;
+    assert_eq!((lineage.steps, lineage.metrics["steps_before"]), (3, (stopped + 2) as f64));
+    let card = std::fs::read_to_string(dir.join("models/onward/CARD.md")).unwrap();
+    assert!(card.contains(&format!("| steps | 3; {end} are behind the weights it began with |")), "{card}");
+    fail(dir, &["train", "r.toml", "--from", "models/small", "--resume"], 2);
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub(crate) fn small_meta() -> Meta {
 
 fn state(step: u64) -> State {
     State {
+        steps_before: 0,
         step,
         seed: 1,
         data_sha256: "d".into(),

@@ -67,6 +67,16 @@ impl Meta {
         Ok(())
     }
 
+    /// Whether what lies at `path` is of the model that the recipe says. Errors: it tells of another; in words, of what.
+    pub(crate) fn check_same(&self, path: &Path, recipe: &Self) -> Result<()> {
+        let different = self.different(recipe);
+        if different.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("was trained from another recipe, expected the same: {}", different.join(", "));
+        Err(Error::file(path, reason))
+    }
+
     /// In words, what decides the network and its noise and differs between two runs.
     pub(super) fn different(&self, other: &Self) -> Vec<&'static str> {
         let size = |meta: &Self| (meta.config.channels, meta.config.height, meta.config.width);
@@ -167,11 +177,13 @@ fn told(path: &Path, bytes: &[u8]) -> Result<Option<Meta>> {
     Ok(Some(meta))
 }
 
-/// Loads bare weights, such as a PyTorch DiT's state dict saved as safetensors, as those of `meta`. Errors: also weights
+/// Loads bare weights, such as a PyTorch DiT's state dict saved as safetensors, as those of `meta`; their step is the one they
+/// tell of, if they do. Errors: also weights
 /// that say of themselves that they are another model's, and a position table that is not DiT's own, which this model
 /// computes.
-pub fn load_foreign(path: &Path, meta: &Meta, device: Device) -> Result<Tensor> {
+pub fn load_foreign(path: &Path, meta: &Meta, device: Device) -> Result<Weights> {
     let (bytes, config) = (std::fs::read(path).map_err(Error::io(path))?, &meta.config);
+    let mut step = 0;
     if let Some(mut own) = told(path, &bytes)? {
         let names = |meta: &Meta| meta.classes.iter().map(|class| class.name.clone()).collect::<Vec<_>>();
         if names(&own) == names(meta) {
@@ -183,6 +195,7 @@ pub fn load_foreign(path: &Path, meta: &Meta, device: Device) -> Result<Tensor> 
                 format!("its header tells of another model than the recipe: {} differ", different.join(", "));
             return Err(Error::file(path, reason));
         }
+        step = own.step;
     }
     let flat = read_flat(path, &bytes, config)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::file(path, e))?;
@@ -194,7 +207,7 @@ pub fn load_foreign(path: &Path, meta: &Meta, device: Device) -> Result<Tensor> 
             return Err(Error::file(path, "its `pos_embed` is not the sines and cosines of DiT's models.py"));
         }
     }
-    Ok(flat.to_device(device))
+    Ok(Weights { meta: Meta { step, ..meta.clone() }, flat: flat.to_device(device) })
 }
 
 fn read_flat(path: &Path, bytes: &[u8], config: &ModelConfig) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use windowpane_diffusion::manifest::STEPS_BEFORE;
 use windowpane_diffusion::{Plan, Variance, Window};
 
 use super::ExportRequest;
@@ -82,10 +83,17 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     let mut row = |name: &str, value: String| writeln!(card, "| {name} | {value} |").expect("memory: a bug");
     row("data", lineage.data.clone());
     row("images", format!("{} (sha256 {})", lineage.images, lineage.data_sha256));
-    row("steps", lineage.steps.to_string());
+    let before = lineage.metrics.get(STEPS_BEFORE);
+    row(
+        "steps",
+        match before {
+            Some(before) => format!("{}; {before} are behind the weights it began with", lineage.steps),
+            None => lineage.steps.to_string(),
+        },
+    );
     row("seed", lineage.seed.to_string());
     row("trainer", lineage.trainer.clone());
-    for (name, value) in &lineage.metrics {
+    for (name, value) in lineage.metrics.iter().filter(|(name, _)| *name != STEPS_BEFORE) {
         row(name, format!("{value:.4}"));
     }
     write!(card, "\n## Licence\n\n{}\n", request.licence).expect("memory: a bug");

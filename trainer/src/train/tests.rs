@@ -25,6 +25,7 @@ fn begun<T>((config, images): &(TrainConfig, ImageSet), ask: impl FnOnce(&mut Ru
         precision: Precision::F32,
         plan: trainer_plan,
         resume: false,
+        from: None,
         time_limit: None,
         keep: 1,
     };
