@@ -24,6 +24,7 @@ def main():
     options.add_argument("--out", type=pathlib.Path, help="run folder; what is in it is done already")
     options.add_argument("--work", type=pathlib.Path, default=ROOT / "target/gpu-work", help="folder of runs and packages")
     options.add_argument("--data", type=pathlib.Path, help="folder with fairface32/ and fashion_mnist/")
+    options.add_argument("--from", dest="before", type=pathlib.Path, metavar="DIR", help="packages/ of an earlier run: what is trained begins with them")
     options.add_argument("--parts", default="all", help=f"of {', '.join([*GROUPS, *PARTS])}")
     options.add_argument("--minutes", type=float, default=9.5, help="begin no part that would not end within so many")
     options.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -1,5 +1,5 @@
 """A run of the list of parts: what is asked, where programs and packages are, what has been found, and the files that tell it.
-The parts themselves are in `parts.py`."""
+The parts themselves are in `parts/`."""
 
 import datetime
 import json
@@ -176,6 +176,11 @@ class Run:
         if not folder or not folder.is_dir():
             raise Missing(f"--data names no folder with {name}/")
         return folder
+
+    def before(self, name):
+        """The flag by which a training run begins with what an earlier list of parts came to, if it did."""
+        package = self.options.before and (self.options.before / name).resolve()
+        return ["--from", package] if package and package.is_dir() else []
 
     def networks(self):
         """Packages with random weights; made once."""

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::setup::{self, Need};
+use crate::setup::{self, Environment, Need};
 use crate::{paths, process};
 
 /// What is built, and where cargo puts it below `target/release`.
@@ -32,7 +32,11 @@ pub(crate) struct GpuArgs {
 }
 
 pub(crate) fn run(args: &GpuArgs) -> Result<()> {
-    let cpu = args.args.windows(2).any(|pair| pair[0] == "--device" && pair[1] == "cpu");
+    let cpu = args.args.windows(2).any(|pair| pair[0] == "--device" && pair[1] == "cpu")
+        || args.args.iter().any(|word| word == "--device=cpu");
+    if args.pack.is_none() && args.args.iter().any(|word| word == "--list") {
+        return list(&target().join("gpu"), args, &Environment::default()); // needs no programs
+    }
     // What is packed runs elsewhere, with the libraries that are there.
     let needs: &[Need] = match (&args.pack, cpu) {
         (Some(_), _) => &[Need::Libtorch],
@@ -57,9 +61,14 @@ pub(crate) fn run(args: &GpuArgs) -> Result<()> {
         );
         return Ok(());
     }
+    list(&folder, args, &environment)
+}
+
+/// Becomes the list of measurements, of the programs in this folder.
+fn list(folder: &Path, args: &GpuArgs, environment: &Environment) -> Result<()> {
     let python = std::env::var_os("WINDOWPANE_PYTHON").unwrap_or_else(|| "python3".into());
     let mut list = Command::new(python);
-    list.arg(paths::root().join("tests/gpu/check.py")).arg("--binaries").arg(&folder).args(&args.args);
+    list.arg(paths::root().join("tests/gpu/check.py")).arg("--binaries").arg(folder).args(&args.args);
     process::become_it(environment.apply(&mut list))
 }
 
