@@ -113,7 +113,7 @@ pub struct FileDigest {
     pub size: u64,
 }
 
-/// Where a model came from: enough to train it again.
+/// Where a model came from: enough to train it again, where it began with random weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lineage {
@@ -133,8 +133,9 @@ pub struct Lineage {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// The metric that tells how many optimiser steps are behind the weights that the training run began with. A run that began with
-/// random ones has none.
+/// The metric that tells how many optimiser steps are known to be behind the weights that the training run began with: of a run or
+/// a package all of them, of a file those that it tells itself. A run that began with random weights has no such metric. What those
+/// before were trained on is not told.
 pub const STEPS_BEFORE: &str = "steps_before";
 
 // === impl Manifest ===

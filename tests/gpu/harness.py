@@ -178,9 +178,11 @@ class Run:
         return folder
 
     def before(self, name):
-        """The flag by which a training run begins with what an earlier list of parts came to, if it did."""
+        """The package with which a training run is to begin: what an earlier list of parts came to, if one is named."""
         package = self.options.before and (self.options.before / name).resolve()
-        return ["--from", package] if package and package.is_dir() else []
+        if package and not (package / "manifest.json").is_file():
+            raise Missing(f"--from names no folder with {name}/manifest.json")
+        return package
 
     def networks(self):
         """Packages with random weights; made once."""

@@ -87,8 +87,8 @@ pub struct Train {
     #[arg(long)]
     pub resume: bool,
     /// Begin with the weights of a run (their moving average), of a package, or of a `.safetensors` file, also a state dict of
-    /// facebookresearch/DiT, instead of random ones. They have to be of the recipe's model; steps, the rate's warm-up and the moments begin anew, and so does the order of the
-    /// images, unless the recipe has another seed.
+    /// facebookresearch/DiT, instead of random ones. They have to be of the recipe's model; steps, the rate's warm-up and the
+    /// moments begin anew, and so does the order of the images, unless the recipe has another seed.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub from: Option<PathBuf>,
     /// Train this many steps instead of the recipe's.

@@ -33,9 +33,9 @@ use weights::{digest, read_f32, to_bytes, weights_in, write_safetensors};
 pub struct State {
     /// Steps done.
     pub step: u64,
-    /// Steps behind the weights that the run began with; none where they were random.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub steps_before: u64,
+    /// Steps that are known to be behind the weights that the run began with; nothing where they were random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_before: Option<u64>,
     /// Seed of the run.
     pub seed: u64,
     /// Digest of the training images; a run does not resume on others.
@@ -49,11 +49,6 @@ pub struct State {
     /// sha256 of the files beside it, by name; none in a checkpoint of an earlier version.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
 }
 
 /// The raw weights, their moving average, and the moments.

@@ -209,8 +209,8 @@ pub fn export(args: &args::Export) -> Result<()> {
     let (state, weights, mut recipe) = load_run(&args.run, args.raw, Device::Cpu)?;
     let samples = args.run.join("samples").join(format!("step-{:08}.png", weights.meta.step));
     let mut metrics = report::metrics(&args.run, &state, args.raw)?;
-    if state.steps_before > 0 {
-        metrics.insert(STEPS_BEFORE.to_owned(), state.steps_before as f64);
+    if let Some(steps) = state.steps_before {
+        metrics.insert(STEPS_BEFORE.to_owned(), steps as f64);
     }
     let mut extra = Vec::new();
     if args.raw {

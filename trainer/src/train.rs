@@ -128,6 +128,9 @@ impl<'a> Run<'a> {
         if device == Device::Cpu {
             memory::check_batch(config, memory::available())?;
         }
+        // Before there is a folder, if they are none.
+        let given = options.from.as_ref().map(|path| beginning::read(path, &config.meta(0), device));
+        let given = given.transpose()?;
         let dir = folder::place(&options.dir)?;
         if options.resume && !dir.exists() {
             return Err(nothing_to_resume(&dir));
@@ -138,9 +141,9 @@ impl<'a> Run<'a> {
         let process = Process::new(&schedule, recipe.diffusion.prediction, recipe.diffusion.variance, device);
         let geometry = Geometry::planned(&config.model, options.plan, options.precision.kind(), device);
         let seed = recipe.train.seed;
-        let (flat, steps_before) = match &options.from {
-            Some(path) => beginning::read(path, &config.meta(0), device)?,
-            None => (geometry.layout().initial_tensor(seed, device), 0),
+        let (flat, steps_before) = match given {
+            Some((flat, steps)) => (flat, Some(steps)),
+            None => (geometry.layout().initial_tensor(seed, device), None),
         };
         let optimiser = Optimiser::new(recipe.optim, &flat);
         let state = State {

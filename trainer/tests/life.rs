@@ -91,7 +91,7 @@ fn a_run_begins_with_the_weights_of_another() {
     };
     for path in [first.path(), &newest.join("ema.safetensors")] {
         let (state, weights) = from(path, |_| ()).unwrap();
-        assert_eq!((state.step, state.steps_before), (1, 9), "{}", path.display());
+        assert_eq!((state.step, state.steps_before), (1, Some(9)), "{}", path.display());
         let apart = (&weights.flat - &learnt.flat).abs().max().double_value(&[]);
         assert!(apart < 1e-6, "{}: other weights, by {apart}", path.display());
     }
@@ -99,10 +99,13 @@ fn a_run_begins_with_the_weights_of_another() {
     let second = tempfile::tempdir().unwrap();
     let again = RunOptions { from: Some(first.path().to_owned()), ..options(second.path(), false) };
     train(&config, &images, &again, &go).unwrap();
-    assert_eq!(from(second.path(), |_| ()).unwrap().0.steps_before, 18);
+    assert_eq!(from(second.path(), |_| ()).unwrap().0.steps_before, Some(18));
 
     let refused = |path: &Path, change| from(path, change).unwrap_err().to_string();
     let empty = tempfile::tempdir().unwrap();
+    let nowhere = empty.path().join("run");
+    let options = RunOptions { from: Some(empty.path().to_owned()), ..options(&nowhere, false) };
+    assert!(train(&config, &images, &options, &go).is_err() && !nowhere.exists(), "a folder without a run");
     assert!(
         refused(empty.path(), |_| ()).contains("expected that of a run with a checkpoint, or of a package")
     );

@@ -138,7 +138,20 @@ fn from_a_recipe_to_a_package() {
     let lineage = Manifest::from_json(&text).unwrap().lineage;
     assert_eq!((lineage.steps, lineage.metrics["steps_before"]), (3, (stopped + 2) as f64));
     let card = std::fs::read_to_string(dir.join("models/onward/CARD.md")).unwrap();
-    assert!(card.contains(&format!("| steps | 3; {end} are behind the weights it began with |")), "{card}");
+    assert!(
+        card.contains(&format!("| steps | 3; it began with trained weights, {end} known steps")),
+        "{card}"
+    );
+    // With next to no rate, what it has after a step is what the package stores, and not what another seed begins with.
+    let still = RECIPE.replace("lr = 1e-3", "lr = 1e-12").replace("seed = 3", "seed = 4");
+    std::fs::write(dir.join("still.toml"), still).unwrap();
+    succeed(dir, &["train", "still.toml", "--from", "models/small", "--run", "runs/still", "--steps", "1"]);
+    let average = |run: &str| {
+        let newest = checkpoint::list(&dir.join(run).join("checkpoints")).unwrap().pop().unwrap();
+        checkpoint::open(&newest, false, Device::Cpu).unwrap().1.flat
+    };
+    let apart = (average("runs/still") - average("runs/small")).abs().max().double_value(&[]);
+    assert!(apart < 1e-3, "the weights are others, by {apart}");
     fail(dir, &["train", "r.toml", "--from", "models/small", "--resume"], 2);
 }
 

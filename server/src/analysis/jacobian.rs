@@ -17,8 +17,8 @@ use crate::batcher::study::{Ask, Findings, Like};
 use crate::engine::StepBatch;
 use crate::engine::insides::{Inside, Look, Wanted};
 
-/// Vectors that one call multiplies with. By eight each costs an eighth less, or of a small network a quarter, and the call
-/// lasts half as long again or longer: images wait for it. `server/benches/README.md` has the figures.
+/// Vectors that one call multiplies with. By more each costs less, by 32 a fifth to a third, and images wait longer for the call:
+/// `server/benches/README.md` has the figures.
 pub const CHUNK: usize = 4;
 
 /// Products with single vectors in a piece.

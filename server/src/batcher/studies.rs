@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(studies.alone(effort, ALONE), Duration::from_millis(60_300));
         is(studies.eta(Caller(1), effort, ALONE).as_secs_f64(), 61.45);
         let beside = Pace { tick: 0.01, ..ALONE };
-        is(studies.alone(effort, beside).as_secs_f64(), 10.0 * (0.03 + 0.09) + 600.0);
+        is(studies.eta(Caller(1), effort, beside).as_secs_f64(), 1.45 + 20.0 * 0.09 + 600.0);
     }
 
     #[test]

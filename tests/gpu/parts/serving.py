@@ -172,7 +172,7 @@ def insides(run):
     """A whole Jacobian, its products by so many vectors at once, and attention maps, on this device."""
     run.ort()
     found, raw = [], []
-    vectors = [2, 4] if run.small else [8, 32, 128]
+    vectors = [2, 4] if run.small else [4, 8, 32, 128]
     for package in packages(run, ["tiny-global", "tiny-local"] if run.small else ["xs-global", "xs-local"]):
         inputs = 192 if run.small else 3072
         for graph in ("jvp", "vjp"):

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import tomllib
 
 from harness import at_most, measurement
 from .part import part
@@ -15,11 +16,9 @@ def shipped(name, data):
         folder = run.work / "runs" / f"{'small-' if run.small else ''}{name}"
         out = run.out / "packages" / name
         images = [] if run.small else ["--data", run.images(data)]
-        # Weights of an earlier run are not shown its images in the same order, with the same noise, once more.
-        seed = {"train.seed": 2} if run.before(name) else {}
+        seed, begin = beginning(run, folder, name)
         recipe = run.recipe("toy", {**SHORT, **seed}) if run.small else run.recipe(name, seed)
         minutes = 5 if run.small else max(run.minutes_left() - 3, 1)
-        begin = ["--resume"] if (folder / "checkpoints").is_dir() else run.before(name)
         said = run.trainer("train", recipe, "--run", folder, *images, "--minutes", f"{minutes:.2f}", *run.on(), *begin)
         done = "finished" in said
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -36,6 +35,8 @@ def shipped(name, data):
             found += more
         run.trainer("export", folder, "--out", out, "--force")
         run.trainer("sample", folder, "--out", out.parent / f"{name}.png", *run.on())
+        lineage = json.loads((out / "manifest.json").read_text())["lineage"]
+        found.append(measurement("steps behind the weights it began with", lineage["metrics"].get("steps_before", 0), ""))
         found.append(at_most("package", sum(file.stat().st_size for file in out.iterdir()) / 1e6, 30, "MB"))
         # Beside the package, which holds what its manifest lists and nothing else.
         pieces(out / "weights.bin", out.parent / f"{name}.pieces")
@@ -43,6 +44,18 @@ def shipped(name, data):
 
     train.__doc__ = f"Trains `{name}` from its recipe for as long as there is time, and exports what it has come to."
     return train
+
+
+def beginning(run, folder, name):
+    """How a run begins: its seed, where that is not the recipe's, and flags. It goes on as it began; and weights of an earlier one
+    are not shown its images in the same order, with the same noise, once more."""
+    if (folder / "checkpoints").is_dir():
+        seed = tomllib.loads((folder / "recipe.toml").read_text())["train"]["seed"]
+        return {"train.seed": seed}, ["--resume"]
+    package = run.before(name)
+    if not package:
+        return {}, []
+    return {"train.seed": json.loads((package / "manifest.json").read_text())["lineage"]["seed"] + 1}, ["--from", package]
 
 
 def pieces(path, folder, size=15 << 20):

@@ -1,4 +1,4 @@
-//! What is left of a run: `report.md` with the tables, `curve.svg`, `run.json` with versions, command, settings and
+//! What is left of a run: `report.md` with the tables, `curve.svg` where there is one, `run.json` with versions, command, settings and
 //! every turn's numbers, `requests.csv` with every request. The tables of the newest full run also stand in
 //! `server/benches/README.md`, between two marks.
 

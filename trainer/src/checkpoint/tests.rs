@@ -34,7 +34,7 @@ pub(crate) fn small_meta() -> Meta {
 
 fn state(step: u64) -> State {
     State {
-        steps_before: 0,
+        steps_before: None,
         step,
         seed: 1,
         data_sha256: "d".into(),

@@ -178,9 +178,8 @@ fn told(path: &Path, bytes: &[u8]) -> Result<Option<Meta>> {
 }
 
 /// Loads bare weights, such as a PyTorch DiT's state dict saved as safetensors, as those of `meta`; their step is the one they
-/// tell of, if they do. Errors: also weights
-/// that say of themselves that they are another model's, and a position table that is not DiT's own, which this model
-/// computes.
+/// tell of, if they do. Errors: also weights that say of themselves that they are another model's, and a position table that is
+/// not DiT's own, which this model computes.
 pub fn load_foreign(path: &Path, meta: &Meta, device: Device) -> Result<Weights> {
     let (bytes, config) = (std::fs::read(path).map_err(Error::io(path))?, &meta.config);
     let mut step = 0;

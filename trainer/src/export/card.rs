@@ -87,7 +87,10 @@ pub(super) fn text(request: &ExportRequest<'_>, plans: &[Plan]) -> String {
     row(
         "steps",
         match before {
-            Some(before) => format!("{}; {before} are behind the weights it began with", lineage.steps),
+            Some(before) => format!(
+                "{}; it began with trained weights, {before} known steps behind them, on images that are not told here",
+                lineage.steps
+            ),
             None => lineage.steps.to_string(),
         },
     );

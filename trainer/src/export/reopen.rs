@@ -129,6 +129,9 @@ fn parameters(
         if values.len() as i64 != entry.shape.iter().product::<i64>() {
             return Err(format!("`{name}` has {} values, its shape is {:?}", values.len(), entry.shape));
         }
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            return Err(format!("`{name}` has the value {value} in {WEIGHTS_FILE}, expected numbers"));
+        }
         flat.extend(values);
     }
     Ok((Tensor::from_slice(&flat), stored))

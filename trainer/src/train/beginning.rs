@@ -10,8 +10,8 @@ use crate::checkpoint::{self, Meta};
 use crate::error::{Error, Result};
 use crate::export::reopen::reopen;
 
-/// The weights at `path` as `[parameters]`, of a run the moving average of its newest checkpoint, and the steps behind them all
-/// together. Errors: nothing there, or nothing that has weights; damaged files; another model than `recipe` says.
+/// The weights at `path` as `[parameters]`, of a run the moving average of its newest checkpoint, and the steps that are known to
+/// be behind them. Errors: nothing there, or nothing that has weights; damaged files; another model than `recipe` says.
 pub(super) fn read(path: &Path, recipe: &Meta, device: Device) -> Result<(Tensor, u64)> {
     let (meta, flat, before) = if path.join(MANIFEST_FILE).is_file() {
         let package = reopen(path)?;
@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path, recipe: &Meta, device: Device) -> Result<(Tensor
             ));
         };
         let (state, weights) = checkpoint::open(&newest, false, device)?;
-        (weights.meta, weights.flat, state.steps_before)
+        (weights.meta, weights.flat, state.steps_before.unwrap_or(0))
     } else {
         let weights = checkpoint::load_foreign(path, recipe, device)?;
         (weights.meta, weights.flat, 0)
