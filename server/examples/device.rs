@@ -6,7 +6,8 @@
 //! Run by `cargo run --release -p windowpane-server --example device -- FILE.onnx… --rows 1,8,64`; `tests/gpu/check.py`
 //! compares it with PyTorch. One line of JSON a file, way and size: milliseconds of every call after the first ones, or why
 //! there are none. `--exhaust` asks for more and more rows until the device has no memory for them, and then whether a
-//! small call still gives the same.
+//! small call still gives the same. `--profile` lets ONNX Runtime write what each node of the graph takes; on a GPU that is
+//! the node's time there only where launches wait for their kernels (`CUDA_LAUNCH_BLOCKING=1`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -45,6 +46,9 @@ struct Args {
     /// Ask for more rows until there is no memory, instead of timing.
     #[arg(long)]
     exhaust: bool,
+    /// Also write ONNX Runtime's profile, to a file whose name begins so: of one file, way and number of rows.
+    #[arg(long, value_name = "PREFIX", conflicts_with = "exhaust")]
+    profile: Option<PathBuf>,
 }
 
 /// Calls before the clock starts: the first plans its memory, and a CUDA graph is caught in the second.
@@ -68,9 +72,14 @@ fn main() -> Result<()> {
     };
     let library = dylib::locate(None, if cuda { Device::Cuda } else { Device::Cpu })?;
     let environment = ort::init_from(library)?.with_telemetry(false).build()?;
+    let profile = args.profile.as_deref();
+    if profile.is_some() && [args.files.len(), args.ways.len(), args.rows.len()] != [1; 3] {
+        bail!("`--profile`: expected one file, one of `--ways` and one of `--rows`");
+    }
     for file in &args.files {
+        let open = |graph| Opened::open((&environment, profile), file, cuda, graph);
         if args.exhaust {
-            println!("{}", exhaust(&mut Opened::open(&environment, file, cuda, false)?, file)?);
+            println!("{}", exhaust(&mut open(false)?, file)?);
             continue;
         }
         for way in &args.ways {
@@ -82,7 +91,7 @@ fn main() -> Result<()> {
                 }
                 println!("{line}");
             };
-            let mut opened = match Opened::open(&environment, file, cuda, way == "graph") {
+            let mut opened = match open(way == "graph") {
                 Ok(opened) => opened,
                 Err(error) => {
                     told(0, Err(error));
@@ -92,6 +101,10 @@ fn main() -> Result<()> {
             for &rows in &args.rows {
                 told(rows, opened.time(way, rows, Duration::from_secs_f64(args.seconds)));
             }
+            if profile.is_some() {
+                let written = opened.session.end_profiling()?;
+                println!("{}", json!({"file": file, "way": way, "profile": written, "warm_up": WARM_UP}));
+            }
         }
     }
     Ok(())
@@ -100,9 +113,15 @@ fn main() -> Result<()> {
 // === impl Opened ===
 
 impl Opened {
-    fn open(environment: &Environment, file: &Path, cuda: bool, graph: bool) -> Result<Self> {
+    fn open(
+        (environment, profile): (&Environment, Option<&Path>),
+        file: &Path,
+        cuda: bool,
+        graph: bool,
+    ) -> Result<Self> {
         ensure!(cuda || !graph, "the CPU has no CUDA graphs");
-        let session = session(environment, file, cuda, graph).with_context(|| file.display().to_string())?;
+        let session =
+            session((environment, profile), file, cuda, graph).with_context(|| file.display().to_string())?;
         Ok(Self { session, cuda })
     }
 
@@ -192,7 +211,12 @@ impl Opened {
 }
 
 /// With the server's settings: no TF32, nothing that falls back to the CPU.
-fn session(environment: &Environment, file: &Path, cuda: bool, graph: bool) -> ort::Result<Session> {
+fn session(
+    (environment, profile): (&Environment, Option<&Path>),
+    file: &Path,
+    cuda: bool,
+    graph: bool,
+) -> ort::Result<Session> {
     let mut builder = Session::builder(environment)?
         .with_flush_to_zero()?
         .with_deterministic_compute(true)?
@@ -201,6 +225,9 @@ fn session(environment: &Environment, file: &Path, cuda: bool, graph: bool) -> o
         let provider = ep::CUDA::default().with_tf32(false).with_cuda_graph(graph).build();
         builder =
             builder.with_execution_providers([provider.error_on_failure()])?.with_disable_cpu_fallback()?;
+    }
+    if let Some(prefix) = profile {
+        builder = builder.with_profiling(prefix)?;
     }
     builder.commit_from_file(file)
 }

@@ -3,20 +3,25 @@
 //!
 //! Run by `cargo run --release -p windowpane-trainer --example throughput -- CASE…`, a case being
 //! `model,windows,plan,batch`, such as `DiT-XS/1,local*,tiles,128`; the plan is `tiles`, as the trainer chooses them, or
-//! `masks`. One line of JSON a case: images a second of every stretch of steps after the first, and what the case is.
+//! `masks`. One line of JSON a case: images a second of every stretch of steps after the first, and what the case is. With
+//! `--breakdown` also milliseconds of a step's forward pass, its backward pass and the optimiser, each by itself: what a whole step
+//! takes beyond their sum are batches that are late, and the host.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 use windowpane_diffusion::{Grid, Plan, Window, noise};
 use windowpane_trainer::attention::trainer_plan;
 use windowpane_trainer::config::{Recipe, TrainConfig};
 use windowpane_trainer::cuda;
 use windowpane_trainer::data::ImageSet;
+use windowpane_trainer::model::Geometry;
+use windowpane_trainer::optim::Optimiser;
 use windowpane_trainer::train::{Precision, RunOptions, train};
 
 /// Measures the trainer's speed.
@@ -37,6 +42,9 @@ struct Args {
     /// Stretches, beside the first one.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     stretches: u64,
+    /// Also time forward, backward and the optimiser by themselves.
+    #[arg(long)]
+    breakdown: bool,
 }
 
 /// A network in a plan.
@@ -49,6 +57,10 @@ struct Case<'a> {
 
 /// Pixels of a side.
 const SIDE: usize = 32;
+
+/// Steps before those that are timed part by part, and how many those are.
+const WARM_UP: usize = 3;
+const TIMED: usize = 11;
 
 /// Images to learn from: no epoch is so short that its order costs anything.
 const IMAGES: usize = 4096;
@@ -133,6 +145,7 @@ fn measure(case: &Case<'_>, images: &ImageSet, device: Device, args: &Args) -> R
     train(&config, images, &options, &AtomicBool::new(false))?;
     // The first stretch plans memory and chooses kernels.
     let speeds = speeds(&run.path().join("log.jsonl"))?.split_off(1);
+    let breakdown = args.breakdown.then(|| breakdown(&config, &options));
     Ok(json!({
         "model": case.model,
         "windows": case.windows,
@@ -142,7 +155,57 @@ fn measure(case: &Case<'_>, images: &ImageSet, device: Device, args: &Args) -> R
         "images_per_second": speeds,
         "parameters": config.model.parameters(),
         "forward_flops": config.model.forward_flops(),
+        "breakdown": breakdown,
     }))
+}
+
+/// Median milliseconds of the passes of a step, and of the optimiser, over one batch again and again.
+fn breakdown(config: &TrainConfig, options: &RunOptions) -> Value {
+    let (model, device) = (&config.model, options.device);
+    let kind = match options.precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let geometry = Geometry::planned(model, options.plan, kind, device);
+    let mut flat = geometry.layout().initial_tensor(1, device).set_requires_grad(true);
+    let mut optimiser = Optimiser::new(config.recipe.optim, &flat);
+    let batch = config.recipe.train.batch as i64;
+    let image = [batch, model.channels as i64, model.height as i64, model.width as i64];
+    let x_nchw = Tensor::randn(image, (Kind::Float, device));
+    let t_n = Tensor::full([batch], 412.0, (Kind::Float, device));
+    let y_n = Tensor::zeros([batch], (Kind::Int64, device));
+    let wait = || {
+        if let Device::Cuda(index) = device {
+            tch::Cuda::synchronize(index as i64);
+        }
+    };
+    let mut times = [(); 3].map(|()| Vec::new());
+    for step in 0..WARM_UP + TIMED {
+        let mut laps = Vec::new();
+        let mut start = Instant::now();
+        let mut lap = || {
+            wait();
+            laps.push(start.elapsed().as_secs_f64() * 1e3);
+            start = Instant::now();
+        };
+        flat.zero_grad();
+        let output = geometry.bind(&flat).forward(&x_nchw, &t_n, &y_n);
+        let loss = output.to_kind(Kind::Float).square().mean(Kind::Float);
+        lap();
+        loss.backward();
+        lap();
+        let gradient = flat.grad();
+        let _norm = optimiser.step(&mut flat, &gradient, step as u64, (WARM_UP + TIMED) as u64);
+        lap();
+        if step >= WARM_UP {
+            times.iter_mut().zip(laps).for_each(|(all, lap)| all.push(lap));
+        }
+    }
+    let [forward, backward, optimiser] = times.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    });
+    json!({"forward": forward, "backward": backward, "optimiser": optimiser})
 }
 
 /// Images a second, line by line of a run's log.

@@ -6,6 +6,6 @@ from . import shipping  # noqa: F401
 from . import serving  # noqa: F401
 from .part import PARTS
 
-TRAINER = ["card", "smoke", "windows", "speed", "waits", "precision", "fashion-dit", "faces-dit", "faces-dit-global", "gap", "gap-seed-2"]
-ORT = ["card", "golden", "networks", "http", "insides", "memory"]
+TRAINER = ["card", "smoke", "windows", "speed", "breakdown", "waits", "precision", "fashion-dit", "faces-dit", "faces-dit-global", "gap", "gap-seed-2"]
+ORT = ["card", "golden", "networks", "profile", "http", "insides", "memory"]
 GROUPS = {"all": list(PARTS), "trainer": TRAINER, "ort": ORT}

@@ -1,7 +1,10 @@
 """Parts of ONNX Runtime: what packages answer, how fast beside PyTorch, the server over HTTP, insides, memory."""
 
+import json
+import pathlib
 import random
 import statistics
+import tempfile
 import time
 
 from harness import at_most, measurement, middle
@@ -116,6 +119,51 @@ def networks(run):
             found.append(measurement(f"{name}: share of the card's f16 rate", share, ""))
     found += tiles_over_masks(found, half, sizes(run))
     return {"measurements": found, "lines": raw}
+
+
+@part("profile", 2)
+def profile(run):
+    """What takes the time of a call, node by node, with launches that wait for their kernels: what to mend where a bar is missed."""
+    run.ort()
+    half, rows = "f32" if run.cpu else "f16", 4 if run.small else 64
+    found, texts = [], []
+    for package in packages(run, ["tiny-global", "tiny-local"] if run.small else ["xs-global", "xs-local"]):
+        prefix = pathlib.Path(tempfile.mkdtemp(dir=run.work)) / "profile"
+        words = ["--rows", str(rows), "--ways", "bound", "--seconds", "0.02" if run.small else "0.5", "--profile", prefix]
+        env = {"CUDA_LAUNCH_BLOCKING": "1"}
+        *_, told = run.lines(run.program("device"), package / f"denoiser.{half}.onnx", *words, *run.on(), env=env)
+        nodes = node_times(json.loads(pathlib.Path(told["profile"]).read_text()), told["warm_up"])
+        whole = sum(time for _, time, _ in nodes.values())
+        operations = {}
+        for operation, time, _ in nodes.values():
+            count, sum_ = operations.get(operation, (0, 0.0))
+            operations[operation] = (count + 1, sum_ + time)
+        texts += [f"{package.name}, {half}, {rows} rows: {whole:.3f} ms of {len(nodes)} nodes, one after the other.", ""]
+        texts += ["| operation | nodes | ms | share |", "| --- | --- | --- | --- |"]
+        for operation, (count, time) in sorted(operations.items(), key=lambda item: -item[1][1]):
+            texts.append(f"| {operation} | {count} | {time:.3f} | {time / whole:.1%} |")
+        texts += ["", "| the longest nodes | operation | ms | share |", "| --- | --- | --- | --- |"]
+        for name, (operation, time, _) in sorted(nodes.items(), key=lambda item: -item[1][1])[:12]:
+            texts.append(f"| {name} | {operation} | {time:.3f} | {time / whole:.1%} |")
+        texts.append("")
+        largest = max(operations.items(), key=lambda item: item[1][1])
+        found.append(measurement(f"{package.name}: share of {largest[0]}, the operation that takes most", largest[1][1] / whole, ""))
+        elsewhere = [name for name, (_, _, provider) in nodes.items() if provider != "CUDAExecutionProvider"]
+        if not run.cpu:
+            found.append(at_most(f"{package.name}: nodes that are not the GPU's", len(elsewhere), 0))
+    return {"measurements": found, "text": "\n".join(texts)}
+
+
+def node_times(events, warm_up):
+    """Of every node its operation, the median milliseconds of its calls after the first ones, and its provider, in an ONNX
+    Runtime profile."""
+    times, of = {}, {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            times.setdefault(name, []).append(event["dur"] / 1e3)
+            of[name] = (event["args"]["op_name"], event["args"]["provider"])
+    return {name: (of[name][0], statistics.median(found[warm_up:]), of[name][1]) for name, found in times.items()}
 
 
 def tiles_over_masks(found, half, sizes):

@@ -68,6 +68,25 @@ def text_keys(table):
     return {" ".join(map(str, key)): value for key, value in table.items()}
 
 
+@part("breakdown", 2)
+def breakdown(run):
+    """What takes the time of a training step: its passes and the optimiser by themselves, beside what the card needs at its best."""
+    best = 1.0 if run.cpu else rate(run, "bf16")
+    cases = ["DiT-Tiny/4,global,tiles,8"] if run.small else ["DiT-S/1,global,tiles,128", "DiT-S/1,local*,tiles,128", "DiT-S/1,local*,masks,128"]
+    length = ["--stretch", "2" if run.small else "10", "--stretches", "1"]
+    lines = ["| network | step, ms | forward | backward | optimiser | the rest | passes at the card's rate |", "| --- " * 7 + "|"]
+    found = []
+    for line in run.lines(run.program("throughput"), *cases, *length, "--breakdown", *run.on()):
+        step = line["batch"] / statistics.median(line["images_per_second"]) * 1e3
+        parts = [line["breakdown"][name] for name in ("forward", "backward", "optimiser")]
+        least = 3 * line["forward_flops"] * line["batch"] / best * 1e3
+        name = f"{line['model']} {line['windows']}, batch {line['batch']}, {line['plan']}"
+        cells = [step, *parts, step - sum(parts), *([] if run.cpu else [least])]
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |" + (" - |" if run.cpu else ""))
+        found.append(measurement(f"a step of {name}; peer: its passes and the optimiser by themselves", step, "ms", sum(parts)))
+    return {"measurements": found, "text": "\n".join(lines)}
+
+
 @part("waits", 1)
 def waits(run):
     """Whether the host waits for the device in the steady loop: calls of CUDA that wait, of a longer run less a shorter one."""
