@@ -155,12 +155,15 @@ impl ImageSet {
         wanted.fits(len)?;
         let (mut values, mut labels) = (Vec::new(), Vec::new());
         let (mut unpacked, mut pixels) = (0_u64, 0_u64);
+        // One for all of them, and as large as a picture says it is: what grows is there twice while it does.
+        let mut picture = Vec::new();
         for i in 0..len {
             // In even steps: sorted by name, the first of them may all be of one class.
             let (name, index) = &names[i * names.len() / len];
             let wrong = |what: &dyn Display| format!("`{}`: {what}", shortened(name));
             let file = archive.by_index(*index).map_err(|error| wrong(&unreadable(&error)))?;
-            let mut picture = Vec::new();
+            picture.clear();
+            picture.reserve_exact(file.size().min(MOST_PICTURE + 1) as usize);
             let took = file.take(MOST_PICTURE + 1).read_to_end(&mut picture);
             took.map_err(|_| wrong(&"it does not unpack: it is damaged"))?;
             unpacked += picture.len() as u64;
